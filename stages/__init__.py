@@ -1,0 +1,1 @@
+"""What happens: one runnable module for each stage of the lifecycle."""

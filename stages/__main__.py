@@ -1,0 +1,103 @@
+"""Check every section of params.yaml and the graph of dvc.yaml before anything is started: python -m stages --check"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from tunemill.dependencies import module_of
+from tunemill.errors import UserError, nearest
+from tunemill.params import Candidates, ParamsFile
+from tunemill.stage import contract
+
+BASELINES = ("lead-10-words", "first-sentence")
+
+
+def check(root: Path) -> list[str]:
+    """Every mistake in params.yaml and dvc.yaml, as text; light imports only."""
+    from ruamel.yaml import YAML
+
+    faults: list[str] = []
+    params = ParamsFile(root / "params.yaml")
+    tree: Any = YAML(typ="safe", pure=True).load((root / "dvc.yaml").read_text(encoding="utf-8"))
+    sections: dict[str, Any] = {"candidates": Candidates}
+    outputs: list[str] = []
+    for name, stage in tree["stages"].items():
+        body = stage.get("do", stage)
+        outputs += [str(each if isinstance(each, str) else next(iter(each))) for each in body.get("outs", [])]
+        module = module_of(str(body["cmd"]))
+        if module is None or module != f"stages.{name}":
+            faults.append(f"dvc.yaml: stages.{name}.cmd: expected it to run stages.{name}, as the stage is called")
+            continue
+        about = contract(importlib.import_module(module).run, name)
+        sections |= about.params
+        missing = set(about.params) - {str(each) for each in body.get("params", [])}
+        if missing:
+            faults.append(f"dvc.yaml: stages.{name}.params: add {', '.join(sorted(missing))}, which its run depends on")
+    values: dict[str, Any] = {}
+    for name, kind in sections.items():
+        try:
+            values[name] = params.section(name, kind)
+        except UserError as error:
+            faults.append(str(error))
+    for name in params.sections:
+        if name not in sections:
+            near = nearest(name, sections)
+            faults.append(
+                str(UserError(
+                    f"unknown section '{name}'", where=f"{params.path}:{params.line((name,))}",
+                    expected="one of " + ", ".join(sorted(sections)),
+                    fix=f"did you mean '{near}'?" if near else "remove it",
+                ))
+            )
+    candidates: dict[str, Any] = values["candidates"].root if "candidates" in values else {}
+    for name, candidate in candidates.items():
+        for key in ("policy", "base"):
+            path = getattr(candidate, key)
+            if not any(path == out or path.startswith(f"{out}/") for out in outputs) and not (root / path).exists():
+                faults.append(
+                    str(UserError(
+                        f"'{path}' is neither there nor made by a stage",
+                        where=f"{params.path}:{params.line(('candidates', name, key))}: candidates.{name}.{key}",
+                        expected="a folder under one of " + ", ".join(sorted(outputs)),
+                    ))
+                )
+    if "scope" in values and candidates:
+        known = [*candidates, *BASELINES]
+        for at, criterion in enumerate(values["scope"].criteria):
+            for key in ("candidate", "against"):
+                name = getattr(criterion, key)
+                if name not in known:
+                    near = nearest(name, known)
+                    faults.append(
+                        str(UserError(
+                            f"'{name}' is no candidate",
+                            where=f"{params.path}:{params.line(('scope', 'criteria', at, key))}: scope.criteria.{at}.{key}",
+                            expected="one of " + ", ".join(known), fix=f"did you mean '{near}'?" if near else "",
+                        ))
+                    )
+    return faults
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m stages", description="Check params.yaml and dvc.yaml.")
+    parser.add_argument("--check", action="store_true", required=True, help="check, and start nothing")
+    parser.parse_args()
+    try:
+        faults = check(Path())
+    except UserError as error:
+        faults = [str(error)]
+    for fault in faults:
+        print(f"error: {fault}", file=sys.stderr)
+    if faults:
+        return 2
+    print("params.yaml and dvc.yaml are in order")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

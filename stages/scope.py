@@ -1,0 +1,80 @@
+"""Scope: define the use case as narrowly as possible, and write down what success means before anything is tried.
+
+    python -m stages.scope --out artifacts/scope
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from tunemill.checkpoints import write_json
+from tunemill.params import Params
+from tunemill.stage import Metrics, main
+
+MetricName = Literal["rouge1", "rouge2", "rougeL", "bleu"]
+
+
+class Constraints(Params):
+    """What the result may cost."""
+
+    memory_gib: float = Field(gt=0)
+    """Most memory that training and serving may take, GiB."""
+    disk_gib: float = Field(gt=0)
+    """Most disk that one run may take, GiB."""
+    minutes: float = Field(gt=0)
+    """Longest that one run may take."""
+    decode_ratio: float = Field(gt=0)
+    """Slowest generation allowed, as a share of the base model's tokens per second."""
+
+
+class Criterion(Params):
+    """One condition of success: `candidate` beats `against` on `metric` by at least `at_least`."""
+
+    metric: MetricName
+    """What is measured."""
+    candidate: str
+    """Name of the candidate that must fulfil it."""
+    against: str
+    """Name of the candidate or baseline it is compared with."""
+    at_least: float
+    """Smallest difference (points) that the lower end of the 95% interval must reach."""
+    why: str
+    """The reason, for whoever reads the report."""
+
+
+class Config(Params):
+    """The use case."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
+    """Short name: lower-case letters, digits, hyphens. It names the MLflow experiment."""
+    title: str
+    """What a person calls it."""
+    task: str
+    """The task, in a sentence."""
+    audience: str
+    """Who uses the result."""
+    family: Literal["decoder-only", "encoder-decoder", "encoder-only"]
+    """Architecture family that fits the task."""
+    harms: tuple[str, ...]
+    """What the result must not do to anybody."""
+    limits: tuple[str, ...]
+    """What is known to be weak about the data or the method; printed in the report."""
+    constraints: Constraints
+    """What the result may cost."""
+    primary_metric: MetricName
+    """The one metric that decides."""
+    criteria: tuple[Criterion, ...] = Field(min_length=1)
+    """The contract: success is exactly this."""
+
+
+def run(cfg: Config, *, out: Path) -> Metrics:
+    """Write the use case down under `out`."""
+    write_json(out / "scope.json", cfg.model_dump(mode="json"))
+    return {"criteria": len(cfg.criteria)}
+
+
+if __name__ == "__main__":
+    main(run)

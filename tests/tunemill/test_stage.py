@@ -1,0 +1,213 @@
+"""The edge: contract, flags, atomic outputs, metrics, locks, resuming work folders, logs for people and machines."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from tunemill import runtime, stage
+from tunemill.errors import UserError
+from tunemill.log import Log
+from tunemill.params import Candidates, Params
+
+ROOT = Path(__file__).resolve().parents[2]
+
+TOY = '''
+"""A stage to test the edge with."""
+import os, sys, time
+from pathlib import Path
+from tunemill.errors import UserError
+from tunemill.log import Log
+from tunemill.params import Params
+from tunemill.stage import Metrics, main
+
+class Config(Params):
+    text: str
+    """What to write."""
+    fail: bool = False
+    """Whether to fail half-way."""
+    sleep: float = 0
+    """Seconds to dawdle."""
+
+def run(cfg: Config, *, data: Path, extra: Path | None, out: Path, work: Path, log: Log) -> Metrics:
+    """Write the text."""
+    visits = work / "visits"
+    seen = int(visits.read_text()) if visits.exists() else 0
+    visits.write_text(str(seen + 1))
+    out.mkdir()
+    (out / "text").write_text(cfg.text + data.read_text())
+    log.start("toying", 2)
+    log(1, loss=0.5)
+    time.sleep(cfg.sleep)
+    if cfg.fail:
+        raise UserError("this cannot work", where="here", expected="luck", fix="try again")
+    log(2, loss=0.25)
+    return {"visits": seen + 1, "half": 0.5, "undefined": None}
+
+if __name__ == "__main__":
+    main(run)
+'''
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages" / "__init__.py").write_text("")
+    (tmp_path / "stages" / "toy.py").write_text(TOY)
+    (tmp_path / "params.yaml").write_text("toy: {text: hello}\n")
+    (tmp_path / "data").write_text(" world")
+    return tmp_path
+
+
+def toy(place: Path, *flags: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "stages.toy", "--data", "data", *flags], cwd=place, capture_output=True, text=True,
+        check=False, timeout=120,
+        env={**os.environ, "PYTHONPATH": f"{place}:{ROOT}", "TUNEMILL_TRACKING": "off", **(env or {})},
+    )
+
+
+def test_a_stage_writes_output_metrics_and_timing_and_leaves_no_work(place: Path) -> None:
+    done = toy(place)
+    assert done.returncode == 0, done.stderr
+    assert (place / "artifacts/toy/text").read_text() == "hello world"
+    assert json.loads((place / "metrics/toy.json").read_text()) == {"visits": 1, "half": 0.5, "undefined": None}
+    timing = json.loads((place / "metrics/toy.timing.json").read_text())
+    assert timing["seconds"] > 0
+    assert timing["peak_memory_bytes"] > 1e6
+    assert [each.name for each in (place / "work").iterdir()] == ["toy.lock"]
+    assert "toying: 2 steps" in done.stderr
+
+
+def test_a_candidate_has_its_own_place(place: Path) -> None:
+    assert toy(place, "--candidate", "a").returncode == 0
+    assert (place / "artifacts/toy/a/text").is_file()
+    assert (place / "metrics/toy/a.json").is_file()
+
+
+def test_a_failing_stage_leaves_the_old_output_and_its_work(place: Path) -> None:
+    assert toy(place).returncode == 0
+    (place / "params.yaml").write_text("toy: {text: bad, fail: true}\n")
+    for _ in range(2):
+        done = toy(place)
+        assert done.returncode == 1
+        assert done.stderr.endswith("error: here: this cannot work\n  expected: luck\n  fix: try again\n")
+        assert "Traceback" not in done.stderr
+        assert (place / "artifacts/toy/text").read_text() == "hello world"
+    # The same parameters and inputs find the same work folder.
+    visits = list((place / "work/toy").glob("*/state/visits"))
+    assert [each.read_text() for each in visits] == ["2"]
+
+
+def test_another_parameter_or_input_gets_another_work_folder(place: Path) -> None:
+    (place / "params.yaml").write_text("toy: {text: bad, fail: true}\n")
+    toy(place)
+    (place / "data").write_text(" other")
+    toy(place)
+    (place / "params.yaml").write_text("toy: {text: worse, fail: true}\n")
+    toy(place)
+    assert len(list((place / "work/toy").iterdir())) == 3
+
+
+def test_json_logs_are_one_object_a_line(place: Path) -> None:
+    lines = [json.loads(line) for line in toy(place, "--json").stderr.splitlines()]
+    assert {"note", "start", "progress"} == {line["event"] for line in lines}
+    last = [line for line in lines if line["event"] == "progress"][-1]
+    assert (last["step"], last["total"], last["loss"], last["stage"]) == (2, 2, 0.25, "toy")
+
+
+def test_a_missing_input_names_its_flag(place: Path) -> None:
+    done = toy(place, "--extra", "nowhere")
+    assert done.returncode == 2
+    assert "--extra: no such input: nowhere" in done.stderr
+
+
+def test_two_at_once_the_second_says_who_holds_it(place: Path) -> None:
+    with runtime.ownership(place / "work/toy.lock", "stage toy"):
+        began = time.monotonic()
+        with pytest.raises(UserError, match=f"stage toy is held by process {os.getpid()}"):
+            with runtime.ownership(place / "work/toy.lock", "stage toy", patience=0.5):
+                pass
+        assert time.monotonic() - began < 5
+
+
+def test_a_killed_owner_leaves_no_lock(place: Path) -> None:
+    (place / "params.yaml").write_text("toy: {text: hello, sleep: 60}\n")
+    env = {**os.environ, "PYTHONPATH": f"{place}:{ROOT}", "TUNEMILL_TRACKING": "off"}
+    process = subprocess.Popen([sys.executable, "-m", "stages.toy", "--data", "data"], cwd=place, env=env)
+    deadline = time.monotonic() + 60
+    while not list((place / "work").glob("toy/*/state/visits")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    with runtime.ownership(place / "work/toy.lock", "stage toy", patience=2):
+        pass
+
+
+def test_a_stage_ends_with_the_dvc_that_started_it(place: Path) -> None:
+    (place / "params.yaml").write_text("toy: {text: hello, sleep: 60}\n")
+    # A process whose command line says dvc, with a shell between it and the stage, as DVC has it.
+    parent = place / "dvc"
+    parent.write_text(textwrap.dedent(f"""
+        import os, subprocess
+        os.environ['DVC_STAGE'] = 'toy'
+        child = subprocess.Popen(['/bin/sh', '-c', '{sys.executable} -m stages.toy --data data; true'])
+        print(child.pid, flush=True)
+        child.wait()
+    """))
+    env = {**os.environ, "PYTHONPATH": f"{place}:{ROOT}", "TUNEMILL_TRACKING": "off"}
+    process = subprocess.Popen([sys.executable, str(parent)], cwd=place, env=env)
+    deadline = time.monotonic() + 60
+    while not list((place / "work").glob("toy/*/state/visits")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    with runtime.ownership(place / "work/toy.lock", "stage toy", patience=15):
+        pass  # free within seconds although only "dvc" was killed
+
+
+class Config(Params):
+    """Nothing."""
+
+
+def test_contracts_that_no_stage_may_have() -> None:
+    def positional(cfg: Config, data: Path) -> stage.Metrics:
+        return {}
+
+    def strange(cfg: Config, *, data: str) -> stage.Metrics:
+        return {}
+
+    def unconfigured(data: Path) -> stage.Metrics:
+        return {}
+
+    for run in (positional, strange, unconfigured):
+        with pytest.raises((TypeError, KeyError)):
+            stage.contract(run)
+
+
+def test_contract_reads_inputs_outputs_and_sections() -> None:
+    def run(
+        cfg: Config, *, data: Path, more: tuple[Path, ...], maybe: Path | None, candidates: Candidates, out: Path,
+        out_scores: Path, work: Path, log: Log, machine: runtime.Runtime,
+    ) -> stage.Metrics:
+        return {}
+
+    told = stage.contract(run, "some")
+    assert told.inputs == {"data": "one", "more": "many", "maybe": "optional"}
+    assert told.outputs == ("out", "out_scores")
+    assert told.wants == {"work", "log", "runtime"}
+    assert list(told.params) == ["some", "candidates", "runtime"]
+
+
+def test_not_a_number_is_refused_as_a_metric() -> None:
+    with pytest.raises(RuntimeError, match="metric 'x' is nan; an undefined metric is None"):
+        stage._checked("toy", {"x": float("nan")})

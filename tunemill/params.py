@@ -1,0 +1,197 @@
+"""`params.yaml` → frozen, validated configuration; a mistake names file, line, key, value, what is allowed and the nearest key.
+
+Only light imports: a wrong file answers in about a second. YAML 1.2 as DVC reads it, so that `1e-4` is a number.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, RootModel, ValidationError
+
+from tunemill.errors import UserError, nearest
+
+
+class Params(BaseModel):
+    """Configuration of one stage: frozen, every key known, every field documented by the text under it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class Candidate(Params):
+    """One thing to evaluate."""
+
+    policy: str
+    """Folder of the checkpoint or adapter to evaluate."""
+    base: str
+    """Folder of the model an adapter sits on; the same folder where the policy is a whole model."""
+
+
+class Candidates(RootModel[dict[str, Candidate]]):
+    """What `evaluate`, `efficiency` and `compare` look at: name → checkpoint."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+Section = TypeVar("Section", bound=BaseModel)
+
+
+class ParamsFile:
+    """One params file: its values, and the line every key stands in."""
+
+    def __init__(self, path: Path) -> None:
+        from ruamel.yaml import YAML
+        from ruamel.yaml.error import YAMLError
+
+        self.path = path
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise UserError(
+                "no such file", where=str(path), expected="the pipeline's parameters",
+                fix="run from the repository's root, or pass --params FILE", exit_code=2,
+            ) from None
+        except UnicodeDecodeError as error:
+            raise UserError(f"not UTF-8 (byte {error.start})", where=str(path), exit_code=2) from None
+        try:
+            loaded = YAML(typ="rt").load(text)
+        except YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            line = f":{mark.line + 1}" if mark is not None else ""
+            what = getattr(error, "problem", None) or str(error)
+            raise UserError(f"not valid YAML: {what}", where=f"{path}{line}", exit_code=2) from None
+        if not isinstance(loaded, dict):
+            raise UserError("no sections", where=str(path), expected="one section per stage", exit_code=2)
+        self._tree = loaded
+
+    @property
+    def sections(self) -> tuple[str, ...]:
+        """Names of the sections, in the file's order."""
+        return tuple(str(name) for name in self._tree)
+
+    def values(self, section: str) -> Any:
+        """The plain values of one section.
+
+        Raises:
+            UserError: the section is missing.
+        """
+        if section not in self._tree:
+            near = nearest(section, self.sections)
+            raise UserError(
+                f"section '{section}' is missing", where=str(self.path),
+                expected=f"a section '{section}:'",
+                fix=f"is '{near}' meant to be '{section}'?" if near else "restore it from the repository", exit_code=2,
+            )
+        return _plain(self._tree[section])
+
+    def line(self, keys: tuple[str | int, ...]) -> int | None:
+        """Line (from 1) of the deepest of `keys` that the file has."""
+        node, found = self._tree, None
+        for key in keys:
+            try:
+                position = node.lc.data[key]
+                found = position[0] + 1
+                node = node[key]
+            except (AttributeError, KeyError, IndexError, TypeError):
+                break
+        return found
+
+    def section(self, name: str, kind: type[Section]) -> Section:
+        """One section as a validated configuration.
+
+        Raises:
+            UserError: a key is unknown or missing, or a value has the wrong type or is out of range.
+        """
+        values = self.values(name)
+        try:
+            # JSON mode with strict types: "5" is no number, but a list is a tuple and a string a path.
+            return kind.model_validate_json(json.dumps(values if values is not None else {}), strict=True)
+        except ValidationError as error:
+            problems = [self._explain(name, kind, item) for item in error.errors()]
+        first, more = problems[0], problems[1:]
+        if more:
+            first = UserError("\n".join([str(first), *map(str, more)]), exit_code=2)
+        raise first
+
+    def _explain(self, name: str, kind: type[BaseModel], error: Any) -> UserError:
+        # Pydantic puts the names of union members and validators into `loc`; only keys of the file are shown.
+        keys: list[str | int] = [name, *error["loc"]]
+        line = self.line(tuple(keys))
+        dotted = ".".join(map(str, keys))
+        where = f"{self.path}:{line}: {dotted}" if line else f"{self.path}: {dotted}"
+        value = json.dumps(error.get("input"), default=str)
+        value = value if len(value) <= 80 else value[:77] + "..."
+        if error["type"] == "extra_forbidden":
+            known = _fields_at(kind, error["loc"][:-1])
+            near = nearest(str(error["loc"][-1]), known)
+            return UserError(
+                f"unknown key (value {value})", where=where, expected="one of " + ", ".join(sorted(known)),
+                fix=f"did you mean '{near}'?" if near else "remove it", exit_code=2,
+            )
+        if error["type"] == "missing":
+            field = _field_at(kind, error["loc"])
+            return UserError(
+                "missing", where=where, expected=_describe(field), fix="add the key", exit_code=2
+            )
+        field = _field_at(kind, error["loc"])
+        message = error["msg"].removeprefix("Value error, ")
+        expected = f"{message[:1].lower()}{message[1:]}"
+        described = _describe(field)
+        return UserError(
+            f"{value} is not allowed", where=where,
+            expected=f"{expected}: {described}" if described else expected, exit_code=2,
+        )
+
+
+def _plain(node: Any) -> Any:
+    """ruamel's annotated containers and numbers as plain Python values."""
+    if isinstance(node, dict):
+        return {str(key): _plain(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_plain(value) for value in node]
+    for kind in (bool, int, float, str):
+        if isinstance(node, kind):
+            return kind(node)
+    return node
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The configuration types an annotation mentions, through Optional, dict, tuple and unions."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    found: list[type[BaseModel]] = []
+    for part in getattr(annotation, "__args__", ()):
+        found += _models_in(part)
+    return found
+
+
+def _walk(kind: type[BaseModel], loc: tuple[str | int, ...]) -> list[type[BaseModel]]:
+    kinds = [kind]
+    for key in loc:
+        below: list[type[BaseModel]] = []
+        for each in kinds:
+            if issubclass(each, RootModel):
+                below += _models_in(each.model_fields["root"].annotation)
+            elif key in each.model_fields:
+                below += _models_in(each.model_fields[str(key)].annotation)
+        # A key that is no field is an entry of a dict, a list index or a union's tag: stay where we are.
+        kinds = below or kinds
+    return kinds
+
+
+def _fields_at(kind: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:
+    return [name for each in _walk(kind, loc) for name in each.model_fields]
+
+
+def _field_at(kind: type[BaseModel], loc: tuple[str | int, ...]) -> Any:
+    for each in _walk(kind, loc[:-1]):
+        field = each.model_fields.get(str(loc[-1])) if loc else None
+        if field is not None:
+            return field
+    return None
+
+
+def _describe(field: Any) -> str:
+    return " ".join((field.description or "").split()) if field is not None else ""

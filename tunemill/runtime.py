@@ -1,0 +1,267 @@
+"""The machine a stage runs on (device, number format, threads, seed) and who owns a run.
+
+Ownership: killing `dvc` leaves the stage's process alive, and a rerun would mix two writers. So a stage holds a lock while
+it works, and ends itself as soon as the `dvc` (or the driver) that started it is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from tunemill.errors import UserError
+from tunemill.params import Params
+
+if TYPE_CHECKING:
+    import torch
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+class RuntimeParams(Params):
+    """The machine; section `runtime` of params.yaml."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    """Where tensors live; auto takes the first of cuda, mps, cpu that is there."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"]
+    """Number format of weights while computing; auto takes bfloat16 where a short measurement finds it faster."""
+    threads: int = Field(ge=1, le=1024)
+    """CPU threads. Part of the result: sums are split among them."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The machine as resolved: what `run` gets when it asks for `runtime: Runtime`."""
+
+    device: str
+    dtype: Dtype
+    threads: int
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The number format as torch knows it."""
+        import torch
+
+        found = getattr(torch, self.dtype)
+        assert isinstance(found, torch.dtype)
+        return found
+
+
+def set_threads(threads: int) -> None:
+    """Fix the number of threads before any numeric library is imported."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"):
+        os.environ[name] = str(threads)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # does not burn the core that another process needs
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forking after its threads start would deadlock
+
+
+def resolve(params: RuntimeParams, memory: Path) -> Runtime:
+    """Choose device and number format by capability.
+
+    Args:
+        params: section `runtime`.
+        memory: file that remembers the measurement, so that one machine always gives one answer.
+
+    Raises:
+        UserError: the device asked for is not there.
+    """
+    import torch
+
+    torch.set_num_threads(params.threads)
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    device = next(name for name, found in there.items() if found) if params.device == "auto" else params.device
+    if not there[device]:
+        raise UserError(
+            f"this machine has no {device} device", where="params.yaml: runtime.device",
+            expected="one of auto, " + ", ".join(name for name, found in there.items() if found), exit_code=2,
+        )
+    if params.dtype != "auto":
+        return Runtime(device, params.dtype, params.threads)
+    if device == "cuda":
+        return Runtime(device, "bfloat16" if torch.cuda.is_bf16_supported() else "float32", params.threads)
+    if device == "mps":
+        return Runtime(device, "float32", params.threads)
+    return Runtime(device, _faster_cpu_dtype(params.threads, memory), params.threads)
+
+
+def _faster_cpu_dtype(threads: int, memory: Path) -> Dtype:
+    """bfloat16 where it multiplies matrices at least 1.3 times as fast as float32 here.
+
+    Processor flags do not tell: with AMX bfloat16 is several times as fast, with AVX512-BF16 alone it may take twice as
+    long. So it is measured, once a machine (best of interleaved rounds), and remembered.
+    """
+    import platform
+
+    import torch
+
+    machine = f"{_processor()} {platform.machine()} torch {torch.__version__} threads {threads}"
+    try:
+        remembered = json.loads(memory.read_text(encoding="utf-8"))
+        if remembered["machine"] == machine and remembered["dtype"] in ("float32", "bfloat16"):
+            return "bfloat16" if remembered["dtype"] == "bfloat16" else "float32"
+    except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError):
+        pass  # never measured, or the note is damaged: measure
+    seconds: dict[Dtype, float] = {"float32": float("inf"), "bfloat16": float("inf")}
+    operands = {
+        name: (torch.ones(1024, 576, dtype=dtype), torch.ones(1536, 576, dtype=dtype))
+        for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))
+    }
+    with torch.no_grad():
+        for _ in range(6):
+            for name in seconds:
+                began = time.perf_counter()
+                torch.nn.functional.linear(*operands[name])
+                seconds[name] = min(seconds[name], time.perf_counter() - began)
+    chosen: Dtype = "bfloat16" if seconds["float32"] >= 1.3 * seconds["bfloat16"] else "float32"
+    from tunemill.checkpoints import write_json
+
+    write_json(memory, {"machine": machine, "dtype": chosen, "seconds": seconds})
+    return chosen
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    import platform
+
+    return platform.processor() or "unknown processor"
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch; deterministic kernels where torch has them."""
+    import random
+
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def peak_memory_bytes() -> int:
+    """Peak resident memory of this process so far, in bytes."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+# ── who owns a run ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@contextlib.contextmanager
+def ownership(path: Path, what: str, *, patience: float = 20.0) -> Iterator[None]:
+    """Hold the lock `path` while the body runs.
+
+    Args:
+        path: lock file; it names the owner's process.
+        what: what is being owned, for the message.
+        patience: seconds to wait for an owner that is just ending.
+
+    Raises:
+        UserError: another process holds it still.
+    """
+    import fcntl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The kernel drops the lock with the process, however it ends: no stale lock is possible.
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        deadline, told = time.monotonic() + patience, False
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                holder = os.pread(descriptor, 4096, 0).decode(errors="replace").strip() or "another process"
+                if time.monotonic() >= deadline:
+                    raise UserError(
+                        f"{what} is held by {holder}", where=str(path),
+                        expected="one run at a time in a checkout", fix="wait for it, or end it (Ctrl-C there)",
+                    ) from None
+                if not told and patience > 0:
+                    print(f"waiting for {holder}, which holds {what} …", file=sys.stderr, flush=True)
+                    told = True
+                time.sleep(0.2)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} (since {time.strftime('%H:%M:%S')})\n".encode(), 0)
+        yield
+        os.ftruncate(descriptor, 0)
+    finally:
+        os.close(descriptor)
+
+
+def die_with(ancestors: list[Any], every: float = 0.5) -> None:
+    """End this process and all its children once one of `ancestors` (psutil processes) is gone."""
+
+    def watch() -> None:
+        while all(_alive(each) for each in ancestors):
+            time.sleep(every)
+        print("the process that started this one is gone: ending", file=sys.stderr, flush=True)
+        end_tree(os.getpid(), itself=False)
+        os._exit(143)
+
+    if ancestors:
+        threading.Thread(target=watch, name="die-with-parent", daemon=True).start()
+
+
+def owners() -> list[Any]:
+    """The processes this one must not outlive: under DVC, everything from the parent up to the `dvc` process."""
+    import psutil
+
+    if "DVC_STAGE" not in os.environ:
+        return []
+    chain = []
+    for each in psutil.Process().parents():
+        chain.append(each)
+        try:
+            command = " ".join(each.cmdline()[:3])
+        except psutil.Error:
+            break
+        if "dvc" in command and "python" in command.lower() or command.split(" ")[0].endswith("dvc"):
+            return chain
+    return chain[:1]
+
+
+def end_tree(pid: int, *, itself: bool = True, grace: float = 3.0) -> None:
+    """End a process with everything below it: politely first, then for certain."""
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        family = process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return
+    if itself:
+        family.append(process)
+    for signal in ("terminate", "kill"):
+        for each in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                getattr(each, signal)()
+        _, family = psutil.wait_procs(family, timeout=grace)
+        if not family:
+            return
+
+
+def _alive(process: Any) -> bool:
+    import psutil
+
+    try:
+        # `is_running` compares start times, so a reused number does not count; a zombie has ended.
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

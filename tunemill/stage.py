@@ -1,0 +1,295 @@
+"""The edge of every stage: params → frozen configuration, signature → flags, locks, work folder, outputs, metrics, tracking.
+
+    class Config(Params): ...
+    def run(cfg: Config, *, data: Path, out: Path, work: Path, log: Log) -> Metrics: ...
+    if __name__ == "__main__":
+        main(run)
+
+What `run` may ask for, by name or by type of its keyword-only parameters:
+
+- `out: Path`, `out_…: Path`: what it writes, a file or a folder; it appears at its place only once `run` has returned.
+- `work: Path`: a folder for checkpoints and caches, the same one as long as command, parameters and inputs are equal.
+- `log: Log`, `runtime: Runtime`: progress; device, number format and threads.
+- another `Params` type (`candidates: Candidates`): the section of params.yaml of that name.
+- any other `Path`, `Path | None` or `tuple[Path, ...]`: an input, given as `--name`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import inspect
+import json
+import math
+import os
+import shutil
+import signal
+import sys
+import time
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from tunemill import checkpoints, runtime
+from tunemill.errors import UserError
+from tunemill.log import Log
+from tunemill.params import ParamsFile
+
+Metrics = Mapping[str, float | None]
+"""Flat: keys like `test/rouge1`; None is undefined."""
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What a stage's `run` asks for, read from its signature."""
+
+    name: str
+    config: type[BaseModel]
+    run: Callable[..., Metrics]
+    inputs: dict[str, str] = field(default_factory=dict)
+    """Name → "one", "optional" or "many"."""
+    outputs: tuple[str, ...] = ()
+    sections: dict[str, type[BaseModel]] = field(default_factory=dict)
+    """Further params sections that `run` is given."""
+    wants: frozenset[str] = frozenset()
+    """Which of work, log, runtime it takes."""
+
+    @property
+    def params(self) -> dict[str, type[BaseModel]]:
+        """Every section of params.yaml the stage's result depends on."""
+        shared: dict[str, type[BaseModel]] = {"runtime": runtime.RuntimeParams} if "runtime" in self.wants else {}
+        return {self.name: self.config, **self.sections, **shared}
+
+
+def contract(run: Callable[..., Metrics], name: str = "") -> Contract:
+    """Read a stage's contract off its `run`.
+
+    Raises:
+        TypeError: the signature is none a stage may have.
+    """
+    hints = typing.get_type_hints(run)
+    parameters = list(inspect.signature(run).parameters.values())
+    if not parameters or parameters[0].name != "cfg" or not issubclass(hints["cfg"], BaseModel):
+        raise TypeError("run's first parameter must be `cfg`, of a Params type")
+    inputs, outputs, sections, wants = {}, [], {}, set()
+    for parameter in parameters[1:]:
+        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+            raise TypeError(f"parameter '{parameter.name}' of run must be keyword-only")
+        kind = hints[parameter.name]
+        if parameter.name == "work":
+            wants.add("work")
+        elif kind is Log:
+            wants.add("log")
+        elif kind is runtime.Runtime:
+            wants.add("runtime")
+        elif parameter.name == "out" or parameter.name.startswith("out_"):
+            outputs.append(parameter.name)
+        elif kind is Path:
+            inputs[parameter.name] = "one"
+        elif kind == Path | None:
+            inputs[parameter.name] = "optional"
+        elif typing.get_origin(kind) is tuple and typing.get_args(kind)[0] is Path:
+            inputs[parameter.name] = "many"
+        elif inspect.isclass(kind) and issubclass(kind, BaseModel):
+            sections[parameter.name] = kind
+        else:
+            raise TypeError(f"run may not ask for '{parameter.name}: {kind}'")
+    name = name or Path(inspect.getfile(run)).stem
+    return Contract(name, hints["cfg"], run, inputs, tuple(outputs), sections, frozenset(wants))
+
+
+def main(run: Callable[..., Metrics], argv: Sequence[str] | None = None) -> typing.NoReturn:
+    """Run a stage from the command line and exit: 0, 1 (bad data, a held lock), 2 (a mistake in params.yaml or flags)."""
+    stage = contract(run)
+    arguments = _parser(stage).parse_args(argv)
+    try:
+        execute(stage, arguments)
+    except UserError as error:
+        if arguments.json:
+            print(json.dumps({"event": "error", "stage": stage.name, "text": str(error)}), file=sys.stderr)
+        else:
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print(f"{stage.name}: interrupted; what was done is kept and continued by the next run", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)
+
+
+def _parser(stage: Contract) -> argparse.ArgumentParser:
+    document = inspect.getdoc(sys.modules.get(stage.run.__module__)) or ""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m stages.{stage.name}", description=document.split("\n\n")[0] or None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for name, kind in stage.inputs.items():
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", dest=f"input_{name}", type=Path, metavar="PATH",
+            required=kind == "one", nargs="+" if kind == "many" else None, default=() if kind == "many" else None,
+            help={"one": "input", "optional": "input, optional", "many": "inputs"}[kind],
+        )
+    for name in stage.outputs:
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", dest=f"output_{name}", type=Path, metavar="PATH", required=name != "out",
+            help="output" + (f" (default artifacts/{stage.name})" if name == "out" else ""),
+        )
+    parser.add_argument("--candidate", metavar="NAME", help="which candidate this run is for, where a stage runs once for each")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="parameters (default params.yaml)")
+    parser.add_argument("--metrics", type=Path, metavar="FILE", help=f"metrics (default metrics/{stage.name}.json)")
+    parser.add_argument("--json", action="store_true", help="log one JSON object a line")
+    return parser
+
+
+def execute(stage: Contract, arguments: argparse.Namespace) -> Metrics:
+    """Run one stage with everything around it.
+
+    Raises:
+        UserError: a mistake that the user can mend.
+    """
+    began = time.time()
+    # One progress line of ours instead of the libraries' bars, which fill a log file with carriage returns.
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    file = ParamsFile(arguments.params)
+    sections = {name: file.section(name, kind) for name, kind in stage.params.items()}
+    inputs: dict[str, Any] = {name: getattr(arguments, f"input_{name}") for name in stage.inputs}
+    for name, value in inputs.items():
+        for path in value if isinstance(value, (list, tuple)) else [value]:
+            if path is not None and not path.exists():
+                raise UserError(
+                    f"no such input: {path}", where=f"--{name.replace('_', '-')}",
+                    fix="run the stage that makes it first: dvc repro", exit_code=2,
+                )
+    instance = f"{stage.name}@{arguments.candidate}" if arguments.candidate else stage.name
+    place = Path(stage.name, arguments.candidate) if arguments.candidate else Path(stage.name)
+    outputs = {name: getattr(arguments, f"output_{name}") or Path("artifacts") / place for name in stage.outputs}
+    metrics_path = arguments.metrics or Path("metrics") / place.parent / f"{place.name}.json"
+
+    rank = int(os.environ.get("RANK", "0"))
+    style: typing.Literal["silent", "text", "json"] = "json" if arguments.json else "text"
+    log = Log(style if rank == 0 else "silent", instance)
+    _end_on_signals()
+    runtime.die_with(runtime.owners())
+    lock = Path("work") / f"{instance}.lock"
+    owned = runtime.ownership(lock, f"stage {instance}") if rank == 0 else contextlib.nullcontext()
+    with owned:
+        key = run_key(instance, sections, inputs)
+        room = Path("work") / instance / key
+        state = room / "state"
+        state.mkdir(parents=True, exist_ok=True)
+        partial = {name: room / "partial" / name / path.name for name, path in outputs.items()}
+        if rank == 0:
+            shutil.rmtree(room / "partial", ignore_errors=True)
+            for path in partial.values():
+                path.parent.mkdir(parents=True)
+        recorder = _recorder(rank)(instance, arguments.candidate, key, sections, inputs, _experiment(arguments.params))
+        log.listener = recorder.log
+        try:
+            given: dict[str, Any] = {**inputs, **partial, **{name: sections[name] for name in stage.sections}}
+            given = {name: tuple(value) if stage.inputs.get(name) == "many" else value for name, value in given.items()}
+            if "work" in stage.wants:
+                given["work"] = state
+            machine: runtime.Runtime | None = None
+            if "runtime" in stage.wants:
+                shared = typing.cast(runtime.RuntimeParams, sections["runtime"])
+                runtime.set_threads(shared.threads)
+                machine = runtime.resolve(shared, Path("work") / "machine.json")
+                runtime.seed_everything(int(getattr(sections[stage.name], "seed", 0)))
+                log.note(f"{machine.device}, {machine.dtype}, {machine.threads} threads")
+            for name, hint in typing.get_type_hints(stage.run).items():
+                if hint is Log:
+                    given[name] = log
+                elif hint is runtime.Runtime:
+                    given[name] = machine
+            metrics = stage.run(sections[stage.name], **given)
+            flat = _checked(stage.name, metrics)
+            timing = {
+                "seconds": round(time.time() - _process_start(began), 3),
+                "peak_memory_bytes": runtime.peak_memory_bytes(),
+                **({"device": machine.device, "dtype": machine.dtype} if machine else {}),
+            }
+            if rank == 0:
+                for name, path in partial.items():
+                    if not path.exists():
+                        raise RuntimeError(f"stage {instance} returned without writing its output '{name}'")
+                for name, path in partial.items():
+                    checkpoints.publish(path, outputs[name])
+                checkpoints.write_json(metrics_path, flat)
+                checkpoints.write_json(metrics_path.with_suffix(".timing.json"), timing)
+        except BaseException as error:
+            recorder.fail(error)
+            raise
+        recorder.finish(flat, timing, outputs)
+        if rank == 0:
+            # Finished: the outputs are DVC's now, and what older parameters or inputs left is of no use.
+            shutil.rmtree(room.parent, ignore_errors=True)
+    log.note(f"done in {timing['seconds']:.0f} s")
+    return flat
+
+
+def run_key(instance: str, sections: Mapping[str, BaseModel], inputs: Mapping[str, Any]) -> str:
+    """Hash of what a stage's result depends on: its name, its parameters, the bytes of its inputs."""
+    paths = {
+        name: [checkpoints.tree_hash(path) for path in (value if isinstance(value, (list, tuple)) else [value]) if path]
+        for name, value in inputs.items()
+    }
+    told = {
+        "stage": instance,
+        "params": {name: section.model_dump(mode="json") for name, section in sections.items()},
+        "inputs": paths,
+    }
+    return hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def _checked(name: str, metrics: Metrics) -> dict[str, float | None]:
+    flat: dict[str, float | None] = {}
+    for key, value in metrics.items():
+        if value is None:
+            flat[key] = None
+            continue
+        number = float(value)
+        if not math.isfinite(number):
+            raise RuntimeError(f"stage {name}: metric '{key}' is {number}; an undefined metric is None")
+        flat[key] = int(number) if isinstance(value, int) else number
+    return flat
+
+
+def _experiment(params: Path) -> str:
+    from tunemill.tracking import scope_name
+
+    return scope_name(params)
+
+
+def _recorder(rank: int) -> Callable[..., Any]:
+    from tunemill import tracking
+
+    return tracking.Recorder if rank == 0 and tracking.enabled() else tracking.Silent
+
+
+def _process_start(otherwise: float) -> float:
+    """When this process began: imports count as the stage's time. In-process callers (tests) get `otherwise`."""
+    if "pytest" in sys.modules:
+        return otherwise
+    import psutil
+
+    return float(psutil.Process().create_time())
+
+
+def _end_on_signals() -> None:
+    """SIGTERM (a parent ending us) unwinds like Ctrl-C, so that children end and files are closed."""
+    import threading
+
+    if threading.current_thread() is not threading.main_thread():
+        return
+
+    def stop(number: int, frame: types.FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)

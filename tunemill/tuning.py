@@ -1,0 +1,285 @@
+"""Supervised tuning of a causal language model on prompt–completion pairs, with the loss on the completion only.
+
+TRL's `SFTTrainer` trains; what is set up here is what makes it fast on a small machine: batches of rows of like length
+(little padding), completions flush right, and logits for the completions' window only. Of 8 x 190 tokens the output layer
+then sees some 8 x 30 instead of all, which is most of a small model's memory and a third of its time.
+
+Checkpoints are sealed with a manifest of hashes, and training continues from the newest complete one.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tunemill import checkpoints
+from tunemill.log import Log
+
+IGNORED = -100
+"""Label of a position that carries no loss."""
+
+
+class Encoded(NamedTuple):
+    """One prompt–completion pair as token ids; the loss is on the completion, its end token included."""
+
+    prompt: list[int]
+    completion: list[int]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.completion)
+
+
+class Schedule(NamedTuple):
+    """How long and how fast to train."""
+
+    steps: int
+    batch_size: int
+    accumulation: int
+    learning_rate: float
+    warmup_steps: int
+    weight_decay: float
+    max_grad_norm: float
+    checkpoint_steps: int
+    validation_steps: int
+    seed: int
+
+
+class Point(NamedTuple):
+    """One point of the training curve; `validation_loss` is None where it was not measured."""
+
+    step: int
+    loss: float | None
+    validation_loss: float | None
+    learning_rate: float | None
+    tokens: int
+
+
+def plan_batches(lengths: Sequence[int], batch_size: int, batches: int, seed: int, window: int = 16) -> list[list[int]]:
+    """Choose which rows make each batch: rows of like length together, batches in random order.
+
+    Rows are drawn without replacement until all were used, then anew. Within each `window` batches rows are sorted by
+    length, and the batches of a window are shuffled, so that no length comes first or last.
+
+    Args:
+        lengths: tokens of each row.
+        batch_size: rows in a batch.
+        batches: how many batches.
+        seed: of the draw.
+        window: batches sorted together; the larger, the less padding and the less chance.
+
+    Returns:
+        `batches` lists of `batch_size` row numbers.
+    """
+    import numpy as np
+
+    if not lengths:
+        raise ValueError("no rows to plan batches of")
+    random = np.random.default_rng(seed)
+    order: list[int] = []
+    while len(order) < batches * batch_size:
+        order += random.permutation(len(lengths)).tolist()
+    order = order[: batches * batch_size]
+    planned: list[list[int]] = []
+    for first in range(0, len(order), window * batch_size):
+        rows = sorted(order[first : first + window * batch_size], key=lambda row: (lengths[row], row))
+        group = [rows[at : at + batch_size] for at in range(0, len(rows), batch_size)]
+        planned += [group[at] for at in random.permutation(len(group))]
+    return planned
+
+
+def collate(rows: Sequence[dict[str, list[int]]], pad: int) -> dict[str, Any]:
+    """Pad a batch on the left, so that the completions end together.
+
+    Args:
+        rows: each with `input_ids` and `labels` of equal length.
+        pad: id to pad with.
+
+    Returns:
+        `input_ids`, `attention_mask` (1 is a real token), `position_ids`, `labels`, each of shape (B, T).
+    """
+    import torch
+
+    width = max(len(row["input_ids"]) for row in rows)
+    ids = torch.full((len(rows), width), pad, dtype=torch.long)  # (B, T)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)  # (B, T), 1 is a real token
+    labels = torch.full((len(rows), width), IGNORED, dtype=torch.long)  # (B, T)
+    for at, row in enumerate(rows):
+        first = width - len(row["input_ids"])
+        ids[at, first:] = torch.tensor(row["input_ids"])
+        mask[at, first:] = 1
+        labels[at, first:] = torch.tensor(row["labels"])
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "labels": labels}
+
+
+def completion_loss(model: Any, inputs: dict[str, Any], items: Any = None) -> Any:
+    """Cross-entropy of the completions, with logits computed for the longest completion's window only.
+
+    Args:
+        model: causal language model that takes `logits_to_keep`.
+        inputs: what `collate` gives; completions end at the last position.
+        items: number to divide the sum by; the batch's completion tokens by default.
+
+    Returns:
+        A scalar.
+    """
+    import torch
+
+    labels = inputs["labels"]
+    carries = labels.ne(IGNORED)  # (B, T), True where there is loss
+    # The first position with loss in any row; its logits stand one position earlier.
+    first = int(carries.any(dim=0).int().argmax())
+    keep = labels.shape[1] - first + 1
+    logits = model(
+        input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], position_ids=inputs["position_ids"],
+        logits_to_keep=keep, use_cache=False,
+    ).logits[:, :-1]  # (B, K, V)
+    targets = labels[:, first:]  # (B, K)
+    wanted = targets.ne(IGNORED)
+    total = torch.nn.functional.cross_entropy(logits[wanted].float(), targets[wanted], reduction="sum")
+    return total / (wanted.sum() if items is None else items)
+
+
+def train(
+    model: Any,
+    tokenizer: Any,
+    train_rows: Sequence[Encoded],
+    validation_rows: Sequence[Encoded],
+    schedule: Schedule,
+    *,
+    adapter: Any,
+    device: str,
+    work: Path,
+    log: Log,
+) -> tuple[Any, list[Point]]:
+    """Train a model in place, continuing from the newest complete checkpoint under `work`.
+
+    Args:
+        model: causal language model; with `adapter` its own weights stay frozen.
+        tokenizer: its tokenizer.
+        train_rows: what to learn.
+        validation_rows: what the curve is measured on; may be empty.
+        schedule: steps, batch, learning rate, seed.
+        adapter: a PEFT configuration, or None to train all weights.
+        device: "cpu", "cuda" or "mps".
+        work: folder for checkpoints.
+        log: progress.
+
+    Returns:
+        The adapted model and the training curve.
+    """
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    width = schedule.batch_size * schedule.accumulation
+    plan = plan_batches([len(row) for row in train_rows], schedule.batch_size, schedule.steps * schedule.accumulation, schedule.seed)
+    planned = [train_rows[row] for batch in plan for row in batch]
+    curve_file = work / "curve.jsonl"
+    resume = checkpoints.newest(work)
+    first = int(resume.name.removeprefix("checkpoint-")) if resume else 0
+    points = [point for point in _read_curve(curve_file) if point.step <= first]
+    tokens_until = [0]
+    for at in range(0, len(planned), width):
+        tokens_until.append(tokens_until[-1] + sum(len(row) for row in planned[at : at + width]))
+
+    class Progress(TrainerCallback):  # the hook that transformers offers; it holds no logic of its own
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            _write_curve(curve_file, points)
+            checkpoints.seal(work / f"checkpoint-{state.global_step}")
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            step, logs = state.global_step, logs or {}
+            if "loss" in logs:
+                point = Point(step, float(logs["loss"]), None, float(logs["learning_rate"]), tokens_until[step])
+                points.append(point)
+                log(step, loss=point.loss or 0.0, learning_rate=point.learning_rate or 0.0, tokens=float(point.tokens))
+            elif "eval_loss" in logs:
+                points.append(Point(step, None, float(logs["eval_loss"]), None, tokens_until[step]))
+                log(step, validation_loss=float(logs["eval_loss"]))
+
+    class CompletionTrainer(SFTTrainer):  # TRL's own way to another loss: override compute_loss
+        def compute_loss(
+            self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            return completion_loss(model, inputs, num_items_in_batch)
+
+    validating = bool(validation_rows) and schedule.validation_steps > 0
+    arguments = SFTConfig(
+        output_dir=str(work), max_steps=schedule.steps, per_device_train_batch_size=schedule.batch_size,
+        per_device_eval_batch_size=schedule.batch_size, gradient_accumulation_steps=schedule.accumulation,
+        learning_rate=schedule.learning_rate, warmup_steps=schedule.warmup_steps, weight_decay=schedule.weight_decay,
+        max_grad_norm=schedule.max_grad_norm, lr_scheduler_type="linear", optim="adamw_torch",
+        train_sampling_strategy="sequential",  # the plan above is the order
+        eval_strategy="steps" if validating else "no", eval_steps=schedule.validation_steps or None,
+        prediction_loss_only=True,
+        save_strategy="steps", save_steps=schedule.checkpoint_steps, save_total_limit=2,
+        logging_steps=1, logging_nan_inf_filter=False, report_to=[], disable_tqdm=True, log_level="error",
+        use_cpu=device == "cpu", bf16=False, fp16=False, gradient_checkpointing=False,
+        seed=schedule.seed, data_seed=schedule.seed, dataloader_num_workers=0, dataloader_pin_memory=device == "cuda",
+        max_length=None, packing=False, completion_only_loss=True, remove_unused_columns=False,
+        dataset_kwargs={"skip_prepare_dataset": True}, eval_on_start=validating and resume is None, push_to_hub=False,
+    )
+    trainer = CompletionTrainer(
+        model, args=arguments, processing_class=tokenizer, peft_config=adapter,
+        train_dataset=Dataset.from_list([_row(each) for each in planned]),
+        eval_dataset=Dataset.from_list([_row(each) for each in validation_rows]) if validating else None,
+        data_collator=lambda rows: collate(rows, tokenizer.pad_token_id), callbacks=[Progress()],
+    )
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+    log.start("training", schedule.steps, "step", first)
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    return trainer.model, points
+
+
+def encode(tokenizer: Any, prompt: str, completion: str) -> Encoded:
+    """A pair as the policy will see it: the prompt in the chat template, the completion with its end."""
+    from tunemill.models import render_completion, render_prompt
+
+    return Encoded(render_prompt(tokenizer, prompt), render_completion(tokenizer, completion))
+
+
+def spread(rows: Sequence[Encoded], most: int) -> list[Encoded]:
+    """At most `most` rows, evenly spaced: the first ones may all be of one kind."""
+    if len(rows) <= most:
+        return list(rows)
+    return [rows[at * len(rows) // most] for at in range(most)]
+
+
+def curve_csv(points: Sequence[Point]) -> str:
+    """The training curve as CSV: step, loss, validation_loss, learning_rate, tokens; one line for each step."""
+    steps: dict[int, Point] = {}
+    for point in points:
+        known = steps.get(point.step, point)
+        merged = [new if new is not None else old for new, old in zip(point, known, strict=True)]
+        steps[point.step] = Point(*merged)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(Point._fields)
+    for _, point in sorted(steps.items()):
+        writer.writerow(["" if value is None else round(value, 6) for value in point[:3]]
+                        + ["" if point.learning_rate is None else f"{point.learning_rate:.4g}", point.tokens])
+    return text.getvalue()
+
+
+def _row(pair: Encoded) -> dict[str, list[int]]:
+    return {
+        "input_ids": [*pair.prompt, *pair.completion],
+        "labels": [IGNORED] * len(pair.prompt) + list(pair.completion),
+    }
+
+
+def _write_curve(path: Path, points: Sequence[Point]) -> None:
+    checkpoints.write_text(path, "".join(json.dumps(point) + "\n" for point in points))
+
+
+def _read_curve(path: Path) -> list[Point]:
+    if not path.is_file():
+        return []
+    return [Point(*json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
