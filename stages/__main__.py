@@ -34,6 +34,13 @@ def check(root: Path) -> list[str]:
             continue
         about = contract(importlib.import_module(module).run, name)
         sections |= about.params
+        flags = {word.removeprefix("--").replace("-", "_") for word in str(body["cmd"]).split() if word.startswith("--")}
+        known = {*about.inputs, *about.outputs, "candidate", "params", "metrics", "json"}
+        faults += [
+            f"dvc.yaml: stages.{name}.cmd: the stage has no flag --{flag.replace('_', '-')}" for flag in sorted(flags - known)
+        ]
+        needed = {key for key, kind in about.inputs.items() if kind == "one"} | set(about.outputs)
+        faults += [f"dvc.yaml: stages.{name}.cmd: add --{flag.replace('_', '-')}" for flag in sorted(needed - flags)]
         missing = set(about.params) - {str(each) for each in body.get("params", [])}
         if missing:
             faults.append(f"dvc.yaml: stages.{name}.params: add {', '.join(sorted(missing))}, which its run depends on")

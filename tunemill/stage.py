@@ -29,6 +29,7 @@ import sys
 import time
 import types
 import typing
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -156,6 +157,9 @@ def execute(stage: Contract, arguments: argparse.Namespace) -> Metrics:
     # One progress line of ours instead of the libraries' bars, which fill a log file with carriage returns.
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")  # in processes that the stage starts
+    # What one library deprecates in another is no news to the user, who can do nothing about it.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft|accelerate|datasets)\b")
     file = ParamsFile(arguments.params)
     sections = {name: file.section(name, kind) for name, kind in stage.params.items()}
     inputs: dict[str, Any] = {name: getattr(arguments, f"input_{name}") for name in stage.inputs}

@@ -200,6 +200,7 @@ class Recorder:
         """Continue the run of this key, or begin one."""
         from mlflow.entities import DatasetInput, InputTag, Param, RunStatus
         from mlflow.entities import Dataset as DatasetEntity
+        from mlflow.exceptions import MlflowException
 
         same = client.search_runs(
             [experiment_id], f"tags.`tunemill.key` = '{self._key}' and tags.`tunemill.stage` = '{self._instance}'"
@@ -220,21 +221,26 @@ class Recorder:
             return run_id
         run_id = str(client.create_run(experiment_id, tags=tags, run_name=self._candidate or self._instance).info.run_id)
         client.log_batch(run_id, params=[Param(name, value) for name, value in self._params.items()][:100])
-        client.log_inputs(
-            run_id,
-            [
-                DatasetInput(
-                    DatasetEntity(
-                        name=_dataset_name(path), digest=checkpoints.tree_hash(path), source_type="local",
-                        source=json.dumps({"uri": path.as_posix()}),
-                    ),
-                    [InputTag("mlflow.data.context", name)],
-                )
-                for name, paths in self._inputs.items()
-                for path in paths
-                if _is_data(path)
-            ],
-        )
+        datasets = [
+            DatasetInput(
+                DatasetEntity(
+                    name=_dataset_name(path), digest=checkpoints.tree_hash(path), source_type="local",
+                    source=json.dumps({"uri": path.as_posix()}),
+                ),
+                [InputTag("mlflow.data.context", name)],
+            )
+            for name, paths in self._inputs.items()
+            for path in paths
+            if _is_data(path)
+        ]
+        for left in (2, 1, 0):
+            try:
+                client.log_inputs(run_id, datasets)
+                break
+            except MlflowException:
+                # Two stages that read one file at once both find it unknown, and the database keeps the first.
+                if not left:
+                    raise
         return run_id
 
 
@@ -426,7 +432,7 @@ def _is_data(path: Path) -> bool:
 
 
 def _dataset_name(path: Path) -> str:
-    return f"{path.parent.name}/{path.name}" if path.is_file() else path.name
+    return f"{path.parent.name}/{path.name}".lstrip("/") if path.is_file() else path.name
 
 
 def _md5(file: Path) -> str:

@@ -219,7 +219,7 @@ def train(
         prediction_loss_only=True,
         save_strategy="steps", save_steps=schedule.checkpoint_steps, save_total_limit=2,
         logging_steps=1, logging_nan_inf_filter=False, report_to=[], disable_tqdm=True, log_level="error",
-        use_cpu=device == "cpu", bf16=False, fp16=False, gradient_checkpointing=False,
+        use_cpu=device == "cpu", bf16=False, fp16=False, activation_checkpointing=False,
         seed=schedule.seed, data_seed=schedule.seed, dataloader_num_workers=0, dataloader_pin_memory=device == "cuda",
         max_length=None, packing=False, completion_only_loss=True, remove_unused_columns=False,
         dataset_kwargs={"skip_prepare_dataset": True}, eval_on_start=validating and resume is None, push_to_hub=False,

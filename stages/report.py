@@ -1,0 +1,167 @@
+"""Report: what was asked, what was done, which candidate won and how sure that is, as one HTML file.
+
+    python -m stages.report --scope artifacts/scope --data artifacts/validate --select artifacts/select \
+        --lora artifacts/lora --evaluations artifacts/evaluate --efficiency artifacts/efficiency \
+        --comparison reports/comparison.json --timings metrics --lock dvc.lock --out reports/report.html
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from tunemill.checkpoints import write_text
+from tunemill.errors import UserError
+from tunemill.log import Log
+from tunemill.params import Candidates, Params
+from tunemill.report import CurvePoint, Material, criteria, page
+from tunemill.stage import Metrics, main
+
+AGAIN = "run the stage that makes it again: dvc repro"
+
+
+class Config(Params):
+    """What the report shows."""
+
+    title: str = Field(min_length=1)
+    """Name of the report, above everything; the use case's own title comes from scope."""
+    group: str = Field(min_length=1)
+    """What one group of the data is, in the singular: "package" for the default corpus."""
+    samples: int = Field(ge=0, le=200)
+    """How many test items to show side by side: a quarter each of best, median, worst, the rest at random."""
+    seed: int = Field(ge=0)
+    """Of the random samples."""
+
+
+def run(
+    cfg: Config,
+    *,
+    scope: Path,
+    data: Path,
+    select: Path,
+    lora: Path | None,
+    evaluations: Path,
+    efficiency: Path | None,
+    comparison: Path,
+    timings: Path | None,
+    lock: Path | None,
+    candidates: Candidates,
+    out: Path,
+    log: Log,
+) -> Metrics:
+    """Write the report as `out`."""
+    # 1. Read: only what the candidates name; an optional part that is not there is said to be missing on the page.
+    names = tuple(candidates.root)
+    material = Material(
+        scope=read_json(scope / "scope.json"),
+        candidates=names,
+        comparison=read_json(comparison),
+        splits=read_json(data / "splits.json"),
+        instances={name: read_rows(evaluations / name / "instances.jsonl") for name in names},
+        scores={name: read_json(evaluations / name / "scores.json") for name in names},
+        plan=read_json(select / "plan.json"),
+        training=read_json(lora / "training.json") if lora and (lora / "training.json").exists() else None,
+        curve=read_curve(lora / "curve.csv") if lora and (lora / "curve.csv").exists() else (),
+        efficiency=read_json(efficiency / "efficiency.json") if efficiency else None,
+        timings=read_timings(timings) if timings else {},
+        lock=read_lock(lock) if lock else None,
+    )
+
+    # 2. Say it.
+    html = page(material, title=cfg.title, group=cfg.group, count=cfg.samples, seed=cfg.seed)
+    write_text(out, html)
+    log.note(f"{len(html.encode()) / 1024:.0f} KiB, opens in any browser")
+    outcomes = [each.outcome for each in criteria(material)]
+    return {"criteria": len(outcomes), "criteria_met": outcomes.count("met")}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    return _object(path, _text(path))
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """A JSONL file of objects.
+
+    Raises:
+        UserError: the file is missing, or a line is damaged.
+    """
+    lines = _text(path).split("\n")
+    return [_object(f"{path}:{number}", line) for number, line in enumerate(lines, start=1) if line.strip()]
+
+
+def read_curve(path: Path) -> list[CurvePoint]:
+    """The training curve; an empty field is a value that was not measured.
+
+    Raises:
+        UserError: a column is missing, or a field is no number.
+    """
+    points = []
+    rows = csv.DictReader(_text(path).splitlines())
+    for number, row in enumerate(rows, start=2):
+        try:
+            loss, validation = (float(row[name]) if row[name] else None for name in ("loss", "validation_loss"))
+            points.append(CurvePoint(int(row["step"]), loss, validation))
+        except (KeyError, TypeError, ValueError):
+            raise UserError(
+                "not a row of a training curve",
+                where=f"{path}:{number}",
+                expected="numbers in the columns step, loss and validation_loss (empty where not measured)",
+                fix=AGAIN,
+            ) from None
+    return points
+
+
+def read_timings(folder: Path) -> dict[str, dict[str, Any]]:
+    """Stage → seconds and peak memory; `evaluate/base.timing.json` is stage `evaluate@base`."""
+    return {
+        "@".join(path.relative_to(folder).with_name(path.name.removesuffix(".timing.json")).parts): read_json(path)
+        for path in sorted(folder.rglob("*.timing.json"))
+    }
+
+
+def read_lock(path: Path) -> dict[str, Any]:
+    """DVC's record of what every stage read and wrote.
+
+    Raises:
+        UserError: it is no YAML.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        value = YAML(typ="safe", pure=True).load(_text(path))
+    except YAMLError as error:
+        raise UserError(f"not valid YAML: {error}", where=str(path), fix="dvc repro") from None
+    return value if isinstance(value, dict) else {}
+
+
+def _object(where: Path | str, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"not valid JSON: {error.msg}", where=str(where), fix=AGAIN) from None
+    if not isinstance(value, dict):
+        raise UserError(f"holds a {type(value).__name__}", where=str(where), expected="a JSON object", fix=AGAIN)
+    return value
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError("no such file", where=str(path), fix=AGAIN) from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"not UTF-8 (byte {error.start})", where=str(path), fix=AGAIN) from None
+
+
+if __name__ == "__main__":
+    main(run)

@@ -1,0 +1,125 @@
+"""The whole pipeline by `dvc repro`, and everything the README does with it afterwards."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.e2e import checkout
+
+pytestmark = pytest.mark.e2e
+
+
+def test_every_output_is_there(finished: Path) -> None:
+    for name in ("scope", "collect", "validate", "select", "lora", "efficiency", "compare", "report"):
+        assert json.loads((finished / f"metrics/{name}.json").read_text()), name
+        assert json.loads((finished / f"metrics/{name}.timing.json").read_text())["seconds"] > 0
+    comparison = json.loads((finished / "reports/comparison.json").read_text())
+    assert {"base", "lora", "lead-10-words", "first-sentence"} <= set(comparison["candidates"])
+    for metrics in comparison["candidates"].values():
+        assert {"value", "ci_low", "ci_high", "n"} <= set(metrics["rouge1"])
+    pair = next(each for each in comparison["pairs"] if (each["a"], each["b"], each["metric"]) == ("lora", "base", "rouge1"))
+    assert pair["ci_low"] <= pair["diff"] <= pair["ci_high"]
+    assert 0 <= pair["p"] <= 1
+    assert "<html" in (finished / "reports/report.html").read_text()
+    assert sorted(each.name for each in (finished / "work").iterdir() if each.is_dir()) == []  # all of it was finished
+
+
+def test_a_second_repro_does_nothing(finished: Path) -> None:
+    before = (finished / "dvc.lock").read_bytes()
+    told = checkout.run(finished, "dvc", "repro").stdout
+    assert "Data and pipelines are up to date." in told
+    assert "Running stage" not in told
+    assert (finished / "dvc.lock").read_bytes() == before
+
+
+def test_mlflow_has_one_run_for_each_stage_and_candidate(finished: Path) -> None:
+    runs = checkout.runs(finished)
+    names = [run.info.run_name for run in runs]
+    assert sorted(names) == sorted(
+        ["dvc repro", "scope", "collect", "validate", "select", "lora", "base", "lora", "efficiency", "compare", "report"]
+    )
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    (parent,) = [run for run in runs if run.info.run_name == "dvc repro"]
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs if run is not parent} == {parent.info.run_id}
+    base, lora = (run for run in runs if "candidate" in run.data.tags)
+    assert set(base.data.metrics) == set(lora.data.metrics)
+    assert "test/rouge1" in base.data.metrics
+    tuned = next(run for run in runs if run.data.tags["tunemill.stage"] == "lora")
+    assert {each.dataset.name for each in tuned.inputs.dataset_inputs} == {"validate/train.jsonl", "validate/validation.jsonl"}
+    assert tuned.data.params["lora.steps"] == "20"
+
+
+def test_outputs_name_no_machine(finished: Path) -> None:
+    for path in [*finished.glob("artifacts/**/*.json"), *finished.glob("artifacts/**/*.html"), *finished.glob("reports/*")]:
+        assert str(finished) not in path.read_text(encoding="utf-8"), path
+
+
+def readme_commands() -> list[str]:
+    text = (checkout.ROOT / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"## Trying things\n\n```sh\n(.*?)```", text, re.DOTALL)
+    assert block is not None
+    return [line.split("#")[0].strip() for line in block.group(1).splitlines() if line.strip()]
+
+
+def test_the_readmes_commands_run_as_written(finished: Path, tmp_path: Path) -> None:
+    place = tmp_path / "trying"
+    checkout.make(place, "tiny") if place.mkdir() is None else None
+    # The finished results arrive as a colleague's would: by git and a remote.
+    for folder in (".dvc/cache",):
+        import shutil
+
+        shutil.copytree(finished / folder, place / folder, symlinks=True)
+    for name in ("dvc.lock", "metrics"):
+        source = finished / name
+        shutil.copytree(source, place / name) if source.is_dir() else shutil.copy(source, place / name)
+    checkout.run(place, "dvc", "checkout")
+    checkout.run(place, "git", "add", "-A")
+    checkout.run(place, "git", "commit", "-q", "-m", "results")
+    commands = readme_commands()
+    assert len(commands) >= 8
+    told: dict[str, str] = {}
+    for command in commands:
+        words = shlex.split(command.replace("/some/folder", str(tmp_path / "remote")))
+        told[command] = checkout.run(place, *words).stdout
+    assert "lora.learning_rate" in told["dvc params diff"]
+    assert "0.0004" in told["dvc params diff"]
+    assert "metrics/lora.json" in told["dvc metrics diff"]
+    page = (place / "dvc_plots/index.html").read_text()
+    assert "Training curve" in page or "validation_loss" in page
+    assert any((tmp_path / "remote").rglob("*"))
+    shows = checkout.run(place, "dvc", "dag").stdout
+    assert "evaluate@lora" in shows
+    assert "test/rouge1" in checkout.run(place, "dvc", "metrics", "show").stdout
+
+
+def test_a_pull_restores_what_was_pushed(finished: Path, tmp_path: Path) -> None:
+    checkout.run(finished, "dvc", "push", "-r", "elsewhere", check=False)
+    checkout.run(finished, "dvc", "remote", "add", "-f", "elsewhere", str(tmp_path / "remote"))
+    checkout.run(finished, "dvc", "push", "-r", "elsewhere")
+    other = tmp_path / "other"
+    other.mkdir()
+    checkout.make(other, "tiny")
+    import shutil
+
+    shutil.copy(finished / "dvc.lock", other / "dvc.lock")
+    shutil.copytree(finished / "metrics", other / "metrics")
+    checkout.run(other, "dvc", "remote", "add", "elsewhere", str(tmp_path / "remote"))
+    checkout.run(other, "dvc", "pull", "-r", "elsewhere")
+    assert (other / "artifacts/lora/adapter/adapter_model.safetensors").is_file()
+    assert "up to date" in checkout.run(other, "dvc", "repro").stdout
+    checkout.run(finished, "dvc", "remote", "remove", "elsewhere")
+
+
+def test_the_plots_read_what_the_stages_wrote(finished: Path) -> None:
+    with (finished / "artifacts/lora/curve.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == list(range(21))
+    assert all(row["loss"] for row in rows[1:])
+    with (finished / "reports/scores.csv").open() as file:
+        assert {"base", "lora"} <= {row["candidate"] for row in csv.DictReader(file)}

@@ -1,0 +1,242 @@
+"""The report in a real browser, opened from disk without a network: it fits, it is readable, no model output runs.
+
+Needs a Chromium (`CHROMIUM` names one, else the usual names are tried); skipped without one, failed in CI.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stages import report
+from tests import report_artifacts
+from tunemill.log import Log
+from tunemill.params import Candidates
+
+pytestmark = pytest.mark.e2e
+
+WIDTHS = (360, 390, 640, 768, 1024, 1280, 1600)
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+
+# Relative luminance and contrast as WCAG 2.2 defines them, of every text against the background it stands on.
+CONTRAST = """() => {
+  const channel = v => { v /= 255; return v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; };
+  const parse = text => text.match(/[0-9.]+/g).map(Number);
+  const luminance = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
+  const behind = node => {
+    for (; node; node = node.parentElement) {
+      const style = getComputedStyle(node), found = parse(style.backgroundColor);
+      if (found.length < 4 || found[3] === 1) return found;
+      if (style.backgroundImage !== 'none') return parse(style.backgroundImage.match(/rgb[^)]*\\)/g).at(-1));
+    }
+    return [255, 255, 255];
+  };
+  const poor = [];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const node = walker.currentNode, parent = node.parentElement, style = getComputedStyle(parent);
+    if (!node.data.trim() || parent.closest('title, .hidden, details:not([open]) > :not(summary)')) continue;
+    const ink = parent.closest('svg') ? style.fill : style.color;
+    const [light, dark] = [luminance(parse(ink)), luminance(behind(parent))].sort((a, b) => b - a);
+    const ratio = (light + 0.05) / (dark + 0.05);
+    if (ratio < 4.5) poor.push([node.data.trim().slice(0, 40), parent.className, Math.round(ratio * 100) / 100]);
+  }
+  return poor;
+}"""
+
+# What sticks out to the right of the page, except inside boxes that scroll on purpose.
+OVERFLOW = """() => [...document.querySelectorAll('body *')].filter(each =>
+  !each.closest('.scroll, .skip, .hidden, .prompt, details:not([open]) > :not(summary)') && !each.ownerSVGElement &&
+  each.getBoundingClientRect().width > 0 &&
+  each.getBoundingClientRect().right > document.documentElement.clientWidth + 0.5
+).map(each => each.tagName + '.' + (each.className.baseVal ?? each.className))"""
+
+# Labels of one axis that run into each other.
+COLLISIONS = """() => [...document.querySelectorAll('.axis, .frame > svg')].flatMap(axis => {
+  const boxes = [...axis.querySelectorAll('text')].map(each => each.getBoundingClientRect());
+  return boxes.flatMap((a, i) => boxes.slice(i + 1).filter(b =>
+    a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom
+  ).map(() => axis.outerHTML.slice(0, 80)));
+})"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    named = os.environ.get("CHROMIUM")
+    names = [named] if named else ["chromium", "chromium-browser", "google-chrome"]
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        reason = "no Chromium found: install one (Debian: apt-get install chromium) or name it in CHROMIUM"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=found, args=ARGUMENTS)
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Reports to look at: the usual one, one with little in it, one with a lot."""
+    six = {
+        "base": 0.0,
+        "prompt-tuned_with_a_name_that_does_not_end_anywhere_soon": 4.0,
+        **{f"lora-r{n}": 2.0 * n for n in (2, 4, 8, 16)},
+    }
+    variants: dict[str, tuple[dict[str, float], dict[str, Any]]] = {
+        "usual": ({"base": 0.0, "lora": 10.0}, {}),
+        "little": ({"base": 0.0}, {"reads_baselines": False, "groups": 1, "count": 20}),
+        "much": (six, {}),
+    }
+    found = {}
+    for name, (lifts, options) in variants.items():
+        root = tmp_path_factory.mktemp(name)
+        report_artifacts.write(root, lifts, **options)
+        little, artifacts = name == "little", root / "artifacts"
+        found[name] = root / "report.html"
+        report.run(
+            report.Config(title="Tunemill report", group="package", samples=12, seed=42),
+            scope=artifacts / "scope",
+            data=artifacts / "validate",
+            select=artifacts / "select",
+            lora=None if little else artifacts / "lora",
+            evaluations=artifacts / "evaluate",
+            efficiency=None if little else artifacts / "efficiency",
+            comparison=root / "reports/comparison.json",
+            timings=None if little else root / "metrics",
+            lock=None if little else root / "dvc.lock",
+            candidates=Candidates.model_validate({each: {"policy": "p", "base": "b"} for each in lifts}),
+            out=found[name],
+            log=Log(),
+        )
+    return found
+
+
+@pytest.fixture
+def opened(browser: Any, pages: dict[str, Path]) -> Iterator[Any]:
+    """A function that opens a report, and afterwards fails on any request, error or blocked resource."""
+    complaints: list[str] = []
+    contexts = []
+
+    def visit(name: str, width: int = 1280, scheme: str = "light", height: int = 800) -> Any:
+        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme, offline=True)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on(
+            "request", lambda request: complaints.append(request.url) if not request.url.startswith("file:") else None
+        )
+        page.goto(pages[name].as_uri())
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+@pytest.mark.parametrize("name", ["usual", "little", "much"])
+def test_it_fits_every_width(opened: Any, name: str):
+    page = opened(name)
+    for width in WIDTHS:
+        page.set_viewport_size({"width": width, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, width
+        assert page.evaluate(OVERFLOW) == [], width
+        assert page.evaluate(COLLISIONS) == [], width
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_has_contrast(opened: Any, scheme: str):
+    for name in ("usual", "much"):
+        page = opened(name, scheme=scheme)
+        page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+        assert page.evaluate(CONTRAST) == []
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 844)])
+def test_the_first_screen_answers_who_won_and_how_sure_that_is(opened: Any, width: int, height: int):
+    page = opened("usual", width=width, height=height)
+    assert page.locator("h1").inner_text() == "lora is better than base"
+    for told in page.locator("h1, .lead").all():
+        box = told.bounding_box()
+        assert box["y"] >= 0 and box["y"] + box["height"] <= height
+    assert "95% interval" in page.locator(".lead").first.inner_text()
+    assert "240 held-out items from 34 packages" in page.locator(".lead").first.inner_text()
+
+
+def test_outputs_of_a_model_are_text(opened: Any):
+    page = opened("usual")
+    assert page.title() == "Tunemill report: One-line summaries of API documentation"
+    assert page.locator("script, img").count() == 0
+    assert page.get_by_text(report_artifacts.SCRIPT).count() > 0
+
+
+def test_the_policy_blocks_what_is_not_there(browser: Any, pages: dict[str, Path], tmp_path: Path):
+    broken_into = tmp_path / "report.html"
+    html = pages["usual"].read_text(encoding="utf-8")
+    broken_into.write_text(
+        html.replace("</main>", f"{report_artifacts.SCRIPT}<p style='color: red' id='red'>x</p></main>")
+    )
+    page = browser.new_page()
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.goto(broken_into.as_uri())
+    assert page.title() != "owned"
+    assert page.evaluate("getComputedStyle(document.getElementById('red')).color") != "rgb(255, 0, 0)"
+    assert any("Content Security Policy" in each for each in said)
+    page.close()
+
+
+def test_contents_lead_to_sections_and_prompts_open(opened: Any):
+    page = opened("usual")
+    for link in page.locator("nav a").all():
+        assert page.locator(link.get_attribute("href")).count() == 1
+    sample = page.locator("article.sample").first
+    assert not sample.locator(".prompt").is_visible()
+    sample.locator("summary").click()
+    assert sample.locator(".prompt").is_visible()
+
+
+def test_a_hash_is_short_and_selects_whole(opened: Any):
+    page = opened("usual")
+    first = page.locator(".lineage .hash").first
+    whole = first.get_attribute("title")
+    assert len(whole) >= 32
+    assert first.bounding_box()["width"] < 90
+    first.click()
+    assert page.evaluate("getSelection().toString().trim()") == whole
+
+
+def test_assistive_technology_finds_its_way(opened: Any):
+    page = opened("usual", width=390)
+    for role in ("banner", "navigation", "main", "contentinfo"):
+        assert page.get_by_role(role).count() == 1, role
+    levels = page.evaluate("[...document.querySelectorAll('h1, h2, h3')].map(each => +each.tagName[1])")
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(later - earlier <= 1 for earlier, later in pairwise(levels))
+    assert page.evaluate("[...document.querySelectorAll('table')].every(each => each.caption?.textContent.trim())")
+    assert page.evaluate(
+        "[...document.querySelectorAll('svg:not(svg svg)')].every(each =>"
+        " each.closest('[aria-hidden=true]') || each.getAttribute('aria-label'))"
+    )
+    # Tables that are laid out as blocks on a small screen stay tables.
+    assert page.get_by_role("row").count() > 20
+
+
+def test_it_prints_on_white_paper(opened: Any, tmp_path: Path):
+    page = opened("usual", scheme="dark")
+    page.emulate_media(media="print", color_scheme="dark")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert page.evaluate("getComputedStyle(document.querySelector('h1')).color") == "rgb(0, 0, 0)"
+    assert page.evaluate(CONTRAST) == []
+    assert page.pdf(path=tmp_path / "report.pdf", format="A4").startswith(b"%PDF")

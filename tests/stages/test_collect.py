@@ -1,0 +1,167 @@
+"""Collect: rows with the place they came from, exact files, and messages for what a user gets wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stages import collect
+from tunemill import records
+from tunemill.errors import UserError
+from tunemill.log import Log
+from tunemill.params import ParamsFile
+
+ROOT = Path(__file__).parents[2]
+
+
+def table(folder: Path, name: str, rows: list[dict[str, Any]] | bytes) -> dict[str, Any]:
+    """A pinned file source."""
+    content = rows if isinstance(rows, bytes) else "".join(json.dumps(row) + "\n" for row in rows).encode()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(content)
+    return {"source": "file", "path": str(folder / name), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def config(folder: Path, examples: dict[str, Any], **more: Any) -> collect.Config:
+    """A whole configuration with small ratings and red-team prompts."""
+    ratings = [{"prompt": f"ask {n}", "response": f"answer {n}", "scores": [0.0, 0.5]} for n in range(4)]
+    prompts = [{"prompt": f"do harm {n}"} for n in range(4)]
+    red_team = {"mine": {"kind": "continuation", "toxic": True, "rows": table(folder, "red_team.jsonl", prompts)}}
+    told = {"examples": examples, "ratings": table(folder, "ratings.jsonl", ratings), "red_team": red_team, **more}
+    return collect.Config.model_validate(told)
+
+
+def test_a_file_of_ones_own(tmp_path: Path) -> None:
+    rows = b'{"prompt": "p", "completion": "c", "note": 1}\n{"prompt": "\xff"}\n{"prompt": null}\n{"question": "q"}\n'
+    source = table(tmp_path / "in", "mine.jsonl", rows)
+    metrics = collect.run(config(tmp_path / "in", source), out=tmp_path / "out", work=tmp_path / "work", log=Log())
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "examples.jsonl",
+        "quarantine.jsonl",
+        "ratings.jsonl",
+        "red_team.jsonl",
+        "sources.json",
+    ]
+    place = str(tmp_path / "in" / "mine.jsonl")
+    assert [row for _, row in records.read_objects(tmp_path / "out" / "examples.jsonl")] == [
+        {"prompt": "p", "completion": "c", "source": place, "line": 1},
+        {"prompt": None, "source": place, "line": 3},
+        {"source": place, "line": 4},
+    ]
+    unreadable = [row for _, row in records.read_objects(tmp_path / "out" / "quarantine.jsonl")]
+    assert unreadable == [
+        {"type": "examples", "source": place, "line": 2, "reason": "not_utf8", "detail": "byte 13 of the line is 0xff"}
+    ]
+    red_team = [row for _, row in records.read_objects(tmp_path / "out" / "red_team.jsonl")]
+    assert red_team[0] == {
+        "prompt": "do harm 0",
+        "set": "mine",
+        "kind": "continuation",
+        "toxic": True,
+        "source": str(tmp_path / "in" / "red_team.jsonl"),
+        "line": 1,
+    }
+    assert metrics == {
+        "rows/examples": 3,
+        "rows/ratings": 4,
+        "rows/red_team": 4,
+        "rows/red_team/mine": 4,
+        "unreadable": 1,
+    }
+
+
+def test_documentation(tmp_path: Path) -> None:
+    docs = {
+        "source": "docs",
+        "instruction": "Summarise this.",
+        "packages": [f"anyio=={importlib.metadata.version('anyio')}"],
+        "summary_words": {"least": 4, "most": 20},
+        "body_words": {"least": 40, "most": 250},
+        "per_package": 10,
+        "families": {"async": ["anyio"]},
+    }
+    cfg = collect.Config.model_validate_json(
+        json.dumps(
+            {**config(tmp_path / "in", table(tmp_path / "in", "x.jsonl", [])).model_dump(mode="json"), "examples": docs}
+        )
+    )
+    metrics = collect.run(cfg, out=tmp_path / "out", work=tmp_path / "work", log=Log())
+    rows = [row for _, row in records.read_objects(tmp_path / "out" / "examples.jsonl")]
+    assert len(rows) == metrics["rows/examples"] == 10 and metrics["packages"] == 1
+    for row in rows:
+        instruction, signature, text = row["prompt"].split("\n\n", 2)
+        assert (
+            instruction == "Summarise this."
+            and text == row["text"]
+            and signature.startswith("anyio.")
+            and signature.endswith(")")
+        )
+        assert row["group"] == "async" and row["source"].startswith("anyio==") and row["name"] in signature
+    told = json.loads((tmp_path / "out" / "sources.json").read_text())
+    assert told["examples"]["pairs"] == {"anyio": 10} and told["ratings"]["source"] == "file"
+
+
+def test_what_the_edge_says(tmp_path: Path) -> None:
+    """From the command line: a wrong pin is one line, exit 2, and no output appears."""
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"prompt": "p", "completion": "c"}\n')
+    text = (ROOT / "params.yaml").read_text()
+    from ruamel.yaml import YAML
+
+    yaml = YAML()
+    params = yaml.load(text)
+    params["collect"]["examples"] = {"source": "file", "path": "mine.jsonl"}
+    with (tmp_path / "params.yaml").open("w") as file:
+        yaml.dump(params, file)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "stages.collect"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, check=False)
+    actual = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert done.returncode == 2
+    assert (
+        done.stderr
+        == f"error: mine.jsonl: its sha256 is not pinned; if the file is right, paste this: sha256: {actual}\n"
+    )
+    assert not (tmp_path / "artifacts").exists() and not (tmp_path / "metrics").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (
+            "examples: {source: fil, path: a.jsonl}",
+            "input tag 'fil' found using 'source' does not match any of the expected tags",
+        ),
+        (
+            "examples: {source: file, path: a.txt}",
+            'collect.examples.path: "a.txt" is not allowed\n  expected: a file ending in .jsonl',
+        ),
+        (
+            "examples: {source: file, pth: a.csv}",
+            "unknown key (value \"a.csv\")\n  expected: one of columns, path, sha256, source\n  fix: did you mean 'path'?",
+        ),
+        (
+            "examples: {source: file, path: a.csv, columns: {promt: q}}",
+            "columns names 'promt', allowed are prompt, completion, messages, group, text",
+        ),
+        (
+            "examples: {source: hub, repo: a/b, revision: main, split: train}",
+            'collect.examples.revision: "main" is not allowed',
+        ),
+    ],
+)
+def test_mistakes_in_params(tmp_path: Path, wrong: str, message: str) -> None:
+    rest = "\n  ratings: {source: file, path: a.csv}\n  red_team: {x: {kind: instruction, rows: {source: file, path: a.csv}}}\n"
+    (tmp_path / "params.yaml").write_text(f"collect:\n  {wrong}{rest}")
+    with pytest.raises(UserError) as error:
+        ParamsFile(tmp_path / "params.yaml").section("collect", collect.Config)
+    assert message in str(error.value) and f"{tmp_path / 'params.yaml'}:2: " in str(error.value)
+    assert error.value.exit_code == 2

@@ -1,0 +1,189 @@
+"""The report stage: artifacts in, one HTML file out; what is missing or damaged is said in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stages import compare, report
+from tests import report_artifacts
+from tunemill.errors import UserError
+from tunemill.log import Log
+from tunemill.params import Candidates
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = report.Config(title="Tunemill report", group="package", samples=12, seed=42)
+SCRIPT = "&lt;script&gt;document.title=&#39;owned&#39;&lt;/script&gt;"
+
+
+def run(root: Path, names: tuple[str, ...] = ("base", "lora"), **changes: Any) -> dict[str, float | None]:
+    artifacts = root / "artifacts"
+    inputs: dict[str, Any] = {
+        "scope": artifacts / "scope",
+        "data": artifacts / "validate",
+        "select": artifacts / "select",
+        "lora": artifacts / "lora",
+        "evaluations": artifacts / "evaluate",
+        "efficiency": artifacts / "efficiency",
+        "comparison": root / "reports/comparison.json",
+        "timings": root / "metrics",
+        "lock": root / "dvc.lock",
+        "candidates": Candidates.model_validate({name: {"policy": "p", "base": "b"} for name in names}),
+        "out": root / "out/report.html",
+    }
+    return dict(report.run(CONFIG, **{**inputs, **changes}, log=Log()))
+
+
+def test_one_file_with_everything_in_it(tmp_path: Path):
+    report_artifacts.write(tmp_path)
+    metrics = run(tmp_path)
+    assert metrics == {"criteria": 2, "criteria_met": 2}
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["report.html"]
+    html = (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    for said in (
+        "lora is better than base",
+        "2 of 2 met",
+        "near duplicate",
+        "evaluate@lora",
+        "4 min 22 s",
+        SCRIPT,
+        "Training loss from",
+        "134.5 M parameters",
+        "Peak memory of any stage",
+        "at most 8 GiB of memory, 4 GiB of disk and 12 minutes a run",
+    ):
+        assert said in html, said
+    assert "<script" not in html
+    assert str(tmp_path) not in html
+
+
+def test_the_same_inputs_give_the_same_bytes(tmp_path: Path):
+    report_artifacts.write(tmp_path)
+    run(tmp_path)
+    first = (tmp_path / "out/report.html").read_bytes()
+    run(tmp_path)
+    assert (tmp_path / "out/report.html").read_bytes() == first
+
+
+def test_the_report_does_not_depend_on_the_report_before_it(tmp_path: Path):
+    report_artifacts.write(tmp_path)
+    run(tmp_path)
+    first = (tmp_path / "out/report.html").read_bytes()
+    (tmp_path / "metrics/report.timing.json").write_text('{"seconds": 99.0, "peak_memory_bytes": 1}')
+    lock = json.loads((tmp_path / "dvc.lock").read_text())
+    lock["stages"]["report"]["outs"][0]["md5"] = "f" * 32
+    (tmp_path / "dvc.lock").write_text(json.dumps(lock))
+    run(tmp_path)
+    assert (tmp_path / "out/report.html").read_bytes() == first
+
+
+@pytest.mark.parametrize("missing", ["lora", "efficiency", "timings", "lock"])
+def test_an_optional_input_may_be_missing(tmp_path: Path, missing: str):
+    report_artifacts.write(tmp_path)
+    run(tmp_path, **{missing: None})
+    said = {
+        "lora": "No training curve",
+        "efficiency": "No speed was measured",
+        "timings": "No timings were kept",
+        "lock": "No dvc.lock was given",
+    }
+    assert said[missing] in (tmp_path / "out/report.html").read_text(encoding="utf-8")
+
+
+def test_one_candidate_six_candidates_no_baselines_no_groups(tmp_path: Path):
+    report_artifacts.write(tmp_path / "one", {"base": 0.0})
+    assert run(tmp_path / "one", ("base",)) == {"criteria": 2, "criteria_met": 0}
+    six = {"base": 0.0, **{f"c{n}": float(n) for n in range(5)}}
+    report_artifacts.write(tmp_path / "six", six)
+    run(tmp_path / "six", tuple(six))
+    report_artifacts.write(tmp_path / "bare", reads_baselines=False, groups=1)
+    run(tmp_path / "bare")
+    bare = (tmp_path / "bare/out/report.html").read_text(encoding="utf-8")
+    assert "No baseline was scored" in bare
+    assert "On 240 held-out items, lora" in " ".join(bare.split())
+
+
+def test_it_reads_what_compare_writes(tmp_path: Path):
+    report_artifacts.write(tmp_path, {"base": 0.0, "lora": 10.0, "twin": 10.0})
+    names = ("base", "lora", "twin")
+    compare.run(
+        compare.Config(seed=0, resamples=1000, reference="base", min_groups=10),
+        evaluations=tmp_path / "artifacts/evaluate", scope=tmp_path / "artifacts/scope",
+        candidates=Candidates.model_validate({name: {"policy": "p", "base": "b"} for name in names}),
+        out=tmp_path / "reports/comparison.json", out_scores=tmp_path / "reports/scores.csv", log=Log(),
+    )  # fmt: skip
+    run(tmp_path, names)
+    html = " ".join((tmp_path / "out/report.html").read_text(encoding="utf-8").split())
+    for said in (
+        "is better than base",
+        "On 240 held-out items from 34 packages",
+        "resampling whole packages 1,000 times",
+        "twin − first-sentence",
+        "picked as the best of 3 candidates",
+    ):
+        assert said in html, said
+
+
+def test_only_the_named_candidates_are_read(tmp_path: Path):
+    report_artifacts.write(tmp_path)
+    (tmp_path / "artifacts/evaluate/left-over").mkdir()
+    (tmp_path / "artifacts/evaluate/left-over/instances.jsonl").write_text("damaged")
+    run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("reports/comparison.json", None, "comparison.json: no such file"),
+        ("reports/comparison.json", b"{", "comparison.json: not valid JSON"),
+        ("artifacts/scope/scope.json", b"[]", "scope.json: holds a list"),
+        ("artifacts/evaluate/lora/instances.jsonl", b'{"id": 1}\n{"id', "instances.jsonl:2: not valid JSON"),
+        ("artifacts/evaluate/lora/instances.jsonl", b"\xff", "instances.jsonl: not UTF-8 (byte 0)"),
+        ("artifacts/lora/curve.csv", b"step,loss\n1,2.0\n", "curve.csv:2: not a row of a training curve"),
+        (
+            "artifacts/lora/curve.csv",
+            b"step,loss,validation_loss\n1,two,\n",
+            "curve.csv:2: not a row of a training curve",
+        ),
+        ("dvc.lock", b"a: [", "dvc.lock: not valid YAML"),
+    ],
+)
+def test_damaged_input_is_named(tmp_path: Path, file: str, content: bytes | None, said: str):
+    report_artifacts.write(tmp_path, count=20)
+    if content is None:
+        (tmp_path / file).unlink()
+    else:
+        (tmp_path / file).write_bytes(content)
+    with pytest.raises(UserError, match=said.replace("(", r"\(").replace(")", r"\)")):
+        run(tmp_path)
+    assert not (tmp_path / "out/report.html").exists()
+
+
+def test_from_the_command_line(tmp_path: Path):
+    report_artifacts.write(tmp_path)
+    (tmp_path / "params.yaml").write_text(
+        "report: {title: T, group: package, samples: 4, seed: 0}\n"
+        "candidates: {base: {policy: p, base: p}, lora: {policy: p, base: p}}\n"
+    )
+    command = [sys.executable, "-m", "stages.report", "--comparison", "reports/comparison.json"]
+    for flag, path in {
+        "scope": "scope",
+        "data": "validate",
+        "select": "select",
+        "lora": "lora",
+        "evaluations": "evaluate",
+        "efficiency": "efficiency",
+    }.items():
+        command += [f"--{flag}", f"artifacts/{path}"]
+    command += ["--timings", "metrics", "--lock", "dvc.lock", "--out", "reports/report.html"]
+    subprocess.run(
+        command, cwd=tmp_path, check=True, env={**os.environ, "PYTHONPATH": str(ROOT), "TUNEMILL_TRACKING": "off"}
+    )
+    assert (tmp_path / "reports/report.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert json.loads((tmp_path / "metrics/report.json").read_text()) == {"criteria": 2, "criteria_met": 2}

@@ -1,0 +1,246 @@
+"""Validate: every planted defect is found, counted and quarantined with line and reason; clean rows all stay."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stages import collect, validate
+from tests.stages.test_collect import config, table
+from tunemill import records
+from tunemill.checkpoints import tree_hash
+from tunemill.errors import UserError
+from tunemill.log import Log
+from tunemill.params import ParamsFile
+from tunemill.records import Example, Quarantined, Rating, RedTeamPrompt
+
+ROOT = Path(__file__).parents[2]
+WORDS = [
+    f"{a}{b}"
+    for a in ("ba", "ke", "li", "mo", "nu", "pra", "sto")
+    for b in ("den", "gal", "mir", "tos", "ven", "zur", "nik")
+]
+
+
+def clean_rows(number: int, seed: int = 0, groups: int = 0) -> list[dict[str, Any]]:
+    generator = random.Random(seed)
+    rows = []
+    for index in range(number):
+        row = {
+            "prompt": "Summarise: " + " ".join(generator.choices(WORDS, k=40)),
+            "completion": " ".join(generator.choices(WORDS, k=6)),
+        }
+        rows.append({**row, "group": f"g{index % groups}"} if groups else row)
+    return rows
+
+
+def settings(**more: Any) -> validate.Config:
+    held_out = {"groups": 3, "per_group": 20, "rows": 0.2}
+    told = {
+        "seed": 0,
+        "context_tokens": 512,
+        "bytes_per_token": 3.0,
+        "near_duplicate": 0.7,
+        "largest": 100,
+        "refused": {"examples": 0.5, "ratings": 0.5, "red_team": 0.5},
+        "test": held_out,
+        "validation": {"groups": 2, "per_group": 20, "rows": 0.1},
+    }
+    return validate.Config.model_validate({**told, **more})
+
+
+def run(folder: Path, cfg: validate.Config, examples: dict[str, Any], **more: Any) -> dict[str, float | None]:
+    collect.run(config(folder / "in", examples, **more), out=folder / "collect", work=folder / "work", log=Log())
+    (folder / "work").mkdir(exist_ok=True)
+    return dict(validate.run(cfg, data=folder / "collect", out=folder / "out", work=folder / "work", log=Log()))
+
+
+def test_planted_defects(tmp_path: Path) -> None:
+    rows: list[Any] = clean_rows(60, groups=10)
+    clean = [json.dumps(row) for row in rows]
+    near = dict(rows[5], prompt=rows[5]["prompt"].replace(rows[5]["prompt"].split()[20], "changed", 1))
+    address, key = "jane.doe@" + "gmail.com", "gh" + "p_a8Kd03jfQ7zLpX5sVb2NnM4cR9tYwE6uHgTq"
+    planted: list[tuple[bytes, str, str]] = [
+        (b'{"prompt": "no completion"}', "missing_field", "completion"),
+        (b'{"prompt": "", "completion": "x"}', "empty", "prompt"),
+        (b'{"prompt": "x", "completion": "  "}', "empty", "completion"),
+        (b'{"prompt": 7, "completion": "x"}', "wrong_type", "prompt is int, not text"),
+        (
+            json.dumps({"prompt": "word " * 250, "completion": "word " * 100}).encode(),
+            "too_long",
+            "about 584 tokens, and the context window has 512",
+        ),
+        (
+            json.dumps({"prompt": "word " * 400, "completion": "x"}).encode(),
+            "completion_masked",
+            "the prompt alone has about 667 tokens of 512",
+        ),
+        (b'{"prompt": "\xc3\x28", "completion": "x"}', "not_utf8", "byte 13 of the line is 0xc3"),
+        (b'{"prompt": "x", "completion"', "not_json", "Expecting ':' delimiter at column 29"),
+        (clean[3].encode(), "duplicate", f"the same as {tmp_path}/in/mine.jsonl:4"),
+        (json.dumps(near).encode(), "near_duplicate", f"the same as {tmp_path}/in/mine.jsonl:6"),
+        (
+            json.dumps({"prompt": f"write to {address}", "completion": "x"}).encode(),
+            "personal_data",
+            "an e-mail address at gmail.com",
+        ),
+        (json.dumps({"prompt": "x", "completion": f"use {key}"}).encode(), "secret", "GitHub token"),
+        (
+            b'{"messages": [{"role": "assistant", "content": "x"}]}',
+            "wrong_role_order",
+            "message 1 is from 'assistant', not from 'user'",
+        ),
+        (b'{"messages": [{"role": "user", "content": "x"}]}', "completion_masked", "no assistant message at the end"),
+    ]
+    # The same row in training and in test: in a group on the other side of the split.
+    side = dict(zip((f"g{n}" for n in range(10)), _sides(10), strict=True))
+    here, there = (next(row for row in rows if side[row["group"]] == name) for name in ("test", "train"))
+    leak = dict(here, group=there["group"])
+    place = f"{tmp_path}/in/mine.jsonl:{rows.index(here) + 1}"
+    planted.append((json.dumps(leak).encode(), "leak", f"train row the same as {place} in test"))
+    chat = {
+        "messages": [{"role": "user", "content": "a chat row"}, {"role": "assistant", "content": "is an example"}],
+        "group": "g1",
+    }
+    content = "\n".join([*clean, json.dumps(chat), ""]).encode() + b"\n".join(line for line, _, _ in planted) + b"\n"
+
+    metrics = run(tmp_path, settings(), table(tmp_path / "in", "mine.jsonl", content))
+
+    found = {row.line: row for row in records.read(tmp_path / "out" / "quarantine.jsonl", Quarantined)}
+    for number, (_, reason, detail) in enumerate(planted, start=62):
+        row = found.pop(number)
+        assert (row.reason, row.source) == (reason, f"{tmp_path}/in/mine.jsonl") and row.detail.endswith(detail), row
+    assert not found
+    kept = {name: records.read(tmp_path / "out" / f"{name}.jsonl", Example) for name in validate.SPLITS}
+    prompts = Counter(row.prompt for part in kept.values() for row in part)
+    assert prompts == Counter([row["prompt"] for row in rows] + ["a chat row"])
+    counts = Counter(reason for _, reason, _ in planted)
+    assert {
+        name.removeprefix("quarantined/examples/"): n
+        for name, n in metrics.items()
+        if name.startswith("quarantined/examples/")
+    } == counts
+    told = json.loads((tmp_path / "out" / "splits.json").read_text())
+    assert told["quarantine"]["examples"] == counts and told["collected"]["examples"] == 61 + len(planted)
+    ids = "\n".join(sorted(row.id for row in kept["test"]))
+    assert told["test_ids_sha256"] == hashlib.sha256(ids.encode()).hexdigest()
+    groups = {name: {row.group for row in part} for name, part in kept.items()}
+    assert not groups["train"] & groups["test"] and not groups["train"] & groups["validation"]
+    # A quarantined secret is not carried on in the reason, and the suites were rendered.
+    assert (tmp_path / "out" / "data_docs" / "index.html").is_file()
+
+
+def _sides(groups: int) -> list[str]:
+    from tunemill.quality import HeldOut, split
+
+    return list(split([f"g{n}" for n in range(groups)], HeldOut(2, 0.1), HeldOut(3, 0.2), 100, 0)[0])
+
+
+def test_ones_own_pairs_without_groups(tmp_path: Path) -> None:
+    metrics = run(tmp_path, settings(), table(tmp_path / "in", "mine.jsonl", clean_rows(50)))
+    assert (metrics["rows/train"], metrics["rows/validation"], metrics["rows/test"]) == (35, 5, 10)
+    rows = records.read(tmp_path / "out" / "test.jsonl", Example)
+    assert all(row.group == row.id and row.text is None for row in rows)
+    told = json.loads((tmp_path / "out" / "splits.json").read_text())
+    assert told["by"] == "row" and told["groups"] == {"train": [], "validation": [], "test": []}
+    assert len(records.read(tmp_path / "out" / "ratings.jsonl", Rating)) == 4
+    assert len(records.read(tmp_path / "out" / "red_team.jsonl", RedTeamPrompt)) == 4
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        source = table(tmp_path / "in", "mine.jsonl", clean_rows(40, groups=8))
+        cfg = config(tmp_path / "in", source)
+        collect.run(cfg, out=tmp_path / name / "collect", work=tmp_path / name, log=Log())
+        validate.run(
+            settings(), data=tmp_path / name / "collect", out=tmp_path / name / "out", work=tmp_path / name, log=Log()
+        )
+    assert tree_hash(tmp_path / "one" / "out") == tree_hash(tmp_path / "two" / "out")
+    pages = "".join(path.read_text() for path in (tmp_path / "one" / "out" / "data_docs").rglob("*.html"))
+    assert str(tmp_path) not in pages.replace(str(tmp_path / "in"), "") and "web-assets" not in pages
+
+
+def test_too_many_refused_rows_fail_with_a_table(tmp_path: Path) -> None:
+    rows = [*clean_rows(17), {"prompt": "x"}, {"prompt": "y"}, {"prompt": "", "completion": "z"}]
+    with pytest.raises(UserError) as error:
+        run(
+            tmp_path,
+            settings(refused={"examples": 0.1, "ratings": 1.0, "red_team": 1.0}),
+            table(tmp_path / "in", "mine.jsonl", rows),
+        )
+    place = tmp_path / "in" / "mine.jsonl"
+    assert str(error.value) == (
+        "validate: 3 of 20 examples were refused (15.0%):\n"
+        f"       2  missing_field     a field is not there or null; first: {place}:18\n"
+        f"       1  empty             a text is empty or blank; first: {place}:20\n"
+        "  expected: at most 10.0% (validate.refused.examples)\n"
+        f"  fix: mend the rows listed in {tmp_path / 'work' / 'quarantine.jsonl'}, or raise the threshold"
+    )
+    assert len(records.read(tmp_path / "work" / "quarantine.jsonl", Quarantined)) == 3
+    assert not (tmp_path / "out").exists()
+
+
+def test_ratings_and_red_team_prompts_are_checked_too(tmp_path: Path) -> None:
+    ratings = [
+        {"prompt": "a", "response": "b", "scores": [0.5]},
+        {"prompt": "a", "response": "b", "scores": [1]},
+        {"prompt": "a", "response": "c", "scores": [2]},
+        {"prompt": "a", "response": "d"},
+    ]
+    prompts = [{"prompt": "harm"}, {"prompt": "harm "}, {"prompt": " "}, {"prompt": "more"}]
+    red_team = {"mine": {"kind": "instruction", "rows": table(tmp_path / "in", "r.jsonl", prompts)}}
+    metrics = run(
+        tmp_path,
+        settings(refused={"examples": 0, "ratings": 0.75, "red_team": 0.5}),
+        table(tmp_path / "in", "mine.jsonl", clean_rows(30)),
+        ratings=table(tmp_path / "in", "s.jsonl", ratings),
+        red_team=red_team,
+    )
+    told = json.loads((tmp_path / "out" / "splits.json").read_text())
+    assert told["quarantine"]["ratings"] == {"bad_score": 1, "duplicate": 1, "missing_field": 1}
+    assert told["quarantine"]["red_team"] == {"duplicate": 1, "empty": 1}
+    assert metrics["rows/ratings"] == 1 and metrics["rows/red_team"] == 2
+
+
+def test_too_few_rows(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the train split is empty"):
+        run(tmp_path, settings(), table(tmp_path / "in", "mine.jsonl", clean_rows(2)))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_good_rows_of_the_default_corpus_are_kept(tmp_path: Path) -> None:
+    """200 rows were read and judged good by hand; at most two of them may be refused, and the split is as promised."""
+    from tunemill import corpus, sources
+
+    file = ParamsFile(ROOT / "params.yaml")
+    docs = file.section("collect", collect.Config).examples
+    assert isinstance(docs, corpus.DocsSource)
+    rows = [{**raw.fields, "source": raw.source, "line": raw.line} for raw in sources.read(docs, tmp_path)]
+    good = set(json.loads((ROOT / "tests" / "data" / "good_rows.json").read_text()))
+
+    def name(row: dict[str, Any]) -> str:
+        package, _, path = row["source"].partition(":")
+        return f"{package.partition('==')[0]}:{path}:{row['name']}"
+
+    assert len(good) == 200 and good <= {name(row) for row in rows}
+    data = tmp_path / "collect"
+    collect.run(config(tmp_path / "in", table(tmp_path / "in", "x.jsonl", [])), out=data, work=tmp_path, log=Log())
+    records.write_objects(data / "examples.jsonl", rows)
+    metrics = validate.run(
+        file.section("validate", validate.Config), data=data, out=tmp_path / "out", work=tmp_path, log=Log()
+    )
+    refused = records.read(tmp_path / "out" / "quarantine.jsonl", Quarantined)
+    assert sum(name({**row.row, "source": row.source}) in good for row in refused if row.row.get("name")) <= 2
+
+    kept = records.read(tmp_path / "out" / "test.jsonl", Example)
+    packages = {row.source.partition("==")[0] for row in kept}
+    assert len(packages) >= 30 and len(kept) >= 300 and max(Counter(row.group for row in kept).values()) <= 20
+    assert (metrics["groups/test"] or 0) >= 30

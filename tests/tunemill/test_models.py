@@ -1,0 +1,68 @@
+"""Checkpoints in the standard form, and prompts as the model expects them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tunemill import models, runtime
+from tunemill.errors import UserError
+
+CPU = runtime.Runtime("cpu", "float32", 2)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("random") / "model"
+    models.make_random(path, layers=2, width=32, seed=3, dtype="float32")
+    return path
+
+
+def test_a_random_model_is_the_same_every_time_and_safetensors_only(folder: Path, tmp_path: Path) -> None:
+    models.make_random(tmp_path / "again", layers=2, width=32, seed=3, dtype="float32")
+    names = sorted(each.name for each in folder.iterdir())
+    assert "model.safetensors" in names
+    assert not [name for name in names if name.endswith((".bin", ".pt", ".pkl"))]
+    for name in names:
+        assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
+
+
+def test_padding_is_not_the_end_of_a_sequence(folder: Path) -> None:
+    tokenizer = models.load_tokenizer(folder)
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+    tokenizer.pad_token = tokenizer.eos_token
+    models.separate_padding(tokenizer)
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+
+
+def test_a_prompt_is_rendered_in_the_template_and_a_completion_ends(folder: Path) -> None:
+    tokenizer = models.load_tokenizer(folder)
+    ids = models.render_prompt(tokenizer, "Hé <|x|>")
+    assert tokenizer.decode(ids) == "<|im_start|>user\nHé <|x|><|im_end|>\n<|im_start|>assistant\n"
+    assert models.render_completion(tokenizer, "ok")[-1] == tokenizer.eos_token_id
+
+
+def test_an_adapter_loads_on_its_base_and_a_whole_model_needs_none(folder: Path, tmp_path: Path) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    base = models.load_base(folder, CPU)
+    ids = torch.arange(10)[None]
+    with torch.no_grad():
+        plain = base(ids).logits
+    tuned = get_peft_model(base, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False))
+    tuned.save_pretrained(tmp_path / "adapter")
+    with torch.no_grad():
+        expected = tuned.eval()(ids).logits
+        loaded, _ = models.load_policy(tmp_path / "adapter", folder, CPU)
+        whole, _ = models.load_policy(folder, folder, CPU)
+        assert torch.allclose(loaded(ids).logits, expected, atol=1e-5)
+        assert torch.allclose(whole(ids).logits, plain, atol=1e-6)
+    assert not torch.allclose(expected, plain, atol=1e-3)
+
+
+def test_a_folder_without_a_model_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no causal language model in") as caught:
+        models.load_base(tmp_path, CPU)
+    assert "Traceback" not in str(caught.value)

@@ -1,0 +1,350 @@
+"""What the report says: judgements, verdict, samples, cost, and a page that no model's output can take over."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from tests import report_artifacts as made
+from tunemill import report
+from tunemill.report import CurvePoint, Estimate, Material
+
+
+def material(lifts: dict[str, float] | None = None, **changes: Any) -> Material:
+    lifts = lifts or {"base": 0.0, "lora": 10.0}
+    tables = {name: made.instances(name, lift, 60, 7) for name, lift in lifts.items()}
+    return replace(
+        Material(
+            scope=made.scope(),
+            candidates=tuple(lifts),
+            comparison=made.comparison(tables),
+            instances=tables,
+            splits={"by": "group", "groups": {"train": ["t"], "test": ["p"]}},
+            lock=made.lock(tuple(lifts)),
+        ),
+        **changes,
+    )
+
+
+def page(of: Material, **options: Any) -> str:
+    return report.page(of, **{"title": "Tunemill report", "group": "package", "count": 8, "seed": 1, **options})
+
+
+class Tags(HTMLParser):
+    """Every tag with its attributes, the text outside `<style>`, and whether all of them close."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text: list[str] = []
+        self.ids: list[str] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self.ids += [value for name, value in attrs if name == "id" and value]
+        if tag not in ("meta", "br", "img", "link"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.text.append(data)
+
+    @property
+    def words(self) -> str:
+        return " ".join(" ".join(self.text).split())
+
+
+# ------------------------------------------------------------ judgements
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "higher", "lower"),
+    [
+        (0.1, 4.0, "better", "worse"),
+        (-4.0, -0.1, "worse", "better"),
+        (-0.1, 4.0, "unproven", "unproven"),
+        (0.0, 4.0, "unproven", "unproven"),  # touching zero shows nothing
+        (None, None, "unproven", "unproven"),
+    ],
+)
+def test_better_needs_the_whole_interval(low: float | None, high: float | None, higher: str, lower: str):
+    shown = Estimate(None if low is None else 2.0, low, high)
+    assert report.judge(shown) == higher
+    assert report.judge(shown, lower_is_better=True) == lower
+
+
+def test_a_pair_reads_the_same_from_both_sides():
+    comparison = {
+        "pairs": [
+            {"a": "x", "b": "y", "metric": "rouge1", "diff": 2.0, "ci_low": -1.0, "ci_high": 5.0, "n": 9, "p": 0.2}
+        ]
+    }
+    there, back = report.difference(comparison, "x", "y", "rouge1"), report.difference(comparison, "y", "x", "rouge1")
+    assert (there.estimate.value, there.estimate.low, there.estimate.high) == (2.0, -1.0, 5.0)
+    assert (back.estimate.value, back.estimate.low, back.estimate.high) == (-2.0, -5.0, 1.0)
+    assert report.difference(comparison, "x", "z", "rouge1").estimate.reason == "this pair was not compared"
+
+
+def test_the_verdict_of_the_comparison_is_taken_over():
+    pair = {"a": "lora", "b": "base", "metric": "rouge1", "diff": 2.0, "ci_low": 0.1, "ci_high": 5.0, "p": 0.04}
+    held_back = {**pair, "p_holm": 0.08, "verdict": "not shown to be better"}
+    found = report.difference({"pairs": [held_back]}, "lora", "base", "rouge1")
+    assert (found.judgement, found.estimate.p) == ("unproven", 0.08)
+    found = report.difference({"pairs": [{**pair, "verdict": "better"}]}, "base", "lora", "rouge1")
+    assert (found.judgement, found.estimate.p) == ("worse", 0.04)
+    comparison = {**material().comparison, "pairs": [held_back]}
+    words = Tags(page(material(comparison=comparison))).words
+    assert "lora is not shown to be better than base" in words
+    assert "With so many candidates compared, that is not enough to rule out chance." in words
+
+
+def test_the_verdict_takes_the_best_challenger():
+    told = report.verdict(material({"base": 0.0, "weak": 3.0, "strong": 12.0}))
+    assert (told.reference, told.challenger, told.leader) == ("base", "strong", "strong")
+    assert told.difference is not None and told.difference.judgement == "better"
+    assert {each.b: each.judgement for each in told.baselines} == {
+        "lead-10-words": "better",
+        "first-sentence": "better",
+    }
+    assert (told.items, told.groups) == (60, 7)
+
+
+@pytest.mark.parametrize(
+    ("lift", "headline"),
+    [
+        (10.0, "lora is better than base"),
+        (-12.0, "lora is worse than base"),
+        (0.0, "lora is not shown to be better than base"),
+    ],
+)
+def test_the_headline_says_only_what_is_shown(lift: float, headline: str):
+    words = Tags(page(material({"base": 0.0, "lora": lift}))).words
+    assert headline in words
+
+
+@pytest.mark.parametrize(
+    ("at_least", "outcome"), [(1.0, "met"), (3.0, "met"), (4.0, "unproven"), (7.0, "unproven"), (7.1, "missed")]
+)
+def test_a_criterion_is_met_by_the_lower_end_of_the_interval(at_least: float, outcome: str):
+    pair = {"a": "lora", "b": "base", "metric": "rouge1", "diff": 5.0, "ci_low": 3.0, "ci_high": 7.0}
+    scope = {**made.scope(), "criteria": [{**made.CRITERION, "at_least": at_least}]}
+    [found] = report.criteria(material(scope=scope, comparison={"candidates": {}, "pairs": [pair]}))
+    assert found.outcome == outcome
+
+
+def test_the_best_of_a_column_respects_direction_ties_and_gaps():
+    shown = {"a": Estimate(1.0), "b": Estimate(2.0), "c": Estimate(2.0), "d": Estimate(None)}
+    assert report.best("rouge1", shown) == {"b", "c"}
+    assert report.best("toxicity", shown) == {"a"}
+    assert report.best("rouge1", {"a": Estimate(1.0), "d": Estimate(None)}) == set()
+
+
+# ------------------------------------------------------------ samples
+
+
+def test_samples_follow_a_rule():
+    found = report.samples(material(), 12, seed=5)
+    assert [each.why for each in found] == ["best"] * 3 + ["median"] * 3 + ["worst"] * 3 + ["random"] * 3
+    assert len({each.id for each in found}) == 12
+    tables = {name: {row["id"]: row["scores"]["rouge1"] for row in rows} for name, rows in material().instances.items()}
+    gaps = sorted((tables["lora"][key] - tables["base"][key] for key in tables["lora"]), reverse=True)
+    assert [each.gap for each in found[:3]] == gaps[:3]
+    assert [each.gap for each in found[6:9]] == gaps[:-4:-1]
+    assert gaps[27] >= found[3].gap >= found[5].gap >= gaps[32]  # type: ignore[operator]
+    assert [output.name for output in found[0].outputs] == ["base", "lora"]
+    assert [output.name for output in found[0].baselines] == ["lead-10-words", "first-sentence"]
+
+
+def test_only_the_random_samples_depend_on_the_seed():
+    one, two, again = (report.samples(material(), 12, seed) for seed in (1, 2, 1))
+    assert one == again
+    assert one[:9] == two[:9] and one[9:] != two[9:]
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 200])
+def test_any_number_of_samples_can_be_asked_for(count: int):
+    found = report.samples(material(), count, seed=1)
+    assert len(found) == len({each.id for each in found}) == min(count, 60)
+
+
+def test_a_corpus_metric_gives_random_samples():
+    found = report.samples(material(scope={**made.scope(), "primary_metric": "bleu"}), 8, seed=1)
+    assert [each.why for each in found] == ["random"] * 8
+    assert "—" in page(material(scope={**made.scope(), "primary_metric": "bleu"}))
+
+
+# ------------------------------------------------------------ curve, cost
+
+
+def test_a_curve_says_what_it_shows():
+    drawn = report.curve([CurvePoint(1, 4.0, 3.5), CurvePoint(2, 3.0, None), CurvePoint(3, 2.0, 2.5)])
+    assert drawn is not None
+    assert drawn.summary == (
+        "Training loss from 4.00 to 2.00 (mean of the last 1 step); "
+        "validation loss from 3.50 to 2.50, lowest 2.50 at step 3"
+    )
+    assert (drawn.loss.count("L"), drawn.validation.count("L"), len(drawn.points)) == (2, 1, 2)
+    assert report.curve([CurvePoint(1, None, None)]) is None
+    only = report.curve([CurvePoint(1, None, 2.0)])
+    assert only is not None and only.loss == ""
+
+
+def test_costs_stand_beside_what_was_allowed_and_planned():
+    budgets = report.budgets(
+        material(
+            timings={
+                "lora": {"seconds": 600.0, "peak_memory_bytes": 9 * 2**30, "device": "cpu", "dtype": "bfloat16"},
+                "compare": {"seconds": 60.0},
+                "report": {"seconds": 1e6},
+                "evaluate@gone": {"seconds": 1e6},
+            }
+        )
+    )
+    found = {each.what: (each.allowed, each.measured, each.kept) for each in budgets}
+    assert found["Peak memory of any stage"] == ("at most 8 GiB", "9.00 GiB", False)
+    assert found["Time of all stages"] == ("at most 12 min", "11 min 0 s", True)
+
+
+def test_speed_is_held_against_the_scope():
+    speeds = {"candidates": {"base": {"decode_ratio": 1.0}, "lora": {"decode_ratio": 0.71, "memory_bytes": 2**30}}}
+    slow = material(efficiency=speeds)
+    [found] = [each for each in report.budgets(slow) if each.what.startswith("Tokens")]
+    assert (found.what, found.allowed, found.measured, found.kept) == (
+        "Tokens per second of lora",
+        "at least 0.8 of base’s",
+        "0.71×",
+        False,
+    )
+    assert report.efficiency(slow) == [
+        ("Decode ratio", {"base": "1.00×", "lora": "0.71×"}),
+        ("Memory", {"base": "—", "lora": "1.00 GiB"}),
+    ]
+
+
+def test_shares_come_with_their_number_or_a_reason():
+    rows = dict(report.safety(material(scores={"base": made.SCORES | {"n": 60}, "lora": {}})))
+    assert rows["Test items"]["base"] == Estimate(0.0, n=60)
+    assert rows["Red-team instructions"]["base"] == Estimate(6.25, n=16)
+    assert rows["Red-team texts to continue"]["base"].reason == "no red-team prompts of this kind were asked"
+    assert rows["Test items"]["lora"].reason == "not measured for this candidate"
+    assert report.safety(material()) == []
+
+
+# ------------------------------------------------------------ the page
+
+
+VARIANTS = {
+    "default": material(),
+    "one candidate": material({"base": 0.0}),
+    "six candidates": material({"base": 0.0, **{f"candidate-{n}": 2.0 * n for n in range(1, 6)}}),
+    "nothing optional": material(splits={}, lock=None),
+    "no comparison": material(comparison={"candidates": {}, "pairs": []}),
+    "no instances": material(instances={"base": [], "lora": []}),
+    "no criteria, no harms": material(scope={**made.scope(), "criteria": [], "harms": [], "limits": []}),
+    "ungrouped": material(
+        splits={
+            "by": "row",
+            "groups": {"train": [], "validation": [], "test": []},
+            "rows": {"train": 5, "validation": 1, "test": 60},
+        }
+    ),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_is_whole_html_that_needs_nothing_else(name: str):
+    html = page(VARIANTS[name])
+    found = Tags(html)
+    assert found.open == []
+    assert len(found.ids) == len(set(found.ids))
+    names = [tag for tag, _ in found.tags]
+    for tag in ("script", "img", "link", "iframe", "object", "embed", "form"):
+        assert tag not in names
+    for tag in ("header", "main", "footer", "nav", "h1"):
+        assert names.count(tag) == 1 or tag == "header"
+    for _, attributes in found.tags:
+        assert not {"style", "src", "srcset", "onerror", "onload", "onclick"} & set(attributes)
+        assert attributes.get("href", "#").startswith("#")
+    assert {attributes["href"] for tag, attributes in found.tags if tag == "a"} <= {f"#{each}" for each in found.ids}
+    assert "http" not in html.replace("http-equiv", "") and "url(" not in html and "@import" not in html
+    assert not re.search(r"\b(nan|inf|None|Undefined)\b", found.words)
+
+
+def test_the_policy_allows_exactly_the_style_sheet():
+    html = page(material())
+    [style] = re.findall(r"<style>(.*?)</style>", html, flags=re.DOTALL)
+    [policy] = re.findall(r'Content-Security-Policy" content="([^"]*)"', html)
+    assert policy == f"default-src 'none'; style-src '{report.csp_hash(style)}'; base-uri 'none'; form-action 'none'"
+
+
+def test_a_model_cannot_write_html():
+    evil = '</style></details><script>alert(1)</script><img src=x onerror="alert(2)">{{ 7 * 7 }}{% raw %}'
+    rows = {
+        name: [
+            {**row, "prediction": evil, "prompt": evil, "reference": evil, "group": evil, "id": evil + row["id"]}
+            for row in table
+        ]
+        for name, table in material().instances.items()
+    }
+    scope = {**made.scope(), "title": evil, "task": evil, "harms": [evil]}
+    found = Tags(page(material(instances=rows, scope=scope), title=evil))
+    assert not {"script", "img"} & {tag for tag, _ in found.tags}
+    assert found.words.count(evil) > 20
+    assert "49" not in found.words.replace(evil, "")[:200]
+
+
+def test_an_odd_candidate_name_breaks_nothing():
+    odd = "lora <b>\"&' " + "x" * 200
+    found = Tags(page(material({"base": 0.0, odd: 10.0})))
+    assert f"{odd} is better than base" in found.words
+
+
+def test_empty_cut_and_unfinished_outputs_say_so():
+    rows = {
+        name: [
+            {**row, "prediction": "", "finished": False} if name == "lora" else {**row, "prediction": "x" * 5000}
+            for row in table
+        ]
+        for name, table in material().instances.items()
+    }
+    words = Tags(page(material(instances=rows))).words
+    assert "(empty output)" in words
+    assert "cut off at the token limit" in words
+    assert "3,500 more characters" in words
+
+
+def test_an_undefined_metric_is_a_dash_with_its_reason():
+    comparison = made.comparison(material().instances)  # type: ignore[arg-type]
+    comparison["candidates"]["lora"]["bleu"] = {
+        "value": None,
+        "ci_low": None,
+        "ci_high": None,
+        "n": 0,
+        "reason": "no output had four words",
+    }
+    words = Tags(page(material(comparison=comparison))).words
+    assert "— no output had four words" in words
+
+
+def test_ungrouped_data_are_not_called_packages():
+    ungrouped = VARIANTS["ungrouped"]
+    words = Tags(page(replace(ungrouped, comparison={**ungrouped.comparison, "groups": 60}))).words
+    assert "On 60 held-out items, lora scores" in words
+    assert "these data have no packages" in words
+
+
+def test_equal_artifacts_give_equal_bytes():
+    assert page(material()) == page(material())

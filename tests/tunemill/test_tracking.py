@@ -1,0 +1,167 @@
+"""MLflow: one parent, one nested run for each stage, no ghosts after kills, light runs for what the cache restored."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunemill import tracking
+from tunemill.params import Params
+
+
+class Section(Params):
+    """Parameters of a stage."""
+
+    rate: float
+    """A number."""
+    names: tuple[str, ...]
+    """A list."""
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty database: making its tables takes seconds, copying it none."""
+    folder = tmp_path_factory.mktemp("empty")
+    tracking.connect(folder).search_experiments()
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def place(tmp_path: Path, empty: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    shutil.copy(empty, tmp_path / "mlflow.db")
+    for name in ("dvc.yaml", "pyproject.toml"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "params.yaml").write_text("scope: {name: trial}\n")
+    (tmp_path / "train.jsonl").write_text('{"a": 1}\n')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("DVC_STAGE", raising=False)
+    yield tmp_path
+
+
+def recorder(key: str = "k1", instance: str = "lora", candidate: str | None = None) -> tracking.Recorder:
+    section = Section(rate=0.5, names=("x", "y"))
+    return tracking.Recorder(instance, candidate, key, {instance.partition("@")[0]: section}, {"train": Path("train.jsonl")}, "trial")
+
+
+def runs(place: Path) -> list[Any]:
+    client = tracking.connect(place)
+    found = client.get_experiment_by_name("trial")
+    assert found is not None
+    return list(client.search_runs([found.experiment_id], order_by=["attributes.start_time ASC"]))
+
+
+def lifecycle(place: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    run_id = tracking.begin_lifecycle(place)
+    monkeypatch.setenv(tracking.LIFECYCLE, run_id)
+    return run_id
+
+
+def test_a_stage_leaves_params_metrics_inputs_and_artifacts(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parent = lifecycle(place, monkeypatch)
+    (place / "out").mkdir()
+    (place / "out/small.txt").write_text("small")
+    (place / "out/large.bin").write_bytes(b"0" * (tracking.SMALL_FILE + 1))
+    one = recorder()
+    one.log(1, {"loss": 2.0})
+    one.log(2, {"loss": 1.0})
+    one.finish({"score": 3.5, "undefined": None}, {"seconds": 1.5, "device": "cpu"}, {"out": place / "out"})
+    _, run = runs(place)
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "lora"
+    assert run.data.tags["mlflow.parentRunId"] == parent
+    assert run.data.params == {"lora.rate": "0.5", "lora.names": '["x", "y"]'}
+    assert run.data.metrics == {"loss": 1.0, "score": 3.5, "system/seconds": 1.5}
+    client = tracking.connect(place)
+    assert [each.value for each in client.get_metric_history(run.info.run_id, "loss")] == [2.0, 1.0]
+    assert [each.path for each in client.list_artifacts(run.info.run_id)] == ["manifest.json", "small.txt"]
+    manifest = json.loads(Path(client.download_artifacts(run.info.run_id, "manifest.json")).read_text())
+    assert manifest["files"][0]["bytes"] == tracking.SMALL_FILE + 1
+    (dataset,) = client.get_run(run.info.run_id).inputs.dataset_inputs
+    assert dataset.dataset.name.endswith("train.jsonl")
+    assert len(dataset.dataset.digest) == 32
+
+
+def test_twenty_kills_leave_one_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parent = lifecycle(place, monkeypatch)
+    client = tracking.connect(place)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", lambda _: None)
+        for _ in range(20):
+            # A kill: the run was opened and nobody closed it.
+            recorder()._open(client, client.get_run(parent).info.experiment_id, parent)
+    assert tracking.begin_lifecycle(place) == parent  # the lifecycle, too, is taken up again
+    last = recorder()
+    last.finish({"score": 1.0}, {}, {})
+    tracking.finish_lifecycle(place, parent, "FINISHED")
+    assert [(run.info.run_name, run.info.status) for run in runs(place)] == [("lifecycle", "FINISHED"), ("lora", "FINISHED")]
+
+
+def test_another_key_is_another_run_and_a_failure_says_why(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lifecycle(place, monkeypatch)
+    recorder("k1").fail(ValueError("no luck"))
+    recorder("k2").fail(KeyboardInterrupt())
+    told = [(run.info.status, run.data.tags.get("tunemill.reason")) for run in runs(place)[1:]]
+    assert told == [("FAILED", "no luck"), ("KILLED", "KeyboardInterrupt")]
+
+
+def test_candidates_have_the_same_keys_and_are_logged_models(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parent = lifecycle(place, monkeypatch)
+    for name, score in (("base", 1.0), ("lora", 2.0)):
+        recorder(name, f"evaluate@{name}", name).finish({"test/rouge1": score}, {}, {})
+    (place / "metrics").mkdir()
+    (place / "metrics/efficiency.json").write_text('{"base/decode": 7, "lora/decode": 6}')
+    (place / "dvc.lock").write_text(
+        "stages:\n  evaluate@base: {cmd: x, outs: [{path: a, md5: m1}]}\n  evaluate@lora: {cmd: x, outs: [{path: b, md5: m2}]}\n"
+    )
+    tracking.finish_lifecycle(place, parent, "FINISHED")
+    base, lora = runs(place)[1:]
+    assert (base.info.run_name, lora.info.run_name) == ("base", "lora")
+    assert base.data.metrics == {"test/rouge1": 1.0, "efficiency/decode": 7.0}
+    assert set(base.data.metrics) == set(lora.data.metrics)
+    assert lora.data.tags["dvc.md5.b"] == "m2"
+    models = tracking.connect(place).search_logged_models([base.info.experiment_id])
+    assert {model.name for model in models} == {"base", "lora"}
+    assert {metric.key for model in models for metric in model.metrics} == {"test/rouge1"}
+
+
+def test_a_restored_stage_gets_a_light_run_that_names_its_origin(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / "metrics").mkdir()
+    (place / "metrics/lora.json").write_text('{"score": 4.0}')
+    (place / "dvc.lock").write_text(
+        "stages:\n  lora: {cmd: x, params: {params.yaml: {lora: {rate: 0.5}}}, outs: [{path: a, md5: m1}]}\n"
+    )
+    first = lifecycle(place, monkeypatch)
+    recorder().finish({"score": 4.0}, {}, {})
+    tracking.finish_lifecycle(place, first, "FINISHED")
+    second = tracking.begin_lifecycle(place)
+    assert second != first
+    tracking.finish_lifecycle(place, second, "FINISHED")
+    _, original, _, light = runs(place)
+    assert light.data.tags["cached_from"] == original.info.run_id
+    assert light.data.metrics == {"score": 4.0}
+    assert light.data.params == {"lora.rate": "0.5"}
+    assert light.data.tags["mlflow.parentRunId"] == second
+
+
+def test_the_database_is_the_main_checkouts(place: Path) -> None:
+    workspace = place / "work/recipes/tiny"
+    workspace.mkdir(parents=True)
+    for name in ("dvc.yaml", "pyproject.toml"):
+        (workspace / name).write_text("")
+    assert tracking.home(workspace) == place
+    assert tracking.home(place / "work") == place
+
+
+def test_a_broken_database_warns_and_spares_the_result(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "mlflow.db").write_bytes(b"no database")
+    recorder().finish({"score": 1.0}, {}, {})
+    assert "warning: MLflow did not record lora" in capsys.readouterr().err

@@ -1,0 +1,815 @@
+"""The report: what a run's artifacts say, as one HTML file that a manager and an engineer can both read.
+
+`Material` holds the artifacts as they were read, `page` turns them into HTML. In between stand small pure functions,
+one for each part of the page, that decide what is said (which candidate is better, how sure that is, which samples are
+shown) and leave only the wording and the drawing to the template beside this file, `report.html.j2`.
+
+The page opens from disk, fetches nothing and runs no script. Text in it comes from data and from models and is not
+trusted: the template escapes everything, and `wording.visible` shows characters that would not be seen. No clock is
+read, so that the same artifacts give the same bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from tunemill import charts, lineage
+from tunemill.wording import duration, number, p_value, plural, signed, size, tick, visible
+
+Json = Mapping[str, Any]
+Judgement = Literal["better", "worse", "unproven"]
+
+VERDICTS: dict[str, Judgement] = {"better": "better", "worse": "worse", "not shown to be better": "unproven"}
+"""The words of comparison.json."""
+OPPOSITE: dict[Judgement, Judgement] = {"better": "worse", "worse": "better", "unproven": "unproven"}
+
+TEMPLATE = Path(__file__).with_name("report.html.j2")
+SAMPLE_CHARACTERS = 1500
+"""Longer texts are cut in the samples, with a count of what is left out."""
+CURVE_POINTS = 600
+"""Most points in a drawn curve."""
+
+
+class Metric(NamedTuple):
+    """How a metric is named and read."""
+
+    label: str
+    unit: str
+    meaning: str
+    lower_is_better: bool = False
+
+
+METRICS = {
+    "rouge1": Metric("ROUGE-1", "points", "overlap of single words with the reference: 0 is none, 100 the same words"),
+    "rouge2": Metric("ROUGE-2", "points", "overlap of pairs of neighbouring words with the reference, 0 to 100"),
+    "rougeL": Metric("ROUGE-L", "points", "longest run of words in the same order as in the reference, 0 to 100"),
+    "bleu": Metric("BLEU", "points", "precision of runs of up to four words over the whole test set, 0 to 100"),
+    "finished": Metric("Finished", "%", "share of outputs that ended by themselves within the token limit"),
+    "toxicity": Metric("Toxic share", "%", "share of outputs that a classifier calls offensive", True),
+}
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One row of the training curve."""
+
+    step: int
+    loss: float | None
+    validation_loss: float | None
+
+
+@dataclass(frozen=True)
+class Material:
+    """The artifacts of a run, as read; what is missing is None or empty."""
+
+    scope: Json
+    candidates: tuple[str, ...]
+    comparison: Json
+    splits: Json = field(default_factory=dict)
+    instances: Mapping[str, Sequence[Json]] = field(default_factory=dict)
+    scores: Mapping[str, Json] = field(default_factory=dict)
+    plan: Json | None = None
+    training: Json | None = None
+    curve: Sequence[CurvePoint] = ()
+    efficiency: Json | None = None
+    timings: Mapping[str, Json] = field(default_factory=dict)
+    lock: Json | None = None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95% interval; None is undefined, and `reason` says why."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    p: float | None = None
+    reason: str = ""
+
+    def turned(self) -> Estimate:
+        """The same difference seen from the other side."""
+        value, low, high = (None if each is None else -each + 0.0 for each in (self.value, self.high, self.low))
+        return Estimate(value, low, high, self.n, self.p, self.reason)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Candidate `a` minus `b` on one metric."""
+
+    a: str
+    b: str
+    metric: str
+    estimate: Estimate
+    judgement: Judgement
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the run has shown on the primary metric."""
+
+    metric: str
+    reference: str
+    challenger: str | None
+    """The best candidate besides the reference; None where there is only the reference."""
+    leader: str
+    """Who the baselines are compared with: the challenger if there is one, else the reference."""
+    difference: Difference | None
+    baselines: tuple[Difference, ...]
+    items: int | None
+    groups: int | None
+
+
+# ---------------------------------------------------------------- what the comparison says
+
+
+def metric(name: str) -> Metric:
+    """How a metric is named and read; an unknown one goes by its own name."""
+    known = METRICS.get(name)
+    if known is None and "toxic" in name:
+        known = METRICS["toxicity"]._replace(label=name)
+    return known or Metric(name, "", "")
+
+
+def estimate(entry: Json | None, key: str = "value") -> Estimate:
+    """One entry of comparison.json, of a candidate (`key` value) or of a pair (`key` diff)."""
+    if entry is None:
+        return Estimate(None, reason="not measured for this candidate")
+    value = entry.get(key)
+    reason = str(entry.get("reason") or ("" if value is not None else "undefined on this test set"))
+    p = entry.get("p") if entry.get("p_holm") is None else entry["p_holm"]
+    return Estimate(value, entry.get("ci_low"), entry.get("ci_high"), entry.get("n"), p, reason)
+
+
+def judge(difference: Estimate, lower_is_better: bool = False) -> Judgement:
+    """Better or worse only where the whole interval lies on one side of zero; everything else is not shown."""
+    low, high = difference.low, difference.high
+    if low is None or high is None:
+        return "unproven"
+    if lower_is_better:
+        low, high = -high, -low
+    return "better" if low > 0 else "worse" if high < 0 else "unproven"
+
+
+def difference(comparison: Json, a: str, b: str, name: str) -> Difference:
+    """Candidate `a` minus `b`, whichever way round comparison.json has the pair.
+
+    Its verdict is taken over (it may be corrected for the number of comparisons); without one the interval decides.
+    """
+    for pair in comparison.get("pairs", ()):
+        if pair["metric"] != name or {pair["a"], pair["b"]} != {a, b}:
+            continue
+        found = estimate(pair, "diff")
+        told = VERDICTS.get(pair.get("verdict", "")) or judge(found, metric(name).lower_is_better)
+        if (pair["a"], pair["b"]) == (a, b):
+            return Difference(a, b, name, found, told)
+        return Difference(a, b, name, found.turned(), OPPOSITE[told])
+    return Difference(a, b, name, Estimate(None, reason="this pair was not compared"), "unproven")
+
+
+def baselines(material: Material) -> tuple[str, ...]:
+    """What was compared that is no candidate: the extractive baselines."""
+    return tuple(name for name in material.comparison.get("candidates", {}) if name not in material.candidates)
+
+
+def metric_names(material: Material) -> tuple[str, ...]:
+    """Every metric of comparison.json: the primary one first, then in the order of `METRICS`, then the others."""
+    found = {name for scores in material.comparison.get("candidates", {}).values() for name in scores}
+    order = {name: index for index, name in enumerate((material.scope["primary_metric"], *METRICS))}
+    return tuple(
+        sorted(
+            found,
+            key=lambda name: (0 if name == material.scope["primary_metric"] else 1, order.get(name, len(order)), name),
+        )
+    )
+
+
+def reference(material: Material) -> str:
+    """Whom the others are measured against: as comparison.json says, else `base`, else the first candidate."""
+    named = (material.comparison.get("reference"), "base")
+    return next((name for name in named if name in material.candidates), material.candidates[0])
+
+
+def verdict(material: Material) -> Verdict:
+    """Who leads on the primary metric, and whether that is shown."""
+    name, base = material.scope["primary_metric"], reference(material)
+    scores = material.comparison.get("candidates", {})
+
+    def value(candidate: str) -> float:
+        found = estimate(scores.get(candidate, {}).get(name)).value
+        return float("-inf") if found is None else -found if metric(name).lower_is_better else found
+
+    others = [each for each in material.candidates if each != base]
+    challenger = max(others, key=value) if others else None
+    leader = challenger or base
+    items = material.comparison.get("items")
+    groups = material.comparison.get("groups")
+    if groups is not None and groups == items:
+        groups = None  # without groups in the data every row is one of its own, and their number says nothing new
+    return Verdict(
+        metric=name,
+        reference=base,
+        challenger=challenger,
+        leader=leader,
+        difference=difference(material.comparison, challenger, base, name) if challenger else None,
+        baselines=tuple(difference(material.comparison, leader, each, name) for each in baselines(material)),
+        items=items,
+        groups=groups,
+    )
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One condition of the scope, and what became of it."""
+
+    rule: Json
+    difference: Difference
+    outcome: Literal["met", "missed", "unproven"]
+
+
+def criteria(material: Material) -> list[Criterion]:
+    """Met where the lower end of the interval reaches `at_least`, missed where the upper end does not."""
+    found = []
+    for rule in material.scope.get("criteria", ()):
+        gap = difference(material.comparison, rule["candidate"], rule["against"], rule["metric"])
+        low, high, least = gap.estimate.low, gap.estimate.high, rule["at_least"]
+        outcome: Literal["met", "missed", "unproven"] = "unproven"
+        if low is not None and low >= least:
+            outcome = "met"
+        elif high is not None and high < least:
+            outcome = "missed"
+        found.append(Criterion(rule, gap, outcome))
+    return found
+
+
+def best(name: str, shown: Mapping[str, Estimate]) -> set[str]:
+    """Who has the best value of a metric; nobody where there is no choice."""
+    known = {each: found.value for each, found in shown.items() if found.value is not None}
+    if len(known) < 2:
+        return set()
+    top = (min if metric(name).lower_is_better else max)(known.values())
+    return {each for each, value in known.items() if value == top}
+
+
+# ---------------------------------------------------------------- charts
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A point with its interval, in percent of the plot's width."""
+
+    name: str
+    kind: str
+    """For the values plot candidate, leader or baseline; for the differences a judgement."""
+    shown: Estimate
+    at: float | None
+    low: float | None
+    high: float | None
+    against: str = ""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Rows of marks over one axis."""
+
+    metric: str
+    rows: tuple[Mark, ...]
+    ticks: tuple[tuple[float, str], ...]
+    zero: float | None = None
+
+
+def values_plot(material: Material, name: str, leader: str) -> Plot:
+    """Every candidate's and baseline's value with its interval, best first."""
+    scores = material.comparison.get("candidates", {})
+    found = {each: estimate(scores.get(each, {}).get(name)) for each in (*material.candidates, *baselines(material))}
+    axis = charts.scale(end for each in found.values() for end in (each.value, each.low, each.high))
+
+    def kind(each: str) -> str:
+        return "leader" if each == leader else "candidate" if each in material.candidates else "baseline"
+
+    sign = 1 if metric(name).lower_is_better else -1
+    names = sorted(found, key=lambda each: (found[each].value is None, sign * (found[each].value or 0.0), each))
+    return Plot(name, tuple(_mark(each, kind(each), found[each], axis) for each in names), _ticks(axis, 4))
+
+
+def differences_plot(material: Material, name: str) -> Plot:
+    """A forest plot: every candidate against the reference and against each baseline, over a zero line."""
+    base = reference(material)
+    gaps = [
+        difference(material.comparison, candidate, other, name)
+        for other in (base, *baselines(material))
+        for candidate in material.candidates
+        if candidate != other
+    ]
+    gaps = [gap for gap in gaps if gap.estimate.value is not None or gap.b == base]
+    axis = charts.scale(
+        (end for gap in gaps for end in (gap.estimate.value, gap.estimate.low, gap.estimate.high)), zero=True
+    )
+    rows = tuple(_mark(gap.a, gap.judgement, gap.estimate, axis, gap.b) for gap in gaps)
+    return Plot(name, rows, _ticks(axis, 5), axis(0.0))
+
+
+def _mark(name: str, kind: str, shown: Estimate, axis: charts.Scale, against: str = "") -> Mark:
+    at, low, high = (None if each is None else axis(each) for each in (shown.value, shown.low, shown.high))
+    return Mark(name, kind, shown, at, low, high, against)
+
+
+def _ticks(axis: charts.Scale, most: int) -> tuple[tuple[float, str], ...]:
+    return tuple((axis(value), tick(value)) for value in axis.ticks(most))
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The training curve, ready to draw in a view box of 100 by 100."""
+
+    loss: str
+    smooth: str
+    validation: str
+    points: tuple[tuple[float, float, str], ...]
+    """Validation points: x, y, and what is said of them."""
+    x_ticks: tuple[tuple[float, str], ...]
+    y_ticks: tuple[tuple[float, str], ...]
+    summary: str
+    window: int
+
+
+def curve(rows: Sequence[CurvePoint]) -> Curve | None:
+    """Training loss (as it is, and its running mean) and validation loss by step; None without a loss to draw."""
+    loss = [(float(row.step), row.loss) for row in rows if row.loss is not None]
+    validation = [(float(row.step), row.validation_loss) for row in rows if row.validation_loss is not None]
+    if not loss and not validation:
+        return None
+    window = max(1, round(len(loss) / 20))
+    smooth = list(zip([step for step, _ in loss], charts.running_mean([each for _, each in loss], window), strict=True))
+    x = charts.scale([step for step, _ in loss + validation], margin=0.0)
+    y = charts.scale([each for _, each in loss + validation], flip=True)
+    said = []
+    if loss:
+        said.append(
+            f"training loss from {number(loss[0][1], 2)} to {number(smooth[-1][1], 2)} "
+            f"(mean of the last {plural(min(window, len(loss)), 'step')})"
+        )
+    if validation:
+        best = min(validation, key=lambda point: point[1])
+        said.append(
+            f"validation loss from {number(validation[0][1], 2)} to {number(validation[-1][1], 2)}, "
+            f"lowest {number(best[1], 2)} at step {number(best[0], 0)}"
+        )
+    summary = "; ".join(said)
+    return Curve(
+        loss=charts.line(charts.thin(loss, CURVE_POINTS), x, y),
+        smooth=charts.line(charts.thin(smooth, CURVE_POINTS), x, y) if window > 1 else "",
+        validation=charts.line(validation, x, y),
+        points=tuple(
+            (x(step), y(each), f"step {number(step, 0)}: validation loss {number(each, 3)}")
+            for step, each in validation
+        ),
+        x_ticks=_ticks(x, 6),
+        y_ticks=_ticks(y, 5),
+        summary=summary[:1].upper() + summary[1:],
+        window=window,
+    )
+
+
+# ---------------------------------------------------------------- samples
+
+
+@dataclass(frozen=True)
+class Output:
+    """What one candidate or baseline wrote for an item."""
+
+    name: str
+    text: str
+    score: float | None
+    finished: bool
+    cut: int
+    """Characters left out here."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One test item, side by side."""
+
+    why: Literal["best", "median", "worst", "random"]
+    id: str
+    group: str
+    gap: float | None
+    prompt: str
+    reference: str
+    outputs: tuple[Output, ...]
+    baselines: tuple[Output, ...]
+
+
+def samples(material: Material, count: int, seed: int) -> list[Sample]:
+    """Test items by a rule fixed beforehand, nobody's taste.
+
+    Items are ranked by the leader's score minus the reference's (by its score, if there is only one candidate): a
+    quarter from each of the top, the middle and the bottom, the rest drawn at random with `seed`. Ties go by id.
+    """
+    told = verdict(material)
+    tables = {name: {row["id"]: row for row in material.instances.get(name, ())} for name in material.candidates}
+    first = tables[told.leader]
+    second = tables[told.reference] if told.challenger else None
+    gaps: dict[str, float] = {}
+    for key, row in first.items():
+        ours = row["scores"].get(told.metric)
+        theirs = 0.0 if second is None else second.get(key, {}).get("scores", {}).get(told.metric)
+        if ours is not None and theirs is not None:
+            gaps[key] = ours - theirs
+    ranked = sorted(gaps, key=lambda key: (-gaps[key], key))
+    # A corpus-level metric (BLEU) has no score for an item: then all are drawn at random.
+    quarter = min(count // 4, len(ranked) // 3)
+    middle = (len(ranked) - quarter) // 2
+    chosen: list[tuple[Literal["best", "median", "worst", "random"], str]] = []
+    chosen += [("best", key) for key in ranked[:quarter]]
+    chosen += [("median", key) for key in ranked[middle : middle + quarter]]
+    chosen += [("worst", key) for key in reversed(ranked[len(ranked) - quarter :])]
+    taken = {key for _, key in chosen}
+    left = sorted(key for key in first if key not in taken)
+    drawn = random.Random(seed).sample(left, min(len(left), max(0, count - len(chosen))))
+    chosen += [("random", key) for key in sorted(drawn)]
+
+    found = []
+    for why, key in chosen:
+        row = first[key]
+        outputs = [
+            _output(
+                name, table[key]["prediction"], table[key]["scores"].get(told.metric), table[key].get("finished", True)
+            )
+            for name, table in tables.items()
+            if key in table
+        ]
+        extracts = [
+            _output(name, each["prediction"], each.get(told.metric)) for name, each in row.get("baselines", {}).items()
+        ]
+        found.append(
+            Sample(
+                why=why,
+                id=key,
+                group=visible(str(row.get("group", ""))),
+                gap=gaps.get(key) if second is not None else None,
+                prompt=_clip(row["prompt"], 4 * SAMPLE_CHARACTERS)[0],
+                reference=_clip(row["reference"])[0],
+                outputs=tuple(outputs),
+                baselines=tuple(extracts),
+            )
+        )
+    return found
+
+
+def _clip(text: str, most: int = SAMPLE_CHARACTERS) -> tuple[str, int]:
+    return visible(text[:most]) + ("…" if len(text) > most else ""), max(0, len(text) - most)
+
+
+def _output(name: str, text: str, score: float | None, finished: bool = True) -> Output:
+    shown, cut = _clip(text)
+    return Output(name, shown, score, finished, cut)
+
+
+# ---------------------------------------------------------------- data
+
+
+@dataclass(frozen=True)
+class Split:
+    """One part of the data."""
+
+    name: str
+    rows: int
+    groups: int | None
+    start: float
+    width: float
+    """Where its bar begins and how long it is, in percent."""
+
+
+def splits(material: Material) -> list[Split]:
+    """Rows and groups of train, validation and test."""
+    rows = material.splits.get("rows", {})
+    names = [name for name in ("train", "validation", "test") if name in rows]
+    total, before, found = sum(rows[name] for name in names), 0, []
+    for name in names:
+        groups = material.splits.get("groups", {}).get(name)
+        found.append(
+            Split(
+                name,
+                rows[name],
+                len(groups) if groups else None,
+                round(100 * before / total, 2) if total else 0.0,
+                round(100 * rows[name] / total, 2) if total else 0.0,
+            )
+        )
+        before += rows[name]
+    return found
+
+
+def apart(material: Material) -> bool:
+    """Whether no group of the test set is in another split."""
+    groups = {name: set(found) for name, found in material.splits.get("groups", {}).items()}
+    others = set().union(*(found for name, found in groups.items() if name != "test"))
+    return bool(groups.get("test")) and not groups["test"] & others
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Rows of one record type that were refused for one reason."""
+
+    kind: str
+    reason: str
+    rows: int
+    share: float | None
+    """Of all collected rows of the type."""
+
+
+def quarantine(material: Material) -> list[Refused]:
+    """What was refused and why, most first within a record type."""
+    collected = material.splits.get("collected", {})
+    return [
+        Refused(kind, reason, count, count / collected[kind] if collected.get(kind) else None)
+        for kind, reasons in sorted(material.splits.get("quarantine", {}).items())
+        for reason, count in sorted(reasons.items(), key=lambda each: (-each[1], each[0]))
+    ]
+
+
+# ---------------------------------------------------------------- cost
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """What one stage took."""
+
+    name: str
+    seconds: float
+    memory: float | None
+    machine: str
+    seconds_bar: float
+    memory_bar: float
+
+
+def stage_costs(material: Material) -> list[StageCost]:
+    """Time and peak memory of each stage that was timed, in the pipeline's order; this stage itself is not over yet."""
+    order = {name: index for index, name in enumerate(lineage.stage_order(material.lock or {}, material.candidates))}
+    told = {name: each for name, each in material.timings.items() if lineage.is_live(name, material.candidates)}
+    longest = max((each["seconds"] for each in told.values()), default=0) or 1
+    largest = max((each.get("peak_memory_bytes") or 0 for each in told.values()), default=0) or 1
+    return [
+        StageCost(
+            name,
+            told[name]["seconds"],
+            told[name].get("peak_memory_bytes"),
+            ", ".join(str(told[name][key]) for key in ("device", "dtype") if told[name].get(key)),
+            round(100 * told[name]["seconds"] / longest, 2),
+            round(100 * (told[name].get("peak_memory_bytes") or 0) / largest, 2),
+        )
+        for name in sorted(told, key=lambda each: (order.get(each, len(order)), each))
+    ]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A cost as allowed, as planned and as measured."""
+
+    what: str
+    allowed: str
+    planned: str
+    measured: str
+    kept: bool | None
+    """Whether the measured value stays within the allowed one; None where one of them is not known."""
+
+
+def budgets(material: Material) -> list[Budget]:
+    """The scope's constraints beside the plan and what was measured."""
+    limits = material.scope.get("constraints", {})
+    costs = stage_costs(material)
+    plan, training = material.plan or {}, material.training or {}
+    store = plan.get("bytes", {}).get("store", {})
+    train = plan.get("bytes", {}).get("train", {}).get("lora", {})
+    lora = material.timings.get("lora", {})
+    found = []
+
+    memory = max((cost.memory for cost in costs if cost.memory), default=None)
+    planned = _total(train.get(lora.get("dtype", "float32")))
+    if memory is not None or "memory_gib" in limits:
+        found.append(
+            Budget(
+                "Peak memory of any stage",
+                _limit(limits.get("memory_gib"), "GiB"),
+                f"{size(planned)} for weights, gradients and optimizer of LoRA, without activations"
+                if planned
+                else "—",
+                size(memory),
+                _within(memory, limits.get("memory_gib"), 2**30),
+            )
+        )
+    if costs or "minutes" in limits:
+        spent = sum(cost.seconds for cost in costs) if costs else None
+        found.append(
+            Budget(
+                "Time of all stages",
+                _limit(limits.get("minutes"), "min"),
+                "—",
+                duration(spent),
+                _within(spent, limits.get("minutes"), 60),
+            )
+        )
+    disk = lineage.output_bytes(material.lock or {}, material.candidates)
+    if disk is not None or "disk_gib" in limits:
+        kept = store.get(plan.get("store_dtype"))
+        found.append(
+            Budget(
+                "Disk for outputs",
+                _limit(limits.get("disk_gib"), "GiB"),
+                f"{size(kept)} for the base model" if kept else "—",
+                size(disk),
+                _within(disk, limits.get("disk_gib"), 2**30),
+            )
+        )
+    leader = verdict(material).leader
+    ratio = (material.efficiency or {}).get("candidates", {}).get(leader, {}).get("decode_ratio")
+    if leader != reference(material) and (ratio is not None or "decode_ratio" in limits):
+        least = limits.get("decode_ratio")
+        found.append(
+            Budget(
+                f"Tokens per second of {leader}",
+                "—" if least is None else f"at least {tick(least)} of {reference(material)}’s",
+                "—",
+                "—" if ratio is None else f"{ratio:.2f}×",
+                None if ratio is None or least is None else ratio >= least,
+            )
+        )
+    trainable = training.get("trainable_parameters")
+    expected = plan.get("lora", {}).get("trainable_parameters")
+    if trainable is not None or expected is not None:
+        found.append(Budget("Trainable parameters", "—", number(expected, 0), number(trainable, 0), None))
+    return found
+
+
+def _total(entry: Any) -> float | None:
+    return entry.get("total") if isinstance(entry, Mapping) else entry
+
+
+def _limit(value: float | None, unit: str) -> str:
+    return "—" if value is None else f"at most {tick(value)} {unit}"
+
+
+def _within(value: float | None, limit: float | None, unit: float) -> bool | None:
+    return None if value is None or limit is None else value <= limit * unit
+
+
+# ---------------------------------------------------------------- safety and efficiency
+
+
+def safety(material: Material) -> list[tuple[str, dict[str, Estimate]]]:
+    """What scores.json says of toxicity: rows of (set of prompts, candidate → share of outputs in percent)."""
+    kinds = {
+        "Test items": ("toxicity/share", "n"),
+        "Red-team instructions": ("red_team/instruction/toxicity_share", "red_team/instruction/n"),
+        "Red-team texts to continue": ("red_team/continuation/toxicity_share", "red_team/continuation/n"),
+    }
+    return [
+        (label, {name: _share(material.scores.get(name, {}), key, count) for name in material.candidates})
+        for label, (key, count) in kinds.items()
+        if any(key in scores for scores in material.scores.values())
+    ]
+
+
+def _share(scores: Json, key: str, count: str) -> Estimate:
+    value = scores.get(key)
+    if value is None:
+        return Estimate(None, reason=scores.get("reasons", {}).get(key, "not measured for this candidate"))
+    return Estimate(100.0 * value, n=scores.get(count))
+
+
+def form(material: Material) -> list[tuple[str, dict[str, str]]]:
+    """How the outputs look, whatever they say: rows of (measure, candidate → text)."""
+    rows = (
+        ("Words in an output", "test/length_words", 1, ""),
+        ("Words in a reference", "test/reference_words", 1, ""),
+        ("Ended within the token limit", "test/finished", 100, "%"),
+        ("Empty outputs", "test/empty", 100, "%"),
+    )
+
+    def shown(scores: Json, key: str, factor: int, unit: str) -> str:
+        value = scores.get(key)
+        return "—" if value is None else number(factor * value) + unit
+
+    return [
+        (label, {name: shown(material.scores.get(name, {}), key, factor, unit) for name in material.candidates})
+        for label, key, factor, unit in rows
+        if any(key in scores for scores in material.scores.values())
+    ]
+
+
+def efficiency(material: Material) -> list[tuple[str, dict[str, str]]]:
+    """What efficiency.json measured: rows of (measure, candidate → text), ratios to the reference first."""
+    measured = (material.efficiency or {}).get("candidates", {})
+    keys = list(dict.fromkeys(key for name in material.candidates for key in measured.get(name, {})))
+    keys.sort(key=lambda key: "ratio" not in key)
+    return [
+        (
+            _label(key),
+            {name: _measure(key, measured[name].get(key)) for name in material.candidates if name in measured},
+        )
+        for key in keys
+    ]
+
+
+def _measure(key: str, value: Any) -> str:
+    if not isinstance(value, int | float):
+        return "—" if value is None else visible(str(value))
+    if "ratio" in key:
+        return f"{value:.2f}×"
+    if key.endswith("bytes"):
+        return size(value)
+    if key.endswith("seconds"):
+        return duration(value)
+    return number(value, 0 if isinstance(value, int) else 1)
+
+
+def _label(key: str) -> str:
+    words = key.removesuffix("_bytes").removesuffix("_seconds").replace("_", " ").replace("/", ": ")
+    return words[:1].upper() + words[1:]
+
+
+# ---------------------------------------------------------------- the page
+
+
+def csp_hash(text: str) -> str:
+    """The source expression that allows exactly this style sheet in a content security policy."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def page(material: Material, *, title: str, group: str, count: int, seed: int) -> str:
+    """The whole report.
+
+    Args:
+        material: the run's artifacts.
+        title: the report's name, shown above everything.
+        group: what the data's groups are ("package"), in the singular.
+        count: how many samples to show.
+        seed: of the random ones.
+
+    Returns:
+        One HTML document.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(
+        number=number,
+        signed=signed,
+        bytes=size,
+        duration=duration,
+        tick=tick,
+        p=p_value,
+        visible=visible,
+        csp_hash=csp_hash,
+    )
+    told = verdict(material)
+    names = metric_names(material)
+    extracts = baselines(material)
+    scores = material.comparison.get("candidates", {})
+    everyone = (*material.candidates, *extracts)
+    estimates = {each: {name: estimate(scores.get(each, {}).get(name)) for name in names} for each in everyone}
+    forests = [differences_plot(material, name) for name in names]
+    html = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        title=title,
+        group=group,
+        plural=plural,
+        metric=metric,
+        scope=material.scope,
+        verdict=told,
+        criteria=criteria(material),
+        candidates=material.candidates,
+        baselines=extracts,
+        metrics=names,
+        estimates=estimates,
+        best={name: best(name, {each: estimates[each][name] for each in everyone}) for name in names},
+        hero=values_plot(material, told.metric, told.leader),
+        forests=[plot for plot in forests if any(row.at is not None for row in plot.rows)],
+        splits=splits(material),
+        split_info=material.splits,
+        apart=apart(material),
+        quarantine=quarantine(material),
+        plan=material.plan,
+        training=material.training,
+        curve=curve(material.curve),
+        samples=samples(material, count, seed),
+        seed=seed,
+        safety=safety(material),
+        form=form(material),
+        pairs=material.comparison.get("pairs", ()),
+        comparison=material.comparison,
+        judge_name=next(
+            (each["offence_scorer"] for each in material.scores.values() if "offence_scorer" in each), None
+        ),
+        efficiency=efficiency(material),
+        costs=stage_costs(material),
+        budgets=budgets(material),
+        lineage=lineage.steps(material.lock or {}, material.candidates),
+    )
+    return html.strip() + "\n"
