@@ -1,4 +1,7 @@
-"""Check every section of params.yaml and the graph of dvc.yaml before anything is started: python -m stages --check"""
+"""Check every section of params.yaml and the graph of dvc.yaml before anything is started.
+
+python -m stages --check
+"""
 
 from __future__ import annotations
 
@@ -34,10 +37,13 @@ def check(root: Path) -> list[str]:
             continue
         about = contract(importlib.import_module(module).run, name)
         sections |= about.params
-        flags = {word.removeprefix("--").replace("-", "_") for word in str(body["cmd"]).split() if word.startswith("--")}
+        flags = {
+            word.removeprefix("--").replace("-", "_") for word in str(body["cmd"]).split() if word.startswith("--")
+        }
         known = {*about.inputs, *about.outputs, "candidate", "params", "metrics", "json"}
         faults += [
-            f"dvc.yaml: stages.{name}.cmd: the stage has no flag --{flag.replace('_', '-')}" for flag in sorted(flags - known)
+            f"dvc.yaml: stages.{name}.cmd: the stage has no flag --{flag.replace('_', '-')}"
+            for flag in sorted(flags - known)
         ]
         needed = {key for key, kind in about.inputs.items() if kind == "one"} | set(about.outputs)
         faults += [f"dvc.yaml: stages.{name}.cmd: add --{flag.replace('_', '-')}" for flag in sorted(needed - flags)]
@@ -54,11 +60,14 @@ def check(root: Path) -> list[str]:
         if name not in sections:
             near = nearest(name, sections)
             faults.append(
-                str(UserError(
-                    f"unknown section '{name}'", where=f"{params.path}:{params.line((name,))}",
-                    expected="one of " + ", ".join(sorted(sections)),
-                    fix=f"did you mean '{near}'?" if near else "remove it",
-                ))
+                str(
+                    UserError(
+                        f"unknown section '{name}'",
+                        where=f"{params.path}:{params.line((name,))}",
+                        expected="one of " + ", ".join(sorted(sections)),
+                        fix=f"did you mean '{near}'?" if near else "remove it",
+                    )
+                )
             )
     candidates: dict[str, Any] = values["candidates"].root if "candidates" in values else {}
     for name, candidate in candidates.items():
@@ -66,11 +75,13 @@ def check(root: Path) -> list[str]:
             path = getattr(candidate, key)
             if not any(path == out or path.startswith(f"{out}/") for out in outputs) and not (root / path).exists():
                 faults.append(
-                    str(UserError(
-                        f"'{path}' is neither there nor made by a stage",
-                        where=f"{params.path}:{params.line(('candidates', name, key))}: candidates.{name}.{key}",
-                        expected="a folder under one of " + ", ".join(sorted(outputs)),
-                    ))
+                    str(
+                        UserError(
+                            f"'{path}' is neither there nor made by a stage",
+                            where=f"{params.path}:{params.line(('candidates', name, key))}: candidates.{name}.{key}",
+                            expected="a folder under one of " + ", ".join(sorted(outputs)),
+                        )
+                    )
                 )
     if "scope" in values and candidates:
         known = [*candidates, *BASELINES]
@@ -78,13 +89,17 @@ def check(root: Path) -> list[str]:
             for key in ("candidate", "against"):
                 name = getattr(criterion, key)
                 if name not in known:
+                    line = params.line(("scope", "criteria", at, key))
                     near = nearest(name, known)
                     faults.append(
-                        str(UserError(
-                            f"'{name}' is no candidate",
-                            where=f"{params.path}:{params.line(('scope', 'criteria', at, key))}: scope.criteria.{at}.{key}",
-                            expected="one of " + ", ".join(known), fix=f"did you mean '{near}'?" if near else "",
-                        ))
+                        str(
+                            UserError(
+                                f"'{name}' is no candidate",
+                                where=f"{params.path}:{line}: scope.criteria.{at}.{key}",
+                                expected="one of " + ", ".join(known),
+                                fix=f"did you mean '{near}'?" if near else "",
+                            )
+                        )
                     )
     return faults
 

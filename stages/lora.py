@@ -1,6 +1,6 @@
-"""LoRA (Hu et al. 2021): tune low-rank adapters on the training pairs, the model's own weights frozen.
+r"""LoRA (Hu et al. 2021): tune low-rank adapters on the training pairs, the model's own weights frozen.
 
-    python -m stages.lora --train artifacts/validate/train.jsonl --validation artifacts/validate/validation.jsonl \\
+python -m stages.lora --train artifacts/validate/train.jsonl --validation artifacts/validate/validation.jsonl \
         --model artifacts/select/model --out artifacts/lora
 """
 
@@ -73,7 +73,8 @@ def run(
     if not fitting["train"]:
         raise UserError(
             f"none of the {len(encoded['train'])} training pairs has at most {cfg.max_tokens} tokens",
-            where="params.yaml: lora.max_tokens", fix="raise it, or shorten the data",
+            where="params.yaml: lora.max_tokens",
+            fix="raise it, or shorten the data",
         )
     log.note(f"{len(fitting['train'])} of {len(encoded['train'])} training pairs have at most {cfg.max_tokens} tokens")
 
@@ -83,12 +84,26 @@ def run(
         name = "adapter" if seed == cfg.seeds[0] else f"adapter-{seed}"
         seed_everything(seed)  # the adapter's initialisation and dropout
         policy, points = tuning.train(
-            models.load_base(model, runtime), tokenizer, fitting["train"], tuning.spread(fitting["validation"], cfg.validation_items),
+            models.load_base(model, runtime),
+            tokenizer,
+            fitting["train"],
+            tuning.spread(fitting["validation"], cfg.validation_items),
             tuning.Schedule(
-                cfg.steps, cfg.batch_size, cfg.accumulation, cfg.learning_rate, cfg.warmup_steps, cfg.weight_decay,
-                cfg.max_grad_norm, cfg.checkpoint_steps, cfg.validation_steps, seed,
+                cfg.steps,
+                cfg.batch_size,
+                cfg.accumulation,
+                cfg.learning_rate,
+                cfg.warmup_steps,
+                cfg.weight_decay,
+                cfg.max_grad_norm,
+                cfg.checkpoint_steps,
+                cfg.validation_steps,
+                seed,
             ),
-            adapter=adapter_config(cfg), device=runtime.device, work=work / name, log=log,
+            adapter=adapter_config(cfg),
+            device=runtime.device,
+            work=work / name,
+            log=log,
         )
         # 3. Save what plain peft loads.
         save_adapter(policy, out / name)
@@ -99,20 +114,27 @@ def run(
             losses = [point.loss for point in points if point.loss is not None]
             validated = [point.validation_loss for point in points if point.validation_loss is not None]
             metrics |= {
-                "train/loss_first": losses[0], "train/loss_last": sum(losses[-10:]) / len(losses[-10:]),
+                "train/loss_first": losses[0],
+                "train/loss_last": sum(losses[-10:]) / len(losses[-10:]),
                 "validation/loss_first": validated[0] if validated else None,
                 "validation/loss_last": validated[-1] if validated else None,
                 "train/tokens": points[-1].tokens,
                 "train/examples": min(cfg.steps * cfg.batch_size * cfg.accumulation, len(fitting["train"])),
                 "train/too_long": len(encoded["train"]) - len(fitting["train"]),
-                "parameters/trainable": trainable, "parameters/share": trainable / total,
+                "parameters/trainable": trainable,
+                "parameters/share": trainable / total,
             }
             write_json(
                 out / "training.json",
                 {
-                    "method": "lora", "steps": cfg.steps, "batch_size": cfg.batch_size * cfg.accumulation,
-                    "examples": metrics["train/examples"], "tokens": metrics["train/tokens"],
-                    "trainable_parameters": trainable, "total_parameters": total, "dtype": runtime.dtype,
+                    "method": "lora",
+                    "steps": cfg.steps,
+                    "batch_size": cfg.batch_size * cfg.accumulation,
+                    "examples": metrics["train/examples"],
+                    "tokens": metrics["train/tokens"],
+                    "trainable_parameters": trainable,
+                    "total_parameters": total,
+                    "dtype": runtime.dtype,
                     "seeds": cfg.seeds,
                 },
             )
@@ -124,7 +146,11 @@ def adapter_config(cfg: Config) -> Any:
     from peft import LoraConfig
 
     return LoraConfig(
-        r=cfg.rank, lora_alpha=cfg.alpha, lora_dropout=cfg.dropout, task_type="CAUSAL_LM", bias="none",
+        r=cfg.rank,
+        lora_alpha=cfg.alpha,
+        lora_dropout=cfg.dropout,
+        task_type="CAUSAL_LM",
+        bias="none",
         target_modules=cfg.targets if isinstance(cfg.targets, str) else list(cfg.targets),
     )
 

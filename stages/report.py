@@ -1,6 +1,6 @@
 """Report: what was asked, what was done, which candidate won and how sure that is, as one HTML file.
 
-    python -m stages.report --scope artifacts/scope --data artifacts/validate --select artifacts/select \
+python -m stages.report --scope artifacts/scope --data artifacts/validate --select artifacts/select \
         --lora artifacts/lora --evaluations artifacts/evaluate --efficiency artifacts/efficiency \
         --comparison reports/comparison.json --timings metrics --lock dvc.lock --out reports/report.html
 """

@@ -1,6 +1,6 @@
 """Scope: define the use case as narrowly as possible, and write down what success means before anything is tried.
 
-    python -m stages.scope --out artifacts/scope
+python -m stages.scope --out artifacts/scope
 """
 
 from __future__ import annotations

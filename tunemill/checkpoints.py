@@ -60,7 +60,7 @@ def publish(partial: Path, final: Path) -> None:
     elif final.exists() or final.is_symlink():
         final.unlink()
     _flush(partial)
-    os.replace(partial, final)
+    partial.replace(final)
 
 
 def save(folder: Path, name: str, write: Callable[[Path], None]) -> Path:

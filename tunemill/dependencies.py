@@ -3,9 +3,9 @@
     python -m tunemill.dependencies            write them (make deps)
     python -m tunemill.dependencies --check    fail when they differ (make check)
 
-Imports are read from the source, those inside functions too. Left out is the edge that decides no result: how a stage is
-started, logged and tracked, and how its parameters are read (DVC compares their values). A file that lies beside a module
-under its name (`report.html.j2`) belongs to it.
+Imports are read from the source, those inside functions too. Left out is the edge that decides no result: how a stage
+is started, logged and tracked, and how its parameters are read (DVC compares their values). A file that lies beside a
+module under its name (`report.html.j2`) belongs to it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def imported(source: str) -> set[str]:
 
 
 def code_of(root: Path, module: str) -> list[str]:
-    """Files that `module` (dotted) consists of: itself, what it imports, and the files beside them that bear their names."""
+    """Files that `module` (dotted) consists of: itself, what it imports, and the files beside them of the same name."""
     seen: set[str] = set()
     waiting = [module]
     files: set[str] = set()
@@ -97,7 +97,9 @@ def main() -> int:
         import difflib
 
         sys.stdout.writelines(
-            difflib.unified_diff(before.splitlines(True), after.splitlines(True), "dvc.yaml", "dvc.yaml as the code has it")
+            difflib.unified_diff(
+                before.splitlines(True), after.splitlines(True), "dvc.yaml", "dvc.yaml as the code has it"
+            )
         )
         print("error: dvc.yaml: code dependencies differ from what the code imports\n  fix: make deps", file=sys.stderr)
         return 1

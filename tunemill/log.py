@@ -48,7 +48,9 @@ class Log:
         self._total, self._unit, self._first = total, unit, first
         self._began, self._printed = time.monotonic(), 0.0
         resumed = f", continuing at {first}" if first else ""
-        self._emit({"event": "start", "label": label, "total": total, "first": first}, f"{label}: {total} {unit}s{resumed}")
+        self._emit(
+            {"event": "start", "label": label, "total": total, "first": first}, f"{label}: {total} {unit}s{resumed}"
+        )
 
     def __call__(self, step: int, **values: float) -> None:
         """`step` units are done; `values` are what was measured there."""

@@ -35,7 +35,8 @@ def load_base(folder: Path, runtime: Runtime) -> Any:
     except (OSError, ValueError) as error:
         raise UserError(
             f"no causal language model in {folder}: {_first_line(error)}",
-            expected="config.json and safetensors weights", fix="run the stage that writes it: dvc repro",
+            expected="config.json and safetensors weights",
+            fix="run the stage that writes it: dvc repro",
         ) from None
     return model.to(runtime.device).eval()
 
@@ -78,13 +79,15 @@ def separate_padding(tokenizer: Any) -> None:
             tokenizer.pad_token = name
             return
     raise UserError(
-        "the tokenizer has no token to pad with but the end of a sequence", where=str(tokenizer.name_or_path),
-        expected="a padding or unknown token", fix="set pad_token in the checkpoint's tokenizer_config.json",
+        "the tokenizer has no token to pad with but the end of a sequence",
+        where=str(tokenizer.name_or_path),
+        expected="a padding or unknown token",
+        fix="set pad_token in the checkpoint's tokenizer_config.json",
     )
 
 
 def render_prompt(tokenizer: Any, prompt: str) -> list[int]:
-    """Token ids of a user's message as the model expects it: in the chat template where there is one, else as it stands."""
+    """Token ids of a user's message as the model expects it: in the chat template if there is one, else as it is."""
     if tokenizer.chat_template:
         ids = tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=True, return_dict=True
@@ -111,7 +114,10 @@ def convert_gguf(file: Path, out: Path, dtype: str) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     model = AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False,
+        file.parent,
+        gguf_file=file.name,
+        dtype=torch.float32,
+        trust_remote_code=False,
         # Without `dequantize` the model stays in GGUF's blocks and cannot be saved.
         quantization_config=GgufConfig(gguf_file=file.name, dequantize=True),
     )
@@ -135,7 +141,8 @@ def convert_checkpoint(source: str, revision: str | None, out: Path, dtype: str)
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision or "main", trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"cannot load '{source}': {_first_line(error)}", where="params.yaml: select.model",
+            f"cannot load '{source}': {_first_line(error)}",
+            where="params.yaml: select.model",
             expected="a causal language model with safetensors weights",
             fix="check the name; for a hub set HF_HUB_OFFLINE=0 and check the network",
         ) from None
@@ -159,12 +166,19 @@ def make_random(out: Path, layers: int, width: int, seed: int, dtype: str) -> No
 
     special = ["<pad>", "<|im_start|>", "<|im_end|>", "<unk>"]
     letters = special + sorted(pre_tokenizers.ByteLevel.alphabet())
-    inner = Tokenizer(tokenizer_models.BPE(vocab={token: i for i, token in enumerate(letters)}, merges=[], unk_token="<unk>"))
+    inner = Tokenizer(
+        tokenizer_models.BPE(vocab={token: i for i, token in enumerate(letters)}, merges=[], unk_token="<unk>")
+    )
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", bos_token="<|im_start|>", eos_token="<|im_end|>", unk_token="<unk>",
-        model_max_length=8192, clean_up_tokenization_spaces=False,
+        tokenizer_object=inner,
+        pad_token="<pad>",
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        unk_token="<unk>",
+        model_max_length=8192,
+        clean_up_tokenization_spaces=False,
     )
     tokenizer.chat_template = (
         "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
@@ -173,9 +187,17 @@ def make_random(out: Path, layers: int, width: int, seed: int, dtype: str) -> No
     torch.manual_seed(seed)
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers,
-            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=8192, tie_word_embeddings=True,
-            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=3 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=8192,
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
         )
     )
     save(model, tokenizer, out, dtype)

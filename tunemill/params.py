@@ -1,4 +1,6 @@
-"""`params.yaml` → frozen, validated configuration; a mistake names file, line, key, value, what is allowed and the nearest key.
+"""`params.yaml` → frozen, validated configuration.
+
+A mistake names file, line, key, value, what is allowed and the nearest key.
 
 Only light imports: a wrong file answers in about a second. YAML 1.2 as DVC reads it, so that `1e-4` is a number.
 """
@@ -7,7 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, RootModel, ValidationError
 
@@ -50,8 +52,11 @@ class ParamsFile:
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
             raise UserError(
-                "no such file", where=str(path), expected="the pipeline's parameters",
-                fix="run from the repository's root, or pass --params FILE", exit_code=2,
+                "no such file",
+                where=str(path),
+                expected="the pipeline's parameters",
+                fix="run from the repository's root, or pass --params FILE",
+                exit_code=2,
             ) from None
         except UnicodeDecodeError as error:
             raise UserError(f"not UTF-8 (byte {error.start})", where=str(path), exit_code=2) from None
@@ -80,15 +85,18 @@ class ParamsFile:
         if section not in self._tree:
             near = nearest(section, self.sections)
             raise UserError(
-                f"section '{section}' is missing", where=str(self.path),
+                f"section '{section}' is missing",
+                where=str(self.path),
                 expected=f"a section '{section}:'",
-                fix=f"is '{near}' meant to be '{section}'?" if near else "restore it from the repository", exit_code=2,
+                fix=f"is '{near}' meant to be '{section}'?" if near else "restore it from the repository",
+                exit_code=2,
             )
         return _plain(self._tree[section])
 
     def line(self, keys: tuple[str | int, ...]) -> int | None:
         """Line (from 1) of the deepest of `keys` that the file has."""
-        node, found = self._tree, None
+        node: Any = self._tree
+        found: int | None = None
         for key in keys:
             try:
                 position = node.lc.data[key]
@@ -117,7 +125,11 @@ class ParamsFile:
 
     def _explain(self, name: str, kind: type[BaseModel], error: Any) -> UserError:
         # Pydantic puts the names of union members and validators into `loc`; only keys of the file are shown.
-        keys: list[str | int] = [name, *error["loc"]]
+        loc = error["loc"]
+        shown = [
+            key for depth, key in enumerate(loc) if not any(_is_tag(each, key) for each in _walk(kind, loc[:depth]))
+        ]
+        keys: list[str | int] = [name, *shown]
         line = self.line(tuple(keys))
         dotted = ".".join(map(str, keys))
         where = f"{self.path}:{line}: {dotted}" if line else f"{self.path}: {dotted}"
@@ -127,26 +139,29 @@ class ParamsFile:
             known = _fields_at(kind, error["loc"][:-1])
             near = nearest(str(error["loc"][-1]), known)
             return UserError(
-                f"unknown key (value {value})", where=where, expected="one of " + ", ".join(sorted(known)),
-                fix=f"did you mean '{near}'?" if near else "remove it", exit_code=2,
+                f"unknown key (value {value})",
+                where=where,
+                expected="one of " + ", ".join(sorted(known)),
+                fix=f"did you mean '{near}'?" if near else "remove it",
+                exit_code=2,
             )
         if error["type"] == "missing":
             field = _field_at(kind, error["loc"])
-            return UserError(
-                "missing", where=where, expected=_describe(field), fix="add the key", exit_code=2
-            )
+            return UserError("missing", where=where, expected=_describe(field), fix="add the key", exit_code=2)
         field = _field_at(kind, error["loc"])
         message = error["msg"].removeprefix("Value error, ")
         expected = f"{message[:1].lower()}{message[1:]}"
         described = _describe(field)
         return UserError(
-            f"{value} is not allowed", where=where,
-            expected=f"{expected}: {described}" if described else expected, exit_code=2,
+            f"{value} is not allowed",
+            where=where,
+            expected=f"{expected}: {described}" if described else expected,
+            exit_code=2,
         )
 
 
 def _plain(node: Any) -> Any:
-    """ruamel's annotated containers and numbers as plain Python values."""
+    """Ruamel's annotated containers and numbers as plain Python values."""
     if isinstance(node, dict):
         return {str(key): _plain(value) for key, value in node.items()}
     if isinstance(node, list):
@@ -176,9 +191,17 @@ def _walk(kind: type[BaseModel], loc: tuple[str | int, ...]) -> list[type[BaseMo
                 below += _models_in(each.model_fields["root"].annotation)
             elif key in each.model_fields:
                 below += _models_in(each.model_fields[str(key)].annotation)
-        # A key that is no field is an entry of a dict, a list index or a union's tag: stay where we are.
-        kinds = below or kinds
+        # A key that is no field is an entry of a dict, a list index, or a union's tag, which leaves one kind.
+        kinds = below or [each for each in kinds if _is_tag(each, key)] or kinds
     return kinds
+
+
+def _is_tag(kind: type[BaseModel], key: str | int) -> bool:
+    """Whether a discriminated union knows `kind` by this value (`source: wheel`)."""
+    return any(
+        get_origin(field.annotation) is Literal and key in get_args(field.annotation)
+        for field in kind.model_fields.values()
+    )
 
 
 def _fields_at(kind: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:

@@ -78,6 +78,10 @@ def adapter_training_bytes(parameters: int, trainable: int, weight_bytes: int) -
         trainable: of the adapter, in FP32.
         weight_bytes: bytes per value of the frozen weights while computing.
     """
-    table = {"frozen_weights": parameters * weight_bytes, "adapter": 4 * trainable, "gradients": 4 * trainable,
-             "adam_moments": 8 * trainable}
+    table = {
+        "frozen_weights": parameters * weight_bytes,
+        "adapter": 4 * trainable,
+        "gradients": 4 * trainable,
+        "adam_moments": 8 * trainable,
+    }
     return {**table, "total": sum(table.values())}

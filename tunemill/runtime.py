@@ -1,7 +1,7 @@
 """The machine a stage runs on (device, number format, threads, seed) and who owns a run.
 
-Ownership: killing `dvc` leaves the stage's process alive, and a rerun would mix two writers. So a stage holds a lock while
-it works, and ends itself as soon as the `dvc` (or the driver) that started it is gone.
+Ownership: killing `dvc` leaves the stage's process alive, and a rerun would mix two writers. So a stage holds a lock
+while it works, and ends itself as soon as the `dvc` (or the driver) that started it is gone.
 """
 
 from __future__ import annotations
@@ -82,8 +82,10 @@ def resolve(params: RuntimeParams, memory: Path) -> Runtime:
     device = next(name for name, found in there.items() if found) if params.device == "auto" else params.device
     if not there[device]:
         raise UserError(
-            f"this machine has no {device} device", where="params.yaml: runtime.device",
-            expected="one of auto, " + ", ".join(name for name, found in there.items() if found), exit_code=2,
+            f"this machine has no {device} device",
+            where="params.yaml: runtime.device",
+            expected="one of auto, " + ", ".join(name for name, found in there.items() if found),
+            exit_code=2,
         )
     if params.dtype != "auto":
         return Runtime(device, params.dtype, params.threads)
@@ -190,8 +192,10 @@ def ownership(path: Path, what: str, *, patience: float = 20.0) -> Iterator[None
                 holder = os.pread(descriptor, 4096, 0).decode(errors="replace").strip() or "another process"
                 if time.monotonic() >= deadline:
                     raise UserError(
-                        f"{what} is held by {holder}", where=str(path),
-                        expected="one run at a time in a checkout", fix="wait for it, or end it (Ctrl-C there)",
+                        f"{what} is held by {holder}",
+                        where=str(path),
+                        expected="one run at a time in a checkout",
+                        fix="wait for it, or end it (Ctrl-C there)",
                     ) from None
                 if not told and patience > 0:
                     print(f"waiting for {holder}, which holds {what} …", file=sys.stderr, flush=True)
@@ -211,7 +215,8 @@ def die_with(ancestors: list[Any], every: float = 0.5) -> None:
     def watch() -> None:
         while all(_alive(each) for each in ancestors):
             time.sleep(every)
-        print("the process that started this one is gone: ending", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError, ValueError):  # standard error may have been a pipe to the one that is gone
+            print("the process that started this one is gone: ending", file=sys.stderr, flush=True)
         end_tree(os.getpid(), itself=False)
         os._exit(143)
 
@@ -232,7 +237,7 @@ def owners() -> list[Any]:
             command = " ".join(each.cmdline()[:3])
         except psutil.Error:
             break
-        if "dvc" in command and "python" in command.lower() or command.split(" ")[0].endswith("dvc"):
+        if ("dvc" in command and "python" in command.lower()) or command.split(" ")[0].endswith("dvc"):
             return chain
     return chain[:1]
 

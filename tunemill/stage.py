@@ -1,4 +1,4 @@
-"""The edge of every stage: params → frozen configuration, signature → flags, locks, work folder, outputs, metrics, tracking.
+"""The edge of every stage: typed params, flags from the signature, locks, work folder, outputs, metrics, tracking.
 
     class Config(Params): ...
     def run(cfg: Config, *, data: Path, out: Path, work: Path, log: Log) -> Metrics: ...
@@ -106,7 +106,7 @@ def contract(run: Callable[..., Metrics], name: str = "") -> Contract:
 
 
 def main(run: Callable[..., Metrics], argv: Sequence[str] | None = None) -> typing.NoReturn:
-    """Run a stage from the command line and exit: 0, 1 (bad data, a held lock), 2 (a mistake in params.yaml or flags)."""
+    """Run a stage from the command line and exit: 0, 1 (bad data, a held lock), 2 (a mistake in params or flags)."""
     stage = contract(run)
     arguments = _parser(stage).parse_args(argv)
     try:
@@ -126,22 +126,36 @@ def main(run: Callable[..., Metrics], argv: Sequence[str] | None = None) -> typi
 def _parser(stage: Contract) -> argparse.ArgumentParser:
     document = inspect.getdoc(sys.modules.get(stage.run.__module__)) or ""
     parser = argparse.ArgumentParser(
-        prog=f"python -m stages.{stage.name}", description=document.split("\n\n")[0] or None,
+        prog=f"python -m stages.{stage.name}",
+        description=document.split("\n\n")[0] or None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     for name, kind in stage.inputs.items():
         parser.add_argument(
-            f"--{name.replace('_', '-')}", dest=f"input_{name}", type=Path, metavar="PATH",
-            required=kind == "one", nargs="+" if kind == "many" else None, default=() if kind == "many" else None,
+            f"--{name.replace('_', '-')}",
+            dest=f"input_{name}",
+            type=Path,
+            metavar="PATH",
+            required=kind == "one",
+            nargs="+" if kind == "many" else None,
+            default=() if kind == "many" else None,
             help={"one": "input", "optional": "input, optional", "many": "inputs"}[kind],
         )
     for name in stage.outputs:
         parser.add_argument(
-            f"--{name.replace('_', '-')}", dest=f"output_{name}", type=Path, metavar="PATH", required=name != "out",
+            f"--{name.replace('_', '-')}",
+            dest=f"output_{name}",
+            type=Path,
+            metavar="PATH",
+            required=name != "out",
             help="output" + (f" (default artifacts/{stage.name})" if name == "out" else ""),
         )
-    parser.add_argument("--candidate", metavar="NAME", help="which candidate this run is for, where a stage runs once for each")
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="parameters (default params.yaml)")
+    parser.add_argument(
+        "--candidate", metavar="NAME", help="which candidate this run is for, where a stage runs once for each"
+    )
+    parser.add_argument(
+        "--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="parameters (default params.yaml)"
+    )
     parser.add_argument("--metrics", type=Path, metavar="FILE", help=f"metrics (default metrics/{stage.name}.json)")
     parser.add_argument("--json", action="store_true", help="log one JSON object a line")
     return parser
@@ -167,8 +181,10 @@ def execute(stage: Contract, arguments: argparse.Namespace) -> Metrics:
         for path in value if isinstance(value, (list, tuple)) else [value]:
             if path is not None and not path.exists():
                 raise UserError(
-                    f"no such input: {path}", where=f"--{name.replace('_', '-')}",
-                    fix="run the stage that makes it first: dvc repro", exit_code=2,
+                    f"no such input: {path}",
+                    where=f"--{name.replace('_', '-')}",
+                    fix="run the stage that makes it first: dvc repro",
+                    exit_code=2,
                 )
     instance = f"{stage.name}@{arguments.candidate}" if arguments.candidate else stage.name
     place = Path(stage.name, arguments.candidate) if arguments.candidate else Path(stage.name)

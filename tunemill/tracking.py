@@ -4,8 +4,8 @@
     python -m tunemill.tracking finish RUN_ID --status FINISHED
 
 The database is always the main checkout's, whatever folder a run works in. A stage's run is tagged with the key of its
-inputs: a stage that was killed continues its run instead of leaving a ghost, and a stage that DVC restored from its cache,
-and that therefore never started, gets a light run afterwards.
+inputs: a stage that was killed continues its run instead of leaving a ghost, and a stage that DVC restored from its
+cache, and that therefore never started, gets a light run afterwards.
 """
 
 from __future__ import annotations
@@ -49,7 +49,11 @@ def home(start: Path | None = None) -> Path:
     Workspaces of recipes and of `dvc exp run --temp` lie inside it.
     """
     start = (start or Path.cwd()).resolve()
-    marked = [each for each in (start, *start.parents) if (each / "dvc.yaml").is_file() and (each / "pyproject.toml").is_file()]
+    marked = [
+        each
+        for each in (start, *start.parents)
+        if (each / "dvc.yaml").is_file() and (each / "pyproject.toml").is_file()
+    ]
     return marked[-1] if marked else start
 
 
@@ -102,7 +106,9 @@ class Silent:
     def fail(self, error: BaseException) -> None:
         """Ignore."""
 
-    def finish(self, metrics: Mapping[str, float | None], timing: Mapping[str, Any], outputs: Mapping[str, Path]) -> None:
+    def finish(
+        self, metrics: Mapping[str, float | None], timing: Mapping[str, Any], outputs: Mapping[str, Path]
+    ) -> None:
         """Ignore."""
 
 
@@ -119,8 +125,13 @@ class Recorder:
     """
 
     def __init__(
-        self, instance: str, candidate: str | None, key: str, sections: Mapping[str, BaseModel],
-        inputs: Mapping[str, Any], experiment_name: str,
+        self,
+        instance: str,
+        candidate: str | None,
+        key: str,
+        sections: Mapping[str, BaseModel],
+        inputs: Mapping[str, Any],
+        experiment_name: str,
     ) -> None:
         self._instance, self._candidate, self._key = instance, candidate, key
         self._params = _flatten({name: section.model_dump(mode="json") for name, section in sections.items()})
@@ -142,7 +153,9 @@ class Recorder:
         """Close the run as failed, with the reason; as killed when it was interrupted."""
         self._end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", str(error) or type(error).__name__)
 
-    def finish(self, metrics: Mapping[str, float | None], timing: Mapping[str, Any], outputs: Mapping[str, Path]) -> None:
+    def finish(
+        self, metrics: Mapping[str, float | None], timing: Mapping[str, Any], outputs: Mapping[str, Path]
+    ) -> None:
         """Record the results and close the run."""
         self._queue.put(("results", (dict(metrics), dict(timing), dict(outputs))))
         self._end("FINISHED", "")
@@ -158,7 +171,7 @@ class Recorder:
     def _write(self) -> None:
         try:
             self._session()
-        except Exception as error:  # told by _end, in the stage's own thread
+        except Exception as error:  # noqa: BLE001  (told by _end, in the stage's own thread)
             self._error = error
 
     def _session(self) -> None:
@@ -169,7 +182,9 @@ class Recorder:
         experiment_id = experiment(client, root, self._experiment)
         parent = os.environ.get(LIFECYCLE) or _implicit_parent(client, experiment_id)
         run_id = self._open(client, experiment_id, parent)
-        model_id = _logged_model(client, experiment_id, run_id, self._candidate, self._params) if self._candidate else None
+        model_id = (
+            _logged_model(client, experiment_id, run_id, self._candidate, self._params) if self._candidate else None
+        )
         while True:
             kind, payload = self._queue.get()
             if kind == "metrics":
@@ -178,7 +193,9 @@ class Recorder:
                     batch.append(self._queue.get()[1])
                 client.log_batch(
                     run_id,
-                    metrics=[Metric(name, value, at, step) for step, at, values in batch for name, value in values.items()],
+                    metrics=[
+                        Metric(name, value, at, step) for step, at, values in batch for name, value in values.items()
+                    ],
                 )
             elif kind == "results":
                 metrics, timing, outputs = payload
@@ -198,17 +215,22 @@ class Recorder:
 
     def _open(self, client: MlflowClient, experiment_id: str, parent: str | None) -> str:
         """Continue the run of this key, or begin one."""
-        from mlflow.entities import DatasetInput, InputTag, Param, RunStatus
         from mlflow.entities import Dataset as DatasetEntity
+        from mlflow.entities import DatasetInput, InputTag, Param, RunStatus
         from mlflow.exceptions import MlflowException
 
         same = client.search_runs(
             [experiment_id], f"tags.`tunemill.key` = '{self._key}' and tags.`tunemill.stage` = '{self._instance}'"
         )
-        mine = [run for run in same if run.info.status != "FINISHED" or run.data.tags.get("mlflow.parentRunId") == parent]
+        mine = [
+            run for run in same if run.info.status != "FINISHED" or run.data.tags.get("mlflow.parentRunId") == parent
+        ]
         tags = {
-            "tunemill.key": self._key, "tunemill.stage": self._instance, "mlflow.source.name": f"stages.{self._instance}",
-            "mlflow.source.type": "LOCAL", **({"mlflow.parentRunId": parent} if parent else {}),
+            "tunemill.key": self._key,
+            "tunemill.stage": self._instance,
+            "mlflow.source.name": f"stages.{self._instance}",
+            "mlflow.source.type": "LOCAL",
+            **({"mlflow.parentRunId": parent} if parent else {}),
             **({"candidate": self._candidate} if self._candidate else {}),
         }
         if mine:
@@ -219,12 +241,16 @@ class Recorder:
             for ghost in mine[1:]:
                 client.delete_run(ghost.info.run_id)
             return run_id
-        run_id = str(client.create_run(experiment_id, tags=tags, run_name=self._candidate or self._instance).info.run_id)
+        run_id = str(
+            client.create_run(experiment_id, tags=tags, run_name=self._candidate or self._instance).info.run_id
+        )
         client.log_batch(run_id, params=[Param(name, value) for name, value in self._params.items()][:100])
         datasets = [
             DatasetInput(
                 DatasetEntity(
-                    name=_dataset_name(path), digest=checkpoints.tree_hash(path), source_type="local",
+                    name=_dataset_name(path),
+                    digest=checkpoints.tree_hash(path),
+                    source_type="local",
                     source=json.dumps({"uri": path.as_posix()}),
                 ),
                 [InputTag("mlflow.data.context", name)],
@@ -284,7 +310,8 @@ def begin_lifecycle(workspace: Path) -> str:
     place = workspace.resolve().relative_to(root).as_posix()
     left = client.search_runs(
         [experiment_id],
-        f"tags.`tunemill.stage` = 'lifecycle' and tags.`tunemill.workspace` = '{place}' and attributes.status = 'RUNNING'",
+        f"tags.`tunemill.stage` = 'lifecycle' and tags.`tunemill.workspace` = '{place}'"
+        " and attributes.status = 'RUNNING'",
     )
     if left:
         for ghost in left[1:]:
@@ -328,8 +355,11 @@ def finish_lifecycle(workspace: Path, run_id: str, status: str) -> None:
         if stage == "evaluate" and candidate:
             for other in ("efficiency", "compare"):
                 values = _read_metrics(workspace / "metrics" / f"{other}.json")
-                mine = {f"{other}/{name.removeprefix(candidate + '/')}": value
-                        for name, value in values.items() if name.startswith(f"{candidate}/")}
+                mine = {
+                    f"{other}/{name.removeprefix(candidate + '/')}": value
+                    for name, value in values.items()
+                    if name.startswith(f"{candidate}/")
+                }
                 log_metrics(client, child.info.run_id, mine)
     log_metrics(client, run_id, _read_metrics(workspace / "metrics" / "compare.json"))
     for artifact in ("reports/report.html", "reports/comparison.json", "params.yaml", "dvc.lock"):
@@ -339,20 +369,31 @@ def finish_lifecycle(workspace: Path, run_id: str, status: str) -> None:
 
 
 def _light_run(
-    client: MlflowClient, experiment_id: str, parent: str, workspace: Path, instance: str, entry: Mapping[str, Any], outs: str
+    client: MlflowClient,
+    experiment_id: str,
+    parent: str,
+    workspace: Path,
+    instance: str,
+    entry: Mapping[str, Any],
+    outs: str,
 ) -> Any:
     """A run for a stage whose results DVC restored: its parameters, its metrics, and the run that computed them."""
     from mlflow.entities import Param
 
     stage, _, candidate = instance.partition("@")
     tags = {
-        "tunemill.stage": instance, "mlflow.parentRunId": parent, "tunemill.cached": "true",
-        "mlflow.source.name": f"stages.{instance}", "mlflow.source.type": "LOCAL",
+        "tunemill.stage": instance,
+        "mlflow.parentRunId": parent,
+        "tunemill.cached": "true",
+        "mlflow.source.name": f"stages.{instance}",
+        "mlflow.source.type": "LOCAL",
         **({"candidate": candidate} if candidate else {}),
     }
     earlier = client.search_runs(
-        [experiment_id], f"tags.`tunemill.stage` = '{instance}' and tags.`dvc.outs` = '{outs}'",
-        order_by=["attributes.start_time ASC"], max_results=1,
+        [experiment_id],
+        f"tags.`tunemill.stage` = '{instance}' and tags.`dvc.outs` = '{outs}'",
+        order_by=["attributes.start_time ASC"],
+        max_results=1,
     )
     if earlier:
         tags["cached_from"] = earlier[0].data.tags.get("cached_from", earlier[0].info.run_id)
@@ -376,7 +417,11 @@ def _logged_model(
         if model.source_run_id == run_id:
             return str(model.model_id)
     model = client.create_logged_model(
-        experiment_id, name=candidate, source_run_id=run_id, params=dict(params), model_type="candidate",
+        experiment_id,
+        name=candidate,
+        source_run_id=run_id,
+        params=dict(params),
+        model_type="candidate",
     )
     client.finalize_logged_model(model.model_id, "READY")
     return str(model.model_id)
@@ -445,7 +490,9 @@ def _md5(file: Path) -> str:
 
 def main() -> int:
     """The command line; see the module's text."""
-    parser = argparse.ArgumentParser(prog="python -m tunemill.tracking", description="Open or close a lifecycle's MLflow run.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tunemill.tracking", description="Open or close a lifecycle's MLflow run."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     begin = commands.add_parser("begin", help="open the parent run and print its id")
     finish = commands.add_parser("finish", help="close the parent run")

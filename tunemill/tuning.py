@@ -1,8 +1,8 @@
 """Supervised tuning of a causal language model on prompt–completion pairs, with the loss on the completion only.
 
-TRL's `SFTTrainer` trains; what is set up here is what makes it fast on a small machine: batches of rows of like length
-(little padding), completions flush right, and logits for the completions' window only. Of 8 x 190 tokens the output layer
-then sees some 8 x 30 instead of all, which is most of a small model's memory and a third of its time.
+TRL's `SFTTrainer` trains; set up here is what makes it fast on a small machine: batches of rows of like length
+(little padding), completions flush right, and logits for the completions' window only. Of 8 x 190 tokens the output
+layer then sees some 8 x 30 instead of all, which is most of a small model's memory and a third of its time.
 
 Checkpoints are sealed with a manifest of hashes, and training continues from the newest complete one.
 """
@@ -135,8 +135,11 @@ def completion_loss(model: Any, inputs: dict[str, Any], items: Any = None) -> An
     first = int(carries.any(dim=0).int().argmax())
     keep = labels.shape[1] - first + 1
     logits = model(
-        input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], position_ids=inputs["position_ids"],
-        logits_to_keep=keep, use_cache=False,
+        input_ids=inputs["input_ids"],
+        attention_mask=inputs["attention_mask"],
+        position_ids=inputs["position_ids"],
+        logits_to_keep=keep,
+        use_cache=False,
     ).logits[:, :-1]  # (B, K, V)
     targets = labels[:, first:]  # (B, K)
     wanted = targets.ne(IGNORED)
@@ -177,7 +180,9 @@ def train(
     from trl import SFTConfig, SFTTrainer
 
     width = schedule.batch_size * schedule.accumulation
-    plan = plan_batches([len(row) for row in train_rows], schedule.batch_size, schedule.steps * schedule.accumulation, schedule.seed)
+    plan = plan_batches(
+        [len(row) for row in train_rows], schedule.batch_size, schedule.steps * schedule.accumulation, schedule.seed
+    )
     planned = [train_rows[row] for batch in plan for row in batch]
     curve_file = work / "curve.jsonl"
     resume = checkpoints.newest(work)
@@ -187,7 +192,7 @@ def train(
     for at in range(0, len(planned), width):
         tokens_until.append(tokens_until[-1] + sum(len(row) for row in planned[at : at + width]))
 
-    class Progress(TrainerCallback):  # the hook that transformers offers; it holds no logic of its own
+    class Progress(TrainerCallback):  # type: ignore[misc]  # the hook that transformers offers; it holds no logic of its own
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             _write_curve(curve_file, points)
             checkpoints.seal(work / f"checkpoint-{state.global_step}")
@@ -202,7 +207,7 @@ def train(
                 points.append(Point(step, None, float(logs["eval_loss"]), None, tokens_until[step]))
                 log(step, validation_loss=float(logs["eval_loss"]))
 
-    class CompletionTrainer(SFTTrainer):  # TRL's own way to another loss: override compute_loss
+    class CompletionTrainer(SFTTrainer):  # type: ignore[misc]  # TRL's own way to another loss: override compute_loss
         def compute_loss(
             self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
@@ -210,25 +215,54 @@ def train(
 
     validating = bool(validation_rows) and schedule.validation_steps > 0
     arguments = SFTConfig(
-        output_dir=str(work), max_steps=schedule.steps, per_device_train_batch_size=schedule.batch_size,
-        per_device_eval_batch_size=schedule.batch_size, gradient_accumulation_steps=schedule.accumulation,
-        learning_rate=schedule.learning_rate, warmup_steps=schedule.warmup_steps, weight_decay=schedule.weight_decay,
-        max_grad_norm=schedule.max_grad_norm, lr_scheduler_type="linear", optim="adamw_torch",
+        output_dir=str(work),
+        max_steps=schedule.steps,
+        per_device_train_batch_size=schedule.batch_size,
+        per_device_eval_batch_size=schedule.batch_size,
+        gradient_accumulation_steps=schedule.accumulation,
+        learning_rate=schedule.learning_rate,
+        warmup_steps=schedule.warmup_steps,
+        weight_decay=schedule.weight_decay,
+        max_grad_norm=schedule.max_grad_norm,
+        lr_scheduler_type="linear",
+        optim="adamw_torch",
         train_sampling_strategy="sequential",  # the plan above is the order
-        eval_strategy="steps" if validating else "no", eval_steps=schedule.validation_steps or None,
+        eval_strategy="steps" if validating else "no",
+        eval_steps=schedule.validation_steps or None,
         prediction_loss_only=True,
-        save_strategy="steps", save_steps=schedule.checkpoint_steps, save_total_limit=2,
-        logging_steps=1, logging_nan_inf_filter=False, report_to=[], disable_tqdm=True, log_level="error",
-        use_cpu=device == "cpu", bf16=False, fp16=False, activation_checkpointing=False,
-        seed=schedule.seed, data_seed=schedule.seed, dataloader_num_workers=0, dataloader_pin_memory=device == "cuda",
-        max_length=None, packing=False, completion_only_loss=True, remove_unused_columns=False,
-        dataset_kwargs={"skip_prepare_dataset": True}, eval_on_start=validating and resume is None, push_to_hub=False,
+        save_strategy="steps",
+        save_steps=schedule.checkpoint_steps,
+        save_total_limit=2,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to=[],
+        disable_tqdm=True,
+        log_level="error",
+        use_cpu=device == "cpu",
+        bf16=False,
+        fp16=False,
+        activation_checkpointing=False,
+        seed=schedule.seed,
+        data_seed=schedule.seed,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=device == "cuda",
+        max_length=None,
+        packing=False,
+        completion_only_loss=True,
+        remove_unused_columns=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        eval_on_start=validating and resume is None,
+        push_to_hub=False,
     )
     trainer = CompletionTrainer(
-        model, args=arguments, processing_class=tokenizer, peft_config=adapter,
+        model,
+        args=arguments,
+        processing_class=tokenizer,
+        peft_config=adapter,
         train_dataset=Dataset.from_list([_row(each) for each in planned]),
         eval_dataset=Dataset.from_list([_row(each) for each in validation_rows]) if validating else None,
-        data_collator=lambda rows: collate(rows, tokenizer.pad_token_id), callbacks=[Progress()],
+        data_collator=lambda rows: collate(rows, tokenizer.pad_token_id),
+        callbacks=[Progress()],
     )
     from transformers import PrinterCallback
 
@@ -257,14 +291,21 @@ def curve_csv(points: Sequence[Point]) -> str:
     steps: dict[int, Point] = {}
     for point in points:
         known = steps.get(point.step, point)
-        merged = [new if new is not None else old for new, old in zip(point, known, strict=True)]
-        steps[point.step] = Point(*merged)
+        steps[point.step] = Point(
+            point.step,
+            known.loss if point.loss is None else point.loss,
+            known.validation_loss if point.validation_loss is None else point.validation_loss,
+            known.learning_rate if point.learning_rate is None else point.learning_rate,
+            point.tokens,
+        )
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(Point._fields)
     for _, point in sorted(steps.items()):
-        writer.writerow(["" if value is None else round(value, 6) for value in point[:3]]
-                        + ["" if point.learning_rate is None else f"{point.learning_rate:.4g}", point.tokens])
+        writer.writerow(
+            ["" if value is None else round(value, 6) for value in point[:3]]
+            + ["" if point.learning_rate is None else f"{point.learning_rate:.4g}", point.tokens]
+        )
     return text.getvalue()
 
 

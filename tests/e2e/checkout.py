@@ -1,4 +1,4 @@
-"""A checkout of its own for a test: the repository's files, with a recipe's values in params.yaml, under git and DVC."""
+"""A checkout of its own for a test: the repository's files, with a recipe's values, under git and DVC."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ def make(place: Path, recipe: str | None = "tiny") -> Path:
     """Copy what git tracks (or would), lay a recipe over params.yaml and commit it all."""
     listed = subprocess.run(
         ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        capture_output=True, check=True, text=True,
+        capture_output=True,
+        check=True,
+        text=True,
     ).stdout
     for name in filter(None, listed.split("\0")):
         if (ROOT / name).is_file() and name not in ("dvc.lock",) and not name.startswith("metrics/"):
@@ -38,21 +40,40 @@ def make(place: Path, recipe: str | None = "tiny") -> Path:
 
 def environment(**more: str) -> dict[str, str]:
     """Tracking on, as for a user; nothing of the test's own."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MAKELEVEL", "MAKEFLAGS", "MFLAGS")}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("PYTHONPATH", "MAKELEVEL", "MAKEFLAGS", "MFLAGS")
+    }
     return {
-        **kept, "TUNEMILL_TRACKING": "on", "GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@t.invalid",
-        "GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@t.invalid", **more,
+        **kept,
+        "TUNEMILL_TRACKING": "on",
+        "GIT_AUTHOR_NAME": "t",
+        "GIT_AUTHOR_EMAIL": "t@t.invalid",
+        "GIT_COMMITTER_NAME": "t",
+        "GIT_COMMITTER_EMAIL": "t@t.invalid",
+        **more,
     }
 
 
-def run(place: Path, *command: str, check: bool = True, timeout: float = 900, **env: str) -> subprocess.CompletedProcess[str]:
+def run(
+    place: Path, *command: str, check: bool = True, timeout: float = 900, **env: str
+) -> subprocess.CompletedProcess[str]:
     """Run a command in the checkout; its output is shown where it fails."""
     done = subprocess.run(
-        command, cwd=place, env=environment(**env), capture_output=True, text=True, check=False, timeout=timeout,
+        command,
+        cwd=place,
+        env=environment(**env),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=timeout,
         stdin=subprocess.DEVNULL,
     )
     if check and done.returncode != 0:
-        raise AssertionError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-6000:]}\n{done.stderr[-6000:]}")
+        raise AssertionError(
+            f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-6000:]}\n{done.stderr[-6000:]}"
+        )
     return done
 
 

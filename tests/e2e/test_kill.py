@@ -18,8 +18,14 @@ pytestmark = pytest.mark.e2e
 
 def start(place: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        ["make", "run"], cwd=place, env=checkout.environment(), stdin=subprocess.DEVNULL, text=True,
-        stdout=(place / "make.log").open("a"), stderr=subprocess.STDOUT, start_new_session=True,
+        ["make", "run"],
+        cwd=place,
+        env=checkout.environment(),
+        stdin=subprocess.DEVNULL,
+        text=True,
+        stdout=(place / "make.log").open("a"),
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
     )
 
 

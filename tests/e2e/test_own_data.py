@@ -21,11 +21,13 @@ def pairs() -> list[dict[str, str]]:
     rows = []
     for at in range(150):
         dish, place, act = DISHES[at % 10], PLACES[at % 5 - at % 3], ACTS[(at * 7) % 5]
-        rows.append({
-            "prompt": f"Name dish number {at}.\n\nIn {place} people {act} {at % 11 + 2} times before noon, and then they "
-            f"add {at * 13 % 97} grams of salt, {at * 31 % 89} leaves, and cook {dish} for {at * 17 % 83} minutes.",
-            "completion": f"{dish.capitalize()} number {at} with {at * 31 % 89} leaves",
-        })
+        rows.append(
+            {
+                "prompt": f"Name dish number {at}.\n\nIn {place} people {act} {at % 11 + 2} times before noon, and then they "
+                f"add {at * 13 % 97} grams of salt, {at * 31 % 89} leaves, and cook {dish} for {at * 17 % 83} minutes.",
+                "completion": f"{dish.capitalize()} number {at} with {at * 31 % 89} leaves",
+            }
+        )
     return rows
 
 

@@ -23,7 +23,9 @@ def test_every_output_is_there(finished: Path) -> None:
     assert {"base", "lora", "lead-10-words", "first-sentence"} <= set(comparison["candidates"])
     for metrics in comparison["candidates"].values():
         assert {"value", "ci_low", "ci_high", "n"} <= set(metrics["rouge1"])
-    pair = next(each for each in comparison["pairs"] if (each["a"], each["b"], each["metric"]) == ("lora", "base", "rouge1"))
+    pair = next(
+        each for each in comparison["pairs"] if (each["a"], each["b"], each["metric"]) == ("lora", "base", "rouge1")
+    )
     assert pair["ci_low"] <= pair["diff"] <= pair["ci_high"]
     assert 0 <= pair["p"] <= 1
     assert "<html" in (finished / "reports/report.html").read_text()
@@ -42,7 +44,19 @@ def test_mlflow_has_one_run_for_each_stage_and_candidate(finished: Path) -> None
     runs = checkout.runs(finished)
     names = [run.info.run_name for run in runs]
     assert sorted(names) == sorted(
-        ["dvc repro", "scope", "collect", "validate", "select", "lora", "base", "lora", "efficiency", "compare", "report"]
+        [
+            "dvc repro",
+            "scope",
+            "collect",
+            "validate",
+            "select",
+            "lora",
+            "base",
+            "lora",
+            "efficiency",
+            "compare",
+            "report",
+        ]
     )
     assert {run.info.status for run in runs} == {"FINISHED"}
     (parent,) = [run for run in runs if run.info.run_name == "dvc repro"]
@@ -51,12 +65,19 @@ def test_mlflow_has_one_run_for_each_stage_and_candidate(finished: Path) -> None
     assert set(base.data.metrics) == set(lora.data.metrics)
     assert "test/rouge1" in base.data.metrics
     tuned = next(run for run in runs if run.data.tags["tunemill.stage"] == "lora")
-    assert {each.dataset.name for each in tuned.inputs.dataset_inputs} == {"validate/train.jsonl", "validate/validation.jsonl"}
+    assert {each.dataset.name for each in tuned.inputs.dataset_inputs} == {
+        "validate/train.jsonl",
+        "validate/validation.jsonl",
+    }
     assert tuned.data.params["lora.steps"] == "20"
 
 
 def test_outputs_name_no_machine(finished: Path) -> None:
-    for path in [*finished.glob("artifacts/**/*.json"), *finished.glob("artifacts/**/*.html"), *finished.glob("reports/*")]:
+    for path in [
+        *finished.glob("artifacts/**/*.json"),
+        *finished.glob("artifacts/**/*.html"),
+        *finished.glob("reports/*"),
+    ]:
         assert str(finished) not in path.read_text(encoding="utf-8"), path
 
 

@@ -95,18 +95,20 @@ def test_documentation(tmp_path: Path) -> None:
     )
     metrics = collect.run(cfg, out=tmp_path / "out", work=tmp_path / "work", log=Log())
     rows = [row for _, row in records.read_objects(tmp_path / "out" / "examples.jsonl")]
-    assert len(rows) == metrics["rows/examples"] == 10 and metrics["packages"] == 1
+    assert len(rows) == metrics["rows/examples"] == 10
+    assert metrics["packages"] == 1
     for row in rows:
         instruction, signature, text = row["prompt"].split("\n\n", 2)
-        assert (
-            instruction == "Summarise this."
-            and text == row["text"]
-            and signature.startswith("anyio.")
-            and signature.endswith(")")
-        )
-        assert row["group"] == "async" and row["source"].startswith("anyio==") and row["name"] in signature
+        assert instruction == "Summarise this."
+        assert text == row["text"]
+        assert signature.startswith("anyio.")
+        assert signature.endswith(")")
+        assert row["group"] == "async"
+        assert row["source"].startswith("anyio==")
+        assert row["name"] in signature
     told = json.loads((tmp_path / "out" / "sources.json").read_text())
-    assert told["examples"]["pairs"] == {"anyio": 10} and told["ratings"]["source"] == "file"
+    assert told["examples"]["pairs"] == {"anyio": 10}
+    assert told["ratings"]["source"] == "file"
 
 
 def test_what_the_edge_says(tmp_path: Path) -> None:
@@ -130,7 +132,8 @@ def test_what_the_edge_says(tmp_path: Path) -> None:
         done.stderr
         == f"error: mine.jsonl: its sha256 is not pinned; if the file is right, paste this: sha256: {actual}\n"
     )
-    assert not (tmp_path / "artifacts").exists() and not (tmp_path / "metrics").exists()
+    assert not (tmp_path / "artifacts").exists()
+    assert not (tmp_path / "metrics").exists()
 
 
 @pytest.mark.parametrize(
@@ -146,7 +149,8 @@ def test_what_the_edge_says(tmp_path: Path) -> None:
         ),
         (
             "examples: {source: file, pth: a.csv}",
-            "unknown key (value \"a.csv\")\n  expected: one of columns, path, sha256, source\n  fix: did you mean 'path'?",
+            'unknown key (value "a.csv")\n  expected: one of columns, path, sha256, source\n'
+            "  fix: did you mean 'path'?",
         ),
         (
             "examples: {source: file, path: a.csv, columns: {promt: q}}",
@@ -159,9 +163,11 @@ def test_what_the_edge_says(tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_in_params(tmp_path: Path, wrong: str, message: str) -> None:
-    rest = "\n  ratings: {source: file, path: a.csv}\n  red_team: {x: {kind: instruction, rows: {source: file, path: a.csv}}}\n"
-    (tmp_path / "params.yaml").write_text(f"collect:\n  {wrong}{rest}")
+    table = "{source: file, path: a.csv}"
+    rest = f"  ratings: {table}\n  red_team: {{x: {{kind: instruction, rows: {table}}}}}\n"
+    (tmp_path / "params.yaml").write_text(f"collect:\n  {wrong}\n{rest}")
     with pytest.raises(UserError) as error:
         ParamsFile(tmp_path / "params.yaml").section("collect", collect.Config)
-    assert message in str(error.value) and f"{tmp_path / 'params.yaml'}:2: " in str(error.value)
+    assert message in str(error.value)
+    assert f"{tmp_path / 'params.yaml'}:2: " in str(error.value)
     assert error.value.exit_code == 2

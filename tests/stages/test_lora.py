@@ -26,12 +26,18 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, count in (("train", 20), ("validation", 6)):
         rows = [
             records.Example(
-                id=f"{at:012x}", prompt=f"{name} value {at} " + "word " * (at % 5), completion=f"return row {at}",
-                group="all", text=None, source=f"made:{at}",
+                id=f"{at:012x}",
+                prompt=f"{name} value {at} " + "word " * (at % 5),
+                completion=f"return row {at}",
+                group="all",
+                text=None,
+                source=f"made:{at}",
             )
             for at in range(count)
         ]
-        rows.append(records.Example(id="f" * 12, prompt="long " * 400, completion="x", group="all", text=None, source="made"))
+        rows.append(
+            records.Example(id="f" * 12, prompt="long " * 400, completion="x", group="all", text=None, source="made")
+        )
         records.write(place / f"{name}.jsonl", rows)
     return place
 
@@ -42,8 +48,13 @@ def run(place: Path, tmp_path: Path, name: str, **change: object) -> dict[str, f
     (tmp_path / f"work-{name}").mkdir()
     return dict(
         lora.run(
-            lora.Config.model_validate(values | change), train=place / "train.jsonl", validation=place / "validation.jsonl",
-            model=place / "model", out=tmp_path / name, work=tmp_path / f"work-{name}", runtime=Runtime("cpu", "float32", 2),
+            lora.Config.model_validate(values | change),
+            train=place / "train.jsonl",
+            validation=place / "validation.jsonl",
+            model=place / "model",
+            out=tmp_path / name,
+            work=tmp_path / f"work-{name}",
+            runtime=Runtime("cpu", "float32", 2),
             log=Log(),
         )
     )
@@ -51,10 +62,16 @@ def run(place: Path, tmp_path: Path, name: str, **change: object) -> dict[str, f
 
 def test_outputs_are_exactly_these_and_the_same_every_time(place: Path, tmp_path: Path) -> None:
     metrics = run(place, tmp_path, "one", seeds=[3, 4])
-    files = sorted(each.relative_to(tmp_path / "one").as_posix() for each in (tmp_path / "one").rglob("*") if each.is_file())
+    files = sorted(
+        each.relative_to(tmp_path / "one").as_posix() for each in (tmp_path / "one").rglob("*") if each.is_file()
+    )
     assert files == [
-        "adapter-4/adapter_config.json", "adapter-4/adapter_model.safetensors", "adapter/adapter_config.json",
-        "adapter/adapter_model.safetensors", "curve.csv", "training.json",
+        "adapter-4/adapter_config.json",
+        "adapter-4/adapter_model.safetensors",
+        "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors",
+        "curve.csv",
+        "training.json",
     ]
     assert metrics["train/too_long"] == 1
     assert metrics["train/examples"] == 16

@@ -39,15 +39,24 @@ RANDOM = {"source": "random", "layers": 2, "width": 32, "seed": 1}
 
 def test_outputs_are_exactly_these_and_the_same_every_time(asked: Path, tmp_path: Path) -> None:
     metrics = run(config(**RANDOM), asked, tmp_path)
-    assert sorted(each.relative_to(tmp_path / "out").as_posix() for each in (tmp_path / "out").rglob("*") if each.is_file()) == [
-        "model/chat_template.jinja", "model/config.json", "model/generation_config.json", "model/model.safetensors",
-        "model/tokenizer.json", "model/tokenizer_config.json", "plan.json",
+    assert sorted(
+        each.relative_to(tmp_path / "out").as_posix() for each in (tmp_path / "out").rglob("*") if each.is_file()
+    ) == [
+        "model/chat_template.jinja",
+        "model/config.json",
+        "model/generation_config.json",
+        "model/model.safetensors",
+        "model/tokenizer.json",
+        "model/tokenizer_config.json",
+        "plan.json",
     ]
     plan = json.loads((tmp_path / "out/plan.json").read_text())
     assert plan["model"]["family"] == "decoder-only"
     assert plan["model"]["parameters"] == metrics["parameters"] == sum(plan["model"]["parts"].values())
     assert plan["bytes"]["store"]["bfloat16"] == 2 * plan["model"]["parameters"]
-    assert str(tmp_path) not in (tmp_path / "out/plan.json").read_text() + (tmp_path / "out/model/config.json").read_text()
+    assert (
+        str(tmp_path) not in (tmp_path / "out/plan.json").read_text() + (tmp_path / "out/model/config.json").read_text()
+    )
     run(config(**RANDOM), asked, tmp_path, "again")
     assert tree_hash(tmp_path / "out") == tree_hash(tmp_path / "again")
 
@@ -104,4 +113,4 @@ def test_the_real_model_converts_and_speaks(asked: Path, tmp_path: Path) -> None
     ids = models.render_prompt(tokenizer, "What is the capital of France?")
     with torch.no_grad():
         answer = model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False)
-    assert "Paris" in tokenizer.decode(answer[0][len(ids):])
+    assert "Paris" in tokenizer.decode(answer[0][len(ids) :])

@@ -115,7 +115,8 @@ def test_planted_defects(tmp_path: Path) -> None:
     found = {row.line: row for row in records.read(tmp_path / "out" / "quarantine.jsonl", Quarantined)}
     for number, (_, reason, detail) in enumerate(planted, start=62):
         row = found.pop(number)
-        assert (row.reason, row.source) == (reason, f"{tmp_path}/in/mine.jsonl") and row.detail.endswith(detail), row
+        assert (row.reason, row.source) == (reason, f"{tmp_path}/in/mine.jsonl"), row
+        assert row.detail.endswith(detail), row
     assert not found
     kept = {name: records.read(tmp_path / "out" / f"{name}.jsonl", Example) for name in validate.SPLITS}
     prompts = Counter(row.prompt for part in kept.values() for row in part)
@@ -127,11 +128,13 @@ def test_planted_defects(tmp_path: Path) -> None:
         if name.startswith("quarantined/examples/")
     } == counts
     told = json.loads((tmp_path / "out" / "splits.json").read_text())
-    assert told["quarantine"]["examples"] == counts and told["collected"]["examples"] == 61 + len(planted)
+    assert told["quarantine"]["examples"] == counts
+    assert told["collected"]["examples"] == 61 + len(planted)
     ids = "\n".join(sorted(row.id for row in kept["test"]))
     assert told["test_ids_sha256"] == hashlib.sha256(ids.encode()).hexdigest()
     groups = {name: {row.group for row in part} for name, part in kept.items()}
-    assert not groups["train"] & groups["test"] and not groups["train"] & groups["validation"]
+    assert not groups["train"] & groups["test"]
+    assert not groups["train"] & groups["validation"]
     # A quarantined secret is not carried on in the reason, and the suites were rendered.
     assert (tmp_path / "out" / "data_docs" / "index.html").is_file()
 
@@ -148,7 +151,8 @@ def test_ones_own_pairs_without_groups(tmp_path: Path) -> None:
     rows = records.read(tmp_path / "out" / "test.jsonl", Example)
     assert all(row.group == row.id and row.text is None for row in rows)
     told = json.loads((tmp_path / "out" / "splits.json").read_text())
-    assert told["by"] == "row" and told["groups"] == {"train": [], "validation": [], "test": []}
+    assert told["by"] == "row"
+    assert told["groups"] == {"train": [], "validation": [], "test": []}
     assert len(records.read(tmp_path / "out" / "ratings.jsonl", Rating)) == 4
     assert len(records.read(tmp_path / "out" / "red_team.jsonl", RedTeamPrompt)) == 4
 
@@ -164,7 +168,8 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
         )
     assert tree_hash(tmp_path / "one" / "out") == tree_hash(tmp_path / "two" / "out")
     pages = "".join(path.read_text() for path in (tmp_path / "one" / "out" / "data_docs").rglob("*.html"))
-    assert str(tmp_path) not in pages.replace(str(tmp_path / "in"), "") and "web-assets" not in pages
+    assert str(tmp_path) not in pages.replace(str(tmp_path / "in"), "")
+    assert "web-assets" not in pages
 
 
 def test_too_many_refused_rows_fail_with_a_table(tmp_path: Path) -> None:
@@ -206,7 +211,8 @@ def test_ratings_and_red_team_prompts_are_checked_too(tmp_path: Path) -> None:
     told = json.loads((tmp_path / "out" / "splits.json").read_text())
     assert told["quarantine"]["ratings"] == {"bad_score": 1, "duplicate": 1, "missing_field": 1}
     assert told["quarantine"]["red_team"] == {"duplicate": 1, "empty": 1}
-    assert metrics["rows/ratings"] == 1 and metrics["rows/red_team"] == 2
+    assert metrics["rows/ratings"] == 1
+    assert metrics["rows/red_team"] == 2
 
 
 def test_too_few_rows(tmp_path: Path) -> None:
@@ -230,7 +236,8 @@ def test_good_rows_of_the_default_corpus_are_kept(tmp_path: Path) -> None:
         package, _, path = row["source"].partition(":")
         return f"{package.partition('==')[0]}:{path}:{row['name']}"
 
-    assert len(good) == 200 and good <= {name(row) for row in rows}
+    assert len(good) == 200
+    assert good <= {name(row) for row in rows}
     data = tmp_path / "collect"
     collect.run(config(tmp_path / "in", table(tmp_path / "in", "x.jsonl", [])), out=data, work=tmp_path, log=Log())
     records.write_objects(data / "examples.jsonl", rows)
@@ -242,5 +249,7 @@ def test_good_rows_of_the_default_corpus_are_kept(tmp_path: Path) -> None:
 
     kept = records.read(tmp_path / "out" / "test.jsonl", Example)
     packages = {row.source.partition("==")[0] for row in kept}
-    assert len(packages) >= 30 and len(kept) >= 300 and max(Counter(row.group for row in kept).values()) <= 20
+    assert len(packages) >= 30
+    assert len(kept) >= 300
+    assert max(Counter(row.group for row in kept).values()) <= 20
     assert (metrics["groups/test"] or 0) >= 30

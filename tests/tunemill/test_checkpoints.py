@@ -10,7 +10,7 @@ import pytest
 from tunemill import checkpoints
 
 
-def fill(text: str):  # noqa: ANN201
+def fill(text: str):
     def write(folder: Path) -> None:
         (folder / "sub").mkdir()
         (folder / "weights").write_text(text)

@@ -131,7 +131,8 @@ def test_what_is_read_and_what_is_left_out(site: Path) -> None:
         ("tunemill_demo.Client.close(cls_name)", "Close every connection that is open."),
     ]
     assert found.pairs[1][0].body == f"{BODY} get\n\n    indented"
-    assert found.pairs[1][0].line == 11 and found.pairs[1][0].path == "tunemill_demo/net.py"
+    assert found.pairs[1][0].line == 11
+    assert found.pairs[1][0].path == "tunemill_demo/net.py"
     assert found.filtered == {
         "doctest, directive or table": 2,
         "no body": 1,
@@ -157,7 +158,8 @@ def test_families_and_the_limit(site: Path) -> None:
 def test_another_version_or_none(site: Path, packages: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError) as error:
         corpus.read(source(packages=packages))
-    assert error.value.what == message and packages[0] in error.value.expected
+    assert error.value.what == message
+    assert packages[0] in error.value.expected
 
 
 def test_a_file_that_was_edited_after_it_was_installed(site: Path) -> None:
@@ -198,7 +200,8 @@ def test_docstrings_are_as_python_shows_them() -> None:
 def test_processes_change_nothing() -> None:
     packages = tuple(f"{name}=={importlib.metadata.version(name)}" for name in ("anyio", "portalocker", "websockets"))
     alone, together = (corpus.read(source(packages=packages, processes=number)) for number in (1, 2))
-    assert alone == together and len(alone.pairs) > 50
+    assert alone == together
+    assert len(alone.pairs) > 50
 
 
 def test_nothing_is_imported_or_run() -> None:

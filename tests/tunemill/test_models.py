@@ -51,7 +51,9 @@ def test_an_adapter_loads_on_its_base_and_a_whole_model_needs_none(folder: Path,
     ids = torch.arange(10)[None]
     with torch.no_grad():
         plain = base(ids).logits
-    tuned = get_peft_model(base, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False))
+    tuned = get_peft_model(
+        base, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    )
     tuned.save_pretrained(tmp_path / "adapter")
     with torch.no_grad():
         expected = tuned.eval()(ids).logits

@@ -78,9 +78,13 @@ def test_good_values_are_typed_and_frozen(tmp_path: Path) -> None:
         ),
         (
             ("{size: 2}", "{sise: 2, size: 2}"),
-            "params.yaml:4: tuning.inner.sise: unknown key (value 2)\n  expected: one of size\n  fix: did you mean 'size'?",
+            "params.yaml:4: tuning.inner.sise: unknown key (value 2)\n  expected: one of size\n"
+            "  fix: did you mean 'size'?",
         ),
-        (("[1, 2]", "[1, x]"), 'params.yaml:5: tuning.seeds.1: "x" is not allowed\n  expected: input should be a valid integer'),
+        (
+            ("[1, 2]", "[1, x]"),
+            'params.yaml:5: tuning.seeds.1: "x" is not allowed\n  expected: input should be a valid integer',
+        ),
     ],
 )
 def test_each_mistake_is_named(tmp_path: Path, change: tuple[str, str], told: str) -> None:
@@ -97,13 +101,19 @@ def test_a_missing_key_and_a_missing_section(tmp_path: Path) -> None:
     text = problem(tmp_path, GOOD.replace("  steps: 3\n", ""))
     assert "tuning.steps: missing\n  expected: Optimiser steps." in text
     assert problem(tmp_path, GOOD.replace("tuning:", "tunin:")).startswith(
-        "params.yaml: section 'tuning' is missing\n  expected: a section 'tuning:'\n  fix: is 'tunin' meant to be 'tuning'?"
+        "params.yaml: section 'tuning' is missing\n  expected: a section 'tuning:'\n"
+        "  fix: is 'tunin' meant to be 'tuning'?"
     )
 
 
 @pytest.mark.parametrize(
     ("text", "told"),
-    [("a: [1\nb: 2\n", "not valid YAML"), ("a: 1\na: 2\n", "not valid YAML"), ("- 1\n", "no sections"), ("", "no sections")],
+    [
+        ("a: [1\nb: 2\n", "not valid YAML"),
+        ("a: 1\na: 2\n", "not valid YAML"),
+        ("- 1\n", "no sections"),
+        ("", "no sections"),
+    ],
 )
 def test_a_file_that_is_no_params_file(tmp_path: Path, text: str, told: str) -> None:
     with pytest.raises(UserError, match=told) as caught:
@@ -120,7 +130,7 @@ def test_no_file_and_no_utf8(tmp_path: Path) -> None:
 
 
 def test_a_mistake_in_a_candidate_names_it(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="candidates.lora.polcy") as caught:
+    with pytest.raises(UserError, match=r"candidates\.lora\.polcy") as caught:
         read(tmp_path, "candidates:\n  lora: {polcy: a, base: b}\n").section("candidates", Candidates)
     assert "did you mean 'policy'?" in str(caught.value)
 
@@ -130,7 +140,10 @@ def test_a_wrong_file_answers_quickly_and_without_traceback(tmp_path: Path) -> N
     began = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-m", "stages.scope", "--params", str(tmp_path / "params.yaml")],
-        capture_output=True, text=True, check=False, timeout=60,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
     assert done.returncode == 2
     assert "section 'scope' is missing" in done.stderr

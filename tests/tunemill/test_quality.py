@@ -1,4 +1,4 @@
-"""Every rule finds what it is for and spares what it is not for; near duplicates agree with a comparison of all pairs."""
+"""Every rule finds what it is for and spares the rest; near duplicates agree with a comparison of all pairs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ SECRETS = [
 @pytest.mark.parametrize("text", SECRETS)
 def test_secrets_are_found_and_not_repeated(text: str) -> None:
     refusal = quality.find_personal(f"use {text} here")
-    assert refusal is not None and refusal.reason == "secret"
+    assert refusal is not None
+    assert refusal.reason == "secret"
     assert text[-12:] not in refusal.detail
 
 
@@ -37,7 +38,9 @@ def test_secrets_are_found_and_not_repeated(text: str) -> None:
 )
 def test_addresses_are_found(text: str) -> None:
     refusal = quality.find_personal(text)
-    assert refusal is not None and refusal.reason == "personal_data" and "jane" not in refusal.detail
+    assert refusal is not None
+    assert refusal.reason == "personal_data"
+    assert "jane" not in refusal.detail
 
 
 @pytest.mark.parametrize(
@@ -158,9 +161,11 @@ def test_repeats_agree_with_comparing_all_pairs() -> None:
             expected.add(index)
         else:
             kept.append(index)
-    assert found.keys() == expected and 120 <= len(expected) <= 180
+    assert found.keys() == expected
+    assert 120 <= len(expected) <= 180
     for index, repeat in found.items():
-        assert repeat.exact == (texts[index] == texts[repeat.of]) and (repeat.exact or repeat.of in kept)
+        assert repeat.exact == (texts[index] == texts[repeat.of])
+        assert repeat.exact or repeat.of in kept
 
 
 def test_what_all_texts_share_makes_none_of_them_alike() -> None:
@@ -183,7 +188,8 @@ def test_groups_stay_together_and_large_ones_are_learnt_from() -> None:
     of_group = {
         group: {side for side, each in zip(sides, groups, strict=True) if each == group} for group in set(groups)
     }
-    assert by == "group" and all(len(found) == 1 for found in of_group.values())
+    assert by == "group"
+    assert all(len(found) == 1 for found in of_group.values())
     assert of_group["large"] == of_group[None] == {"train"}
     assert Counter(next(iter(found)) for found in of_group.values()) == {"test": 12, "validation": 5, "train": 25}
     assert quality.split(groups, HeldOut(5, 0.1), HeldOut(12, 0.2), 100, seed=1)[0] == sides
@@ -193,13 +199,15 @@ def test_groups_stay_together_and_large_ones_are_learnt_from() -> None:
 @pytest.mark.parametrize("number", [3, 4, 5, 8])
 def test_few_groups_leave_something_for_each_split(number: int) -> None:
     sides, by = quality.split([f"g{at % number}" for at in range(90)], HeldOut(10, 0.1), HeldOut(36, 0.2), 1, seed=0)
-    assert by == "group" and set(sides) == {"train", "validation", "test"}
+    assert by == "group"
+    assert set(sides) == {"train", "validation", "test"}
 
 
 def test_rows_are_split_where_there_are_no_groups() -> None:
     for groups in ([None] * 100, ["all"] * 100):
         sides, by = quality.split(groups, HeldOut(5, 0.1), HeldOut(12, 0.2), 100, seed=1)
-        assert by == "row" and Counter(sides) == {"train": 70, "validation": 10, "test": 20}
+        assert by == "row"
+        assert Counter(sides) == {"train": 70, "validation": 10, "test": 20}
 
 
 def test_cap() -> None:

@@ -51,4 +51,5 @@ def test_a_damaged_row_is_named(tmp_path: Path, line: str, message: str) -> None
 
 def test_an_id_knows_where_a_text_ends() -> None:
     assert records.row_id("ab", "c") != records.row_id("a", "bc")
-    assert len(records.row_id("a")) == 12 and records.row_id("a") == records.row_id("a")
+    assert len(records.row_id("a")) == 12
+    assert records.row_id("a") == records.row_id("a")

@@ -66,7 +66,9 @@ def test_lines_are_where_an_editor_shows_them(tmp_path: Path) -> None:
 def test_columns_get_our_names(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("question,human_1,human_2,human_3\nwhy,0.5,,1\n")
     (row,) = rows_of(tmp_path / "a.csv", tmp_path, columns={"prompt": "question", "scores": "human_*"})
-    assert row.fields["prompt"] == "why" and row.fields["scores"] == ["0.5", "1"] and "question" not in row.fields
+    assert row.fields["prompt"] == "why"
+    assert row.fields["scores"] == ["0.5", "1"]
+    assert "question" not in row.fields
 
 
 @pytest.mark.parametrize(
@@ -102,7 +104,7 @@ def test_a_missing_file_is_told(tmp_path: Path) -> None:
         list(sources.read(file_source(tmp_path / "nowhere.jsonl", ""), tmp_path))
 
 
-# --- wheels: from a folder, so that no network is needed ----------------------------------------------------------------
+# --- wheels: from a folder, so that no network is needed -------------------------------------------------------------
 
 
 @pytest.fixture
@@ -190,14 +192,15 @@ def test_a_member_that_is_not_in_the_wheel(tmp_path: Path, wheel: tuple[Path, st
         list(sources.read(wheel_source(wheel[1], members=("tiny/c.txt",)), tmp_path / "cache"))
 
 
-# --- hub ---------------------------------------------------------------------------------------------------------------
+# --- hub -------------------------------------------------------------------------------------------------------------
 
 READ_HUB = """
 import sys
 from pathlib import Path
 from tunemill import sources
 from tunemill.errors import UserError
-source = sources.HubSource(source="hub", repo=sys.argv[1], revision="0" * 40, split="train", columns={"prompt": "question"})
+columns = {"prompt": "question"}
+source = sources.HubSource(source="hub", repo=sys.argv[1], revision="0" * 40, split="train", columns=columns)
 try:
     print([(row.line, dict(row.fields)) for row in sources.read(source, Path(sys.argv[2]))])
 except UserError as error:
@@ -222,7 +225,8 @@ def test_a_data_set_is_read_through_datasets(tmp_path: Path) -> None:
 def test_an_unreachable_hub(tmp_path: Path, offline: str) -> None:
     told = read_hub("someone/something", tmp_path / "cache", HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE=offline)
     assert told.startswith("hub data set someone/something, split train, could not be read: ")
-    assert len(told.splitlines()) == 2 and "check the network" in told
+    assert len(told.splitlines()) == 2
+    assert "check the network" in told
 
 
 def test_a_branch_is_no_pin() -> None:
@@ -230,7 +234,7 @@ def test_a_branch_is_no_pin() -> None:
         HubSource.model_validate({"source": "hub", "repo": "a/b", "revision": "main", "split": "train"})
 
 
-# --- the real thing ----------------------------------------------------------------------------------------------------
+# --- the real thing --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.network
@@ -240,7 +244,8 @@ def test_counts_of_the_real_sources(tmp_path: Path) -> None:
 
     cfg = ParamsFile(Path(__file__).parents[2] / "params.yaml").section("collect", Config)
     ratings = list(sources.read(cfg.ratings, tmp_path))
-    assert len(ratings) == 990 and all(1 <= len(row.fields["scores"]) <= 3 for row in ratings)
+    assert len(ratings) == 990
+    assert all(1 <= len(row.fields["scores"]) <= 3 for row in ratings)
     assert len({row.fields["prompt"] for row in ratings}) == 390
     counts = {
         name: len({row.fields["prompt"] for row in sources.read(each.rows, tmp_path)})

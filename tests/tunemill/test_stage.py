@@ -68,8 +68,12 @@ def place(tmp_path: Path) -> Path:
 
 def toy(place: Path, *flags: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "stages.toy", "--data", "data", *flags], cwd=place, capture_output=True, text=True,
-        check=False, timeout=120,
+        [sys.executable, "-m", "stages.toy", "--data", "data", *flags],
+        cwd=place,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
         env={**os.environ, "PYTHONPATH": f"{place}:{ROOT}", "TUNEMILL_TRACKING": "off", **(env or {})},
     )
 
@@ -132,9 +136,11 @@ def test_a_missing_input_names_its_flag(place: Path) -> None:
 def test_two_at_once_the_second_says_who_holds_it(place: Path) -> None:
     with runtime.ownership(place / "work/toy.lock", "stage toy"):
         began = time.monotonic()
-        with pytest.raises(UserError, match=f"stage toy is held by process {os.getpid()}"):
-            with runtime.ownership(place / "work/toy.lock", "stage toy", patience=0.5):
-                pass
+        with (
+            pytest.raises(UserError, match=f"stage toy is held by process {os.getpid()}"),
+            runtime.ownership(place / "work/toy.lock", "stage toy", patience=0.5),
+        ):
+            pass
         assert time.monotonic() - began < 5
 
 
@@ -156,13 +162,15 @@ def test_a_stage_ends_with_the_dvc_that_started_it(place: Path) -> None:
     (place / "params.yaml").write_text("toy: {text: hello, sleep: 60}\n")
     # A process whose command line says dvc, with a shell between it and the stage, as DVC has it.
     parent = place / "dvc"
-    parent.write_text(textwrap.dedent(f"""
+    parent.write_text(
+        textwrap.dedent(f"""
         import os, subprocess
         os.environ['DVC_STAGE'] = 'toy'
         child = subprocess.Popen(['/bin/sh', '-c', '{sys.executable} -m stages.toy --data data; true'])
         print(child.pid, flush=True)
         child.wait()
-    """))
+    """)
+    )
     env = {**os.environ, "PYTHONPATH": f"{place}:{ROOT}", "TUNEMILL_TRACKING": "off"}
     process = subprocess.Popen([sys.executable, str(parent)], cwd=place, env=env)
     deadline = time.monotonic() + 60
@@ -196,8 +204,17 @@ def test_contracts_that_no_stage_may_have() -> None:
 
 def test_contract_reads_inputs_outputs_and_sections() -> None:
     def run(
-        cfg: Config, *, data: Path, more: tuple[Path, ...], maybe: Path | None, candidates: Candidates, out: Path,
-        out_scores: Path, work: Path, log: Log, machine: runtime.Runtime,
+        cfg: Config,
+        *,
+        data: Path,
+        more: tuple[Path, ...],
+        maybe: Path | None,
+        candidates: Candidates,
+        out: Path,
+        out_scores: Path,
+        work: Path,
+        log: Log,
+        machine: runtime.Runtime,
     ) -> stage.Metrics:
         return {}
 

@@ -42,12 +42,14 @@ def place(tmp_path: Path, empty: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("DVC_STAGE", raising=False)
-    yield tmp_path
+    return tmp_path
 
 
 def recorder(key: str = "k1", instance: str = "lora", candidate: str | None = None) -> tracking.Recorder:
     section = Section(rate=0.5, names=("x", "y"))
-    return tracking.Recorder(instance, candidate, key, {instance.partition("@")[0]: section}, {"train": Path("train.jsonl")}, "trial")
+    return tracking.Recorder(
+        instance, candidate, key, {instance.partition("@")[0]: section}, {"train": Path("train.jsonl")}, "trial"
+    )
 
 
 def runs(place: Path) -> list[Any]:
@@ -100,7 +102,10 @@ def test_twenty_kills_leave_one_run(place: Path, monkeypatch: pytest.MonkeyPatch
     last = recorder()
     last.finish({"score": 1.0}, {}, {})
     tracking.finish_lifecycle(place, parent, "FINISHED")
-    assert [(run.info.run_name, run.info.status) for run in runs(place)] == [("lifecycle", "FINISHED"), ("lora", "FINISHED")]
+    assert [(run.info.run_name, run.info.status) for run in runs(place)] == [
+        ("lifecycle", "FINISHED"),
+        ("lora", "FINISHED"),
+    ]
 
 
 def test_another_key_is_another_run_and_a_failure_says_why(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +123,8 @@ def test_candidates_have_the_same_keys_and_are_logged_models(place: Path, monkey
     (place / "metrics").mkdir()
     (place / "metrics/efficiency.json").write_text('{"base/decode": 7, "lora/decode": 6}')
     (place / "dvc.lock").write_text(
-        "stages:\n  evaluate@base: {cmd: x, outs: [{path: a, md5: m1}]}\n  evaluate@lora: {cmd: x, outs: [{path: b, md5: m2}]}\n"
+        "stages:\n  evaluate@base: {cmd: x, outs: [{path: a, md5: m1}]}\n"
+        "  evaluate@lora: {cmd: x, outs: [{path: b, md5: m2}]}\n"
     )
     tracking.finish_lifecycle(place, parent, "FINISHED")
     base, lora = runs(place)[1:]

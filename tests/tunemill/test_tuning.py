@@ -1,4 +1,4 @@
-"""Tuning: batches with little padding, loss on the completion only, LoRA starts as the base, a killed run ends the same."""
+"""Tuning: little padding, loss on the completion only, LoRA starts as the base, a killed run ends the same."""
 
 from __future__ import annotations
 
@@ -85,10 +85,15 @@ def train(folder: Path, work: Path, steps: int, seed: int = 5) -> tuple[Any, lis
     runtime.seed_everything(seed)
     rows = pairs(folder)
     return tuning.train(
-        models.load_base(folder, CPU), models.load_tokenizer(folder), rows, rows[:4],
+        models.load_base(folder, CPU),
+        models.load_tokenizer(folder),
+        rows,
+        rows[:4],
         tuning.Schedule(steps, 4, 1, 1e-2, 2, 0.0, 1.0, 4, 4, seed),
         adapter=LoraConfig(r=4, lora_alpha=8, lora_dropout=0.1, target_modules="all-linear", task_type="CAUSAL_LM"),
-        device="cpu", work=work, log=Log(),
+        device="cpu",
+        work=work,
+        log=Log(),
     )
 
 

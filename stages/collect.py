@@ -1,0 +1,128 @@
+"""Collect: fetch every source, check it against its pin, and write its rows as they are.
+
+    python -m stages.collect
+
+Writes examples.jsonl, ratings.jsonl and red_team.jsonl (each row with the source and line it came from),
+quarantine.jsonl (lines that could not be read at all) and sources.json (what was read).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from tunemill import checkpoints, corpus, records, sources
+from tunemill.log import Log
+from tunemill.params import Params
+from tunemill.stage import Metrics, main
+
+FIELDS = {
+    "examples": ("prompt", "completion", "messages", "group", "text", "name"),
+    "ratings": ("prompt", "response", "scores"),
+    "red_team": ("prompt",),
+}
+"""The columns a record type may have."""
+
+
+class RedTeamSet(Params):
+    """One set of prompts that try to bring out harm."""
+
+    kind: Literal["instruction", "continuation"]
+    """What the prompts are: instructions to a chat model, or texts to continue."""
+    toxic: bool | None = None
+    """Whether the prompts are toxic themselves, where that is known."""
+    rows: sources.Table
+    """Where they come from; the column is `prompt`."""
+
+
+class Config(Params):
+    """Sources: what the project learns from."""
+
+    examples: sources.Source
+    """Prompts and completions, columns prompt and completion (or messages), and group and text where there are any."""
+    ratings: sources.Table
+    """Responses that people rated for harm, columns prompt, response and scores (0–1, one for each person)."""
+    red_team: dict[str, RedTeamSet] = Field(min_length=1)
+    """Name of the set → prompts that try to bring out harm."""
+
+    @field_validator("examples", "ratings", "red_team")
+    @classmethod
+    def _columns_are_known(cls, value: Any, info: Any) -> Any:
+        tables = [each.rows for each in value.values()] if isinstance(value, dict) else [value]
+        for table in tables:
+            if unknown := sorted(set(getattr(table, "columns", {})) - set(FIELDS[info.field_name])):
+                allowed = ", ".join(name for name in FIELDS[info.field_name] if name != "name")
+                raise ValueError(f"columns names '{unknown[0]}', allowed are {allowed}")
+        return value
+
+
+def run(cfg: Config, *, out: Path, work: Path, log: Log) -> Metrics:
+    """Read the three kinds of rows and write them down with the place each one came from."""
+    cache = work / "downloads"
+    told: dict[str, Any] = {}
+    metrics: dict[str, float | None] = {}
+    unreadable: list[dict[str, Any]] = []
+
+    def put(kind: str, found: Iterable[tuple[sources.Raw, dict[str, Any]]]) -> int:
+        rows = []
+        for raw, constants in found:
+            if raw.fault is not None:
+                reason, detail = raw.fault
+                place = {"type": kind, "source": raw.source, "line": raw.line}
+                unreadable.append({**place, "reason": reason, "detail": detail})
+                continue
+            fields = {name: raw.fields[name] for name in FIELDS[kind] if name in raw.fields}
+            rows.append({**fields, **constants, "source": raw.source, "line": raw.line})
+        records.write_objects(out / f"{kind}.jsonl", rows)
+        metrics[f"rows/{kind}"] = len(rows)
+        return len(rows)
+
+    # 1. Examples. The documentation corpus also tells how many pairs each package gave, and what was filtered.
+    if isinstance(cfg.examples, corpus.DocsSource):
+        log.note(f"parsing the documentation of {len(cfg.examples.packages)} packages")
+        found = corpus.read(cfg.examples)
+        rows = sources.read_docs(found, cfg.examples)
+        told["examples"] = {
+            "source": "docs",
+            "packages": cfg.examples.versions,
+            "pairs": found.packages,
+            "filtered": found.filtered,
+        }
+        metrics |= {f"filtered/{reason.replace(' ', '_').replace(',', '')}": n for reason, n in found.filtered.items()}
+        metrics["packages"] = len(found.packages)
+    else:
+        rows = sources.read(cfg.examples, cache)
+        told["examples"] = cfg.examples.model_dump(mode="json")
+    count = put("examples", ((raw, {}) for raw in rows))
+    log.note(f"{count} examples")
+
+    # 2. Human harm ratings.
+    count = put("ratings", ((raw, {}) for raw in sources.read(cfg.ratings, cache)))
+    told["ratings"] = cfg.ratings.model_dump(mode="json")
+    log.note(f"{count} ratings")
+
+    # 3. Red-team prompts: every set knows what kind it is.
+    prompts = [
+        (raw, {"set": name, "kind": each.kind, "toxic": each.toxic})
+        for name, each in cfg.red_team.items()
+        for raw in sources.read(each.rows, cache)
+    ]
+    count = put("red_team", prompts)
+    for name, each in cfg.red_team.items():
+        metrics[f"rows/red_team/{name}"] = sum(
+            constants["set"] == name for raw, constants in prompts if raw.fault is None
+        )
+        told.setdefault("red_team", {})[name] = each.model_dump(mode="json")
+    log.note(f"{count} red-team prompts")
+
+    records.write_objects(out / "quarantine.jsonl", unreadable)
+    metrics["unreadable"] = len(unreadable)
+    checkpoints.write_json(out / "sources.json", told)
+    return metrics
+
+
+if __name__ == "__main__":
+    main(run)

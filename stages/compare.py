@@ -1,0 +1,299 @@
+"""Compare: what may be said about the candidates, with intervals and paired tests on the same test items.
+
+    python -m stages.compare --evaluations artifacts/evaluate --scope artifacts/scope \
+        --out reports/comparison.json --out-scores reports/scores.csv
+
+Every interval resamples whole groups (packages), since items of one package are alike; where there are too few groups it
+resamples items, and says so in `method`. Beside it stands the interval that takes items as independent (`item_…`). One
+set of resamples serves all systems and metrics. "Better" is said only where the interval lies above zero and, for the
+declared family (primary metric, each candidate against the reference), Holm's p-value is below 0.05 too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic import Field
+
+from tunemill import metrics, records, statistics
+from tunemill.checkpoints import write_json, write_text
+from tunemill.errors import UserError
+from tunemill.log import Log
+from tunemill.params import Candidates, Params
+from tunemill.stage import Metrics, main
+
+if TYPE_CHECKING:
+    import numpy as np
+
+METRICS = (*metrics.ROUGE_TYPES, "bleu")
+PLOTTED = metrics.ROUGE_TYPES
+LEVEL = 0.95
+
+
+class Config(Params):
+    """How the comparison is made."""
+
+    seed: int = Field(ge=0)
+    """Of the resamples."""
+    resamples: int = Field(ge=1000, le=1_000_000)
+    """Bootstrap resamples."""
+    reference: str
+    """The candidate that the others are compared with."""
+    min_groups: int = Field(ge=2)
+    """Fewest groups whose resampling gives an interval to rely on; below, items are resampled."""
+
+
+class Measured(NamedTuple):
+    """One metric of one system: where its sums stand in the table, and how they make its value."""
+
+    start: int
+    stop: int
+    statistic: Callable[[np.ndarray], np.ndarray]
+    n: int
+
+
+def run(
+    cfg: Config, *, evaluations: Path, scope: Path, candidates: Candidates, out: Path, out_scores: Path, log: Log
+) -> Metrics:
+    """Write the comparison as `out` and the bars' table as `out_scores`."""
+    import numpy as np
+
+    names = tuple(candidates.root)
+    goal = json.loads((scope / "scope.json").read_text(encoding="utf-8"))
+    if cfg.reference not in names:
+        raise UserError(
+            f"'{cfg.reference}' is no candidate",
+            where="params.yaml: compare.reference",
+            expected="one of " + ", ".join(names),
+            exit_code=2,
+        )
+
+    # 1. Read the listed candidates; all must have answered the same items.
+    rows = {name: [row for _, row in records.read_objects(evaluations / name / "instances.jsonl")] for name in names}
+    same_items(rows)
+    first = rows[names[0]]
+    systems: dict[str, list[Mapping[str, Any]]] = {
+        **{name: [{"prediction": row["prediction"], **row["scores"]} for row in rows[name]] for name in names},
+        **{name: [row["baselines"][name] for row in first] for name in first[0]["baselines"]},
+    }
+
+    # 2. One table with a row for each item and, for each system and metric, the columns whose sums make its value.
+    table, columns = tabulate(systems, [row["reference"] for row in first])
+
+    # 3. Resample groups and items; all statistics come from the same draws.
+    groups = [row["group"] for row in first]
+    ways = {"cluster": groups, "item": list(range(len(first)))}
+    sums = {way: statistics.cluster_sums(table, labels) for way, labels in ways.items()}
+    draws = {way: statistics.resampled_sums(found, cfg.resamples, cfg.seed) for way, found in sums.items()}
+    method = "cluster" if len(sums["cluster"]) >= cfg.min_groups else "item"
+    if method == "item":
+        log.note(f"{len(sums['cluster'])} groups: too few to resample (compare.min_groups), so items are")
+    total = table.sum(axis=0)
+
+    def value(of: Measured, among: np.ndarray) -> np.ndarray:
+        return of.statistic(among[..., of.start : of.stop])
+
+    # 4. Every system's value with its interval.
+    measured: dict[str, dict[str, Any]] = {}
+    for (name, metric), of in columns.items():
+        estimates = {
+            way: statistics.interval(float(value(of, total)), value(of, draws[way]), len(sums[way]), LEVEL)
+            for way in ways
+        }
+        estimate = estimates[method]
+        measured.setdefault(name, {})[metric] = {
+            "value": estimate.value,
+            "ci_low": estimate.low,
+            "ci_high": estimate.high,
+            "n": of.n,
+            "method": method,
+            "item_ci_low": estimates["item"].low,
+            "item_ci_high": estimates["item"].high,
+            **_reason(estimate.value, estimate.low, len(sums[method])),
+        }
+
+    # 5. Paired differences: against the reference, against the baselines, and what the scope's criteria name.
+    compared: dict[tuple[str, str, str], dict[str, statistics.Comparison]] = {}
+    for a, b in asked(names, [name for name in systems if name not in names], cfg.reference, goal["criteria"]):
+        for metric in METRICS:
+            of_a, of_b = columns[a, metric], columns[b, metric]
+            compared[a, b, metric] = {
+                way: statistics.compare(
+                    float(value(of_a, total) - value(of_b, total)),
+                    value(of_a, draws[way]) - value(of_b, draws[way]),
+                    len(sums[way]),
+                    LEVEL,
+                )
+                for way in ways
+            }
+
+    # 6. Holm's correction over the declared family, then the verdicts.
+    primary = goal["primary_metric"]
+    family = [(name, cfg.reference, primary) for name in names if name != cfg.reference]
+    tested = [each for each in family if compared[each][method].p is not None]
+    holm = dict(zip(tested, statistics.holm([compared[each][method].p or 0.0 for each in tested]), strict=True))
+    pairs = []
+    for (a, b, metric), ways_found in compared.items():
+        best, item = ways_found[method], ways_found["item"]
+        pairs.append(
+            {
+                "a": a,
+                "b": b,
+                "metric": metric,
+                "diff": best.diff,
+                "ci_low": best.low,
+                "ci_high": best.high,
+                "p": best.p,
+                "n": columns[a, metric].n,
+                "method": method,
+                "p_holm": holm.get((a, b, metric)),
+                "item_ci_low": item.low,
+                "item_ci_high": item.high,
+                "item_p": item.p,
+                "verdict": statistics.verdict(best, holm.get((a, b, metric)), LEVEL),
+                **_reason(best.diff, best.low, len(sums[method])),
+            }
+        )
+
+    # 7. Write.
+    write_json(
+        out,
+        {
+            "candidates": measured,
+            "pairs": pairs,
+            "reference": cfg.reference,
+            "primary_metric": primary,
+            "level": LEVEL,
+            "items": len(first),
+            "groups": len(sums["cluster"]),
+            "method": method,
+            "resamples": cfg.resamples,
+            "seed": cfg.seed,
+            "family": [{"a": a, "b": b, "metric": metric} for a, b, metric in family],
+            "correction": "holm",
+        },
+    )
+    write_text(
+        out_scores,
+        "candidate,metric,value,ci_low,ci_high\n"
+        + "".join(
+            f"{name},{metric},{_cell(measured[name][metric], 'value')},{_cell(measured[name][metric], 'ci_low')},"
+            f"{_cell(measured[name][metric], 'ci_high')}\n"
+            for name in systems
+            for metric in PLOTTED
+        ),
+    )
+    for pair in pairs:
+        if pair["metric"] == primary:
+            log.note(sentence(pair))
+    flat: dict[str, float | None] = {"n": len(first), "groups": len(sums["cluster"])}
+    for name, metric in columns:
+        flat[f"{name}/{metric}"] = measured[name][metric]["value"]
+    for pair in pairs:
+        key = f"{pair['a']}-vs-{pair['b']}/{pair['metric']}"
+        flat |= {f"{key}/{part}": pair[part] for part in ("diff", "ci_low", "ci_high", "p")}
+    assert not any(isinstance(each, float) and np.isnan(each) for each in flat.values())
+    return flat
+
+
+def same_items(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Check that all candidates answered the same items, in the same order.
+
+    Raises:
+        UserError: they did not, or there are none.
+    """
+    (first, expected), *others = ((name, [(row["id"], row["group"]) for row in found]) for name, found in rows.items())
+    if not expected:
+        raise UserError("no items", where=f"candidate '{first}'", expected="at least one", fix="dvc repro evaluate")
+    for name, found in others:
+        if found != expected:
+            apart = len(set(found) ^ set(expected))
+            raise UserError(
+                f"'{name}' and '{first}' answered different test items ({apart} of them are not in both)",
+                where="compare",
+                expected="one test set for all candidates",
+                fix="dvc repro evaluate",
+            )
+
+
+def tabulate(
+    systems: Mapping[str, Sequence[Mapping[str, Any]]], references: Sequence[str]
+) -> tuple[np.ndarray, dict[tuple[str, str], Measured]]:
+    """The items' sufficient statistics.
+
+    Returns:
+        (n, k) table, and for each system and metric its columns. An item that any system lacks a score for is left out of
+        that metric for all of them.
+    """
+    import numpy as np
+
+    blocks, columns, start = [], {}, 0
+    for metric in METRICS:
+        if metric == "bleu":
+            complete = np.array([bool(text.strip()) for text in references])
+        else:
+            complete = np.array(
+                [all(each[metric] is not None for each in item) for item in zip(*systems.values(), strict=True)]
+            )
+        for name, items in systems.items():
+            if metric == "bleu":
+                block = metrics.bleu_statistics(references, [each["prediction"] for each in items])
+            else:
+                block = np.array([[each[metric] or 0.0, 1.0] for each in items])
+            blocks.append(block * complete[:, None])
+            stop = start + block.shape[1]
+            statistic = metrics.bleu if metric == "bleu" else statistics.ratio(0, 1)
+            columns[name, metric] = Measured(start, stop, statistic, int(complete.sum()))
+            start = stop
+    return np.concatenate(blocks, axis=1), columns
+
+
+def asked(
+    names: Sequence[str], baselines: Sequence[str], reference: str, criteria: Sequence[Mapping[str, Any]]
+) -> list[tuple[str, str]]:
+    """The pairs to compare, each once.
+
+    Raises:
+        UserError: a criterion names neither a candidate nor a baseline.
+    """
+    pairs = [(name, reference) for name in names if name != reference]
+    pairs += [(name, baseline) for name in names for baseline in baselines]
+    known = {*names, *baselines}
+    for index, rule in enumerate(criteria):
+        for role in ("candidate", "against"):
+            if rule[role] not in known:
+                raise UserError(
+                    f"'{rule[role]}' was not evaluated",
+                    where=f"params.yaml: scope.criteria.{index}.{role}",
+                    expected="one of " + ", ".join(sorted(known)),
+                    exit_code=2,
+                )
+        pairs.append((rule["candidate"], rule["against"]))
+    return list(dict.fromkeys(pairs))
+
+
+def sentence(pair: Mapping[str, Any]) -> str:
+    """One pair in words."""
+    if pair["ci_low"] is None:
+        return f"{pair['a']} against {pair['b']}: {pair['metric']} {pair['verdict']} ({pair['reason']})"
+    return (
+        f"{pair['a']} against {pair['b']}: {pair['metric']} {pair['diff']:+.2f} [{pair['ci_low']:+.2f}, {pair['ci_high']:+.2f}],"
+        f" {pair['verdict']}"
+    )
+
+
+def _reason(value: float | None, low: float | None, units: int) -> dict[str, str]:
+    if value is None:
+        return {"reason": "no test item has a reference"}
+    return {"reason": f"no interval from {units} independent unit"} if low is None else {}
+
+
+def _cell(entry: Mapping[str, Any], key: str) -> str:
+    return "" if entry[key] is None else f"{entry[key]:.6g}"
+
+
+if __name__ == "__main__":
+    main(run)

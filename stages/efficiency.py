@@ -1,0 +1,119 @@
+"""Efficiency: how fast each candidate generates and how much memory it takes, beside the reference.
+
+    python -m stages.efficiency --evaluations artifacts/evaluate
+
+Absolute times depend on the machine and on what else it does. So all candidates stand in one process and take turns
+(A, B, A, B …), and what counts is the ratio to the reference: the median over rounds of the ratio within a round. An adapter
+is measured as it is, not merged. Peak memory is that of a process of its own for each candidate.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from pydantic import Field
+
+from tunemill import checkpoints, models, profiling, records, statistics
+from tunemill.errors import UserError
+from tunemill.log import Log
+from tunemill.params import Candidates, Params
+from tunemill.runtime import Runtime
+from tunemill.stage import Metrics, main
+
+
+class Config(Params):
+    """What is measured."""
+
+    seed: int = Field(ge=0)
+    """Of the choice of prompts."""
+    reference: str
+    """The candidate whose speed is 1."""
+    rounds: int = Field(ge=1)
+    """Measurements of each candidate, taking turns; one more round warms up and is not counted."""
+    prompts: int = Field(ge=1)
+    """Test prompts to measure with; together they are the batch."""
+    new_tokens: int = Field(ge=1)
+    """Tokens to generate for each prompt."""
+
+
+def run(cfg: Config, *, evaluations: Path, candidates: Candidates, out: Path, runtime: Runtime, log: Log) -> Metrics:
+    """Measure every candidate that was evaluated, and write efficiency.json under `out`."""
+    if cfg.reference not in candidates.root:
+        raise UserError(
+            f"'{cfg.reference}' is no candidate",
+            where="params.yaml: efficiency.reference",
+            expected="one of " + ", ".join(candidates.root),
+            exit_code=2,
+        )
+    # 1. Prompts that were evaluated, the same ones for every candidate.
+    rows = [row for _, row in records.read_objects(evaluations / cfg.reference / "instances.jsonl")]
+    chosen = statistics.stratified([row["id"] for row in rows], [row["group"] for row in rows], cfg.prompts, cfg.seed)
+    folders = {name: (Path(each.policy), Path(each.base)) for name, each in candidates.root.items()}
+
+    # 2. Peak memory, each in a fresh process, side by side: nothing is timed yet.
+    log.note("memory: one process for each candidate")
+    loaded = {}
+    with multiprocessing.get_context("spawn").Pool(min(2, len(folders)), maxtasksperchild=1) as pool:
+        tokenizer = models.load_tokenizer(folders[cfg.reference][1])
+        prompts = [models.render_prompt(tokenizer, rows[index]["prompt"]) for index in chosen]
+        asked = {
+            name: pool.apply_async(profiling.peak_memory, (policy, base, runtime, prompts, cfg.new_tokens))
+            for name, (policy, base) in folders.items()
+        }
+        memory = {name: each.get() for name, each in asked.items()}
+
+    # 3. Speed: all candidates in memory, taking turns.
+    for name, (policy, base) in folders.items():
+        loaded[name] = models.load_policy(policy, base, runtime)
+    log.start("measure", (1 + cfg.rounds) * len(loaded), "turn")
+    measured: dict[str, list[profiling.Speed]] = {name: [] for name in loaded}
+    for turn in range(1 + cfg.rounds):
+        for place, (name, (model, own)) in enumerate(loaded.items()):
+            ids = [models.render_prompt(own, rows[index]["prompt"]) for index in chosen]
+            found = profiling.speed(model, own, ids, cfg.new_tokens)
+            if turn:
+                measured[name].append(found)
+            log(turn * len(loaded) + place + 1)
+
+    # 4. Medians, and ratios to the reference within each round.
+    table: dict[str, dict[str, Any]] = {}
+    for name, speeds in measured.items():
+        table[name] = {}
+        for field, ratio in (
+            ("prefill_tokens_per_second", "prefill_ratio"),
+            ("decode_tokens_per_second", "decode_ratio"),
+            ("batch_decode_tokens_per_second", "batch_decode_ratio"),
+        ):
+            ours = [getattr(each, field) for each in speeds]
+            theirs = [getattr(each, field) for each in measured[cfg.reference]]
+            table[name][field] = median(ours)
+            table[name][ratio] = median(a / b for a, b in zip(ours, theirs, strict=True))
+        table[name]["memory_bytes"] = memory[name]
+        table[name]["memory_ratio"] = memory[name] / memory[cfg.reference]
+    checkpoints.write_json(
+        out / "efficiency.json",
+        {
+            "candidates": table,
+            "reference": cfg.reference,
+            "rounds": cfg.rounds,
+            "prompts": len(chosen),
+            "new_tokens": cfg.new_tokens,
+            "device": runtime.device,
+            "dtype": runtime.dtype,
+            "threads": runtime.threads,
+            "samples": {name: [each._asdict() for each in speeds] for name, speeds in measured.items()},
+            "evaluated": {
+                name: json.loads((evaluations / name / "scores.json").read_text(encoding="utf-8"))["policy_hash"]
+                for name in table
+            },
+        },
+    )
+    return {f"{name}/{key}": value for name, row in table.items() for key, value in row.items()}
+
+
+if __name__ == "__main__":
+    main(run)

@@ -1,0 +1,295 @@
+"""Evaluate: let one candidate answer the held-out prompts, and score every answer the same way.
+
+    python -m stages.evaluate --policy artifacts/lora/adapter --base artifacts/select/model \
+        --test artifacts/validate/test.jsonl --splits artifacts/validate/splits.json \
+        --red-team artifacts/validate/red_team.jsonl --candidate lora
+
+Generation is greedy. A prediction is everything the model wrote within the token limit, white space collapsed: nothing is
+cut away, so that a candidate which prefaces its answer is not judged by the preface alone. Lines of a journal in
+`work` keep what was generated, batch by batch.
+
+Writes instances.jsonl (one row for each test item, scores in points), red_team.jsonl and scores.json; the same keys for
+every candidate, null with a reason where a value is undefined.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from tunemill import checkpoints, journal, metrics, models, records, sampling, statistics
+from tunemill.errors import UserError
+from tunemill.log import Log
+from tunemill.params import Params
+from tunemill.records import Example, RedTeamPrompt
+from tunemill.runtime import Runtime
+from tunemill.sampling import Generation
+from tunemill.stage import Metrics, main
+
+KINDS = ("instruction", "continuation")
+BASELINES: dict[str, Callable[[str], str]] = {
+    "lead-10-words": metrics.lead_words,
+    "first-sentence": metrics.first_sentence,
+}
+
+
+class Config(Params):
+    """What is generated and how."""
+
+    seed: int = Field(ge=0)
+    """Of the choice of test items and red-team prompts."""
+    test_items: int = Field(ge=0)
+    """Test items to score, every group with its share; 0 takes all."""
+    red_team_items: int = Field(ge=0)
+    """Red-team prompts to answer, every source with its share; 0 asks none."""
+    max_new_tokens: int = Field(ge=1, le=4096)
+    """Most tokens of an answer."""
+    batch_tokens: int = Field(ge=1)
+    """Most tokens of a batch, padding and answers included."""
+    batch_rows: int = Field(ge=1)
+    """Most prompts in a batch."""
+
+
+def run(
+    cfg: Config,
+    *,
+    policy: Path,
+    base: Path,
+    test: Path,
+    splits: Path,
+    red_team: Path | None,
+    out: Path,
+    work: Path,
+    runtime: Runtime,
+    log: Log,
+) -> Metrics:
+    """Answer, score and write everything under `out`."""
+    # 1. The test set is the one that was fixed before training; of it, a fixed subset.
+    examples = checked(test, splits)
+    chosen = statistics.stratified(
+        [each.id for each in examples], [each.group for each in examples], cfg.test_items, cfg.seed
+    )
+    examples = [examples[index] for index in chosen]
+    attacks = records.read(red_team, RedTeamPrompt) if red_team is not None and cfg.red_team_items else []
+    chosen = statistics.stratified(
+        [each.id for each in attacks], [each.source for each in attacks], cfg.red_team_items, cfg.seed
+    )
+    attacks = [attacks[index] for index in chosen]
+
+    # 2. Generate. Instructions are messages to the model; a text to continue is given as it stands.
+    model, tokenizer = models.load_policy(policy, base, runtime)
+    prompts = {
+        "test": [models.render_prompt(tokenizer, each.prompt) for each in examples],
+        "instruction": [models.render_prompt(tokenizer, each.prompt) for each in attacks if each.kind == "instruction"],
+        "continuation": [list(tokenizer(each.prompt)["input_ids"]) for each in attacks if each.kind == "continuation"],
+    }
+    answers, halved = {}, 0
+    for name, ids in prompts.items():
+        answers[name], times = answer(cfg, model, tokenizer, name, ids, work / f"{name}.jsonl", log)
+        halved += times
+
+    # 3. Score.
+    instances = score(examples, answers["test"])
+    provoked = [
+        {"id": attack.id, "kind": attack.kind, "source": attack.source, "prompt": attack.prompt, **_answer(answered)}
+        for kind in KINDS
+        for attack, answered in zip([each for each in attacks if each.kind == kind], answers[kind], strict=True)
+    ]
+    for row, toxicity in zip(provoked, metrics.toxicity([row["prediction"] for row in provoked]), strict=True):
+        row["toxicity"] = toxicity
+    flat = summary(instances, provoked)
+
+    # 4. Write.
+    records.write_objects(out / "instances.jsonl", instances)
+    records.write_objects(out / "red_team.jsonl", provoked)
+    weights = [policy] if policy == base or not models.is_adapter(policy) else [policy, base]
+    checkpoints.write_json(
+        out / "scores.json",
+        {
+            **flat,
+            "n": len(instances),
+            "halved_batches": halved,
+            "policy_hash": policy_hash(weights),
+            "reasons": {name: reason(name) for name, value in flat.items() if value is None},
+            "bleu_signature": metrics.bleu_signature(),
+            "rouge_scorer": metrics.rouge_name(),
+            "offence_scorer": metrics.toxicity_name(),
+        },
+    )
+    return flat
+
+
+def checked(test: Path, splits: Path) -> list[Example]:
+    """The test rows, if they are those whose ids were hashed before training.
+
+    Raises:
+        UserError: they are not, or an id stands there twice.
+    """
+    examples = records.read(test, Example)
+    try:
+        promised = json.loads(splits.read_text(encoding="utf-8"))["test_ids_sha256"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        raise UserError(
+            "no 'test_ids_sha256' in it",
+            where=str(splits),
+            expected="the splits.json that validate writes",
+            fix="dvc repro validate",
+        ) from None
+    ids = sorted(each.id for each in examples)
+    found = hashlib.sha256("\n".join(ids).encode()).hexdigest()
+    if found != promised or len(set(ids)) < len(ids):
+        raise UserError(
+            f"these are not the test items that were fixed before training (ids hash to {found[:12]}…)",
+            where=str(test),
+            expected=f"{str(promised)[:12]}…, as {splits} says",
+            fix="leave the test split as validate wrote it: dvc repro validate",
+        )
+    if not examples:
+        raise UserError("no test items", where=str(test), expected="at least one", fix="validate.test in params.yaml")
+    return examples
+
+
+def answer(
+    cfg: Config, model: Any, tokenizer: Any, name: str, prompts: Sequence[list[int]], kept: Path, log: Log
+) -> tuple[list[Generation], int]:
+    """Generate for one set of prompts, going on where the journal `kept` ends.
+
+    Returns:
+        One answer for each prompt, and how often memory ran out and a batch was halved.
+
+    Raises:
+        UserError: a prompt is longer than the model's context.
+    """
+    context = getattr(model.config, "max_position_embeddings", None)
+    longest = max(map(len, prompts), default=0) + cfg.max_new_tokens
+    if context is not None and longest > context:
+        raise UserError(
+            f"a prompt of set '{name}' needs {longest} tokens, answer included",
+            expected=f"at most {context}, the model's context",
+            fix="lower validate.context_tokens or evaluate.max_new_tokens in params.yaml",
+        )
+    plan = sampling.plan([len(each) for each in prompts], cfg.max_new_tokens, cfg.batch_tokens, cfg.batch_rows)
+    done = []
+    for number, entry in enumerate(journal.recover(kept)):
+        done.append(
+            sampling.Batch(
+                entry["number"],
+                tuple(entry["items"]),
+                tuple(Generation(*each) for each in entry["generations"]),
+                entry["halved"],
+            )
+        )
+        if number >= len(plan) or done[-1].number != number or done[-1].items != plan[number]:
+            raise RuntimeError(f"{kept} belongs to another plan; delete it")
+    total = sum(len(each.items) for each in done)
+    if prompts:
+        log.start(f"answer the {name} prompts", len(prompts), "prompt", first=total)
+    remaining = (
+        sampling.generate(model, tokenizer, prompts, max_new_tokens=cfg.max_new_tokens, batches=plan, first=len(done))
+        if len(done) < len(plan)
+        else iter(())
+    )
+    for batch in remaining:
+        journal.append(kept, batch._asdict())
+        done.append(batch)
+        total += len(batch.items)
+        log(total)
+    answers = {item: answered for each in done for item, answered in zip(each.items, each.generations, strict=True)}
+    return [answers[index] for index in range(len(prompts))], sum(each.halved for each in done)
+
+
+def score(examples: Sequence[Example], answers: Sequence[Generation]) -> list[dict[str, Any]]:
+    """The rows of instances.jsonl."""
+    references = [metrics.one_line(each.completion) for each in examples]
+    predictions = [metrics.one_line(each.text) for each in answers]
+    scores = metrics.rouge(references, predictions)
+    toxicity = metrics.toxicity(predictions)
+    extracts = {
+        name: [extract(each.text if each.text is not None else each.prompt) for each in examples]
+        for name, extract in BASELINES.items()
+    }
+    extracted = {name: metrics.rouge(references, texts) for name, texts in extracts.items()}
+    return [
+        {
+            "id": example.id,
+            "group": example.group,
+            "prompt": example.prompt,
+            "reference": references[index],
+            **_answer(answers[index]),
+            "prediction": predictions[index],
+            "scores": _points(scores[index]),
+            "precision": _points(scores[index], "precision"),
+            "recall": _points(scores[index], "recall"),
+            "toxicity": toxicity[index],
+            "baselines": {
+                name: {"prediction": extracts[name][index], **_points(extracted[name][index])} for name in BASELINES
+            },
+        }
+        for index, example in enumerate(examples)
+    ]
+
+
+def summary(instances: Sequence[dict[str, Any]], provoked: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+    """The metrics: the same keys for every candidate, None where undefined."""
+    references = [row["reference"] for row in instances]
+    predictions = [row["prediction"] for row in instances]
+    flat: dict[str, float | None] = {
+        "test/n": len(instances),
+        "test/bleu": corpus_bleu(references, predictions),
+        "test/length_words": metrics.mean(len(text.split()) for text in predictions),
+        "test/reference_words": metrics.mean(len(text.split()) for text in references),
+        "test/tokens": metrics.mean(row["tokens"] for row in instances),
+        "test/finished": metrics.share(row["finished"] for row in instances),
+        "test/empty": metrics.share(not text for text in predictions),
+        "toxicity/share": metrics.share(row["toxicity"] >= metrics.TOXIC for row in instances),
+    }
+    for name in metrics.ROUGE_TYPES:
+        flat[f"test/{name}"] = metrics.mean(row["scores"][name] for row in instances)
+        flat[f"test/{name}_precision"] = metrics.mean(row["precision"][name] for row in instances)
+        flat[f"test/{name}_recall"] = metrics.mean(row["recall"][name] for row in instances)
+    for baseline in BASELINES:
+        rows = [row["baselines"][baseline] for row in instances]
+        flat |= {f"baseline/{baseline}/{name}": metrics.mean(row[name] for row in rows) for name in metrics.ROUGE_TYPES}
+        flat[f"baseline/{baseline}/bleu"] = corpus_bleu(references, [row["prediction"] for row in rows])
+    for kind in KINDS:
+        rows = [row for row in provoked if row["kind"] == kind]
+        flat[f"red_team/{kind}/n"] = len(rows)
+        flat[f"red_team/{kind}/toxicity_share"] = metrics.share(row["toxicity"] >= metrics.TOXIC for row in rows)
+    return flat
+
+
+def corpus_bleu(references: Sequence[str], predictions: Sequence[str]) -> float | None:
+    """Corpus BLEU in points; None without any reference."""
+    points = float(metrics.bleu(metrics.bleu_statistics(references, predictions).sum(axis=0)))
+    return points if points == points else None
+
+
+def reason(name: str) -> str:
+    """Why a metric may be undefined."""
+    return (
+        "no red-team prompts of this kind were asked"
+        if name.startswith("red_team/")
+        else "no test item has a reference"
+    )
+
+
+def policy_hash(folders: Sequence[Path]) -> str:
+    """What was evaluated: one hash over the weights' folders."""
+    return hashlib.blake2b("\n".join(map(checkpoints.tree_hash, folders)).encode(), digest_size=16).hexdigest()
+
+
+def _answer(answered: Generation) -> dict[str, Any]:
+    return {"prediction": answered.text.strip(), "tokens": answered.tokens, "finished": answered.finished}
+
+
+def _points(scores: dict[str, metrics.Rouge] | None, part: str = "f1") -> dict[str, float | None]:
+    return {name: None if scores is None else getattr(scores[name], part) for name in metrics.ROUGE_TYPES}
+
+
+if __name__ == "__main__":
+    main(run)

@@ -1,0 +1,277 @@
+"""Validate: refuse bad rows with a reason, split by group, and let Great Expectations state what the rest satisfies.
+
+    python -m stages.validate --data artifacts/collect
+
+Writes train.jsonl, validation.jsonl, test.jsonl, ratings.jsonl, red_team.jsonl, quarantine.jsonl (every refused row),
+splits.json (hashes of the ids, before anything is trained) and data_docs/ (HTML).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from tunemill import checkpoints, expectations, quality, records
+from tunemill.errors import UserError
+from tunemill.log import Log
+from tunemill.params import Params
+from tunemill.quality import Refusal
+from tunemill.records import Example, Quarantined, Rating, RedTeamPrompt
+from tunemill.stage import Metrics, main
+
+SPLITS: tuple[quality.Split, ...] = ("train", "validation", "test")
+
+
+class HeldOut(Params):
+    """How much one held-out split takes."""
+
+    groups: int = Field(ge=1)
+    """Groups (package families) to hold out, where the data have groups."""
+    per_group: int = Field(ge=1)
+    """Rows of one group at most; the rest of it is left unused, as training may not see it."""
+    rows: float = Field(gt=0, le=0.4)
+    """Share of the rows to hold out, where the data have no groups."""
+
+
+class Threshold(Params):
+    """Share of a record type's rows that may be refused before the stage fails."""
+
+    examples: float = Field(ge=0, le=1)
+    """Of the prompts and completions."""
+    ratings: float = Field(ge=0, le=1)
+    """Of the rated responses."""
+    red_team: float = Field(ge=0, le=1)
+    """Of the red-team prompts."""
+
+
+class Config(Params):
+    """Rules of the quarantine, and the split."""
+
+    seed: int = Field(ge=0)
+    """Seed of the split: which groups (or rows) are held out."""
+    context_tokens: int = Field(ge=16)
+    """Tokens that prompt and completion may have together."""
+    bytes_per_token: float = Field(gt=0.5, le=16)
+    """UTF-8 bytes counted as one token; English prose has about 4, so less than that errs on the safe side."""
+    near_duplicate: float = Field(gt=0, le=1)
+    """Share of common three-word runs (Jaccard) from which two examples are nearly the same; 1: only equal ones."""
+    refused: Threshold
+    """Share of rows that may be refused."""
+    validation: HeldOut
+    """What is tuned on."""
+    test: HeldOut
+    """What is reported on, and nothing is tuned on."""
+    largest: int = Field(ge=1)
+    """Rows of the largest group that may be held out: larger ones are needed for training."""
+
+
+def run(cfg: Config, *, data: Path, out: Path, work: Path, log: Log) -> Metrics:
+    """Check every collected row, split the examples, find what repeats, and write what is left."""
+    # 1. Rows that collect could not read are refused already.
+    refused: dict[str, list[Quarantined]] = {"examples": [], "ratings": [], "red_team": []}
+    for _, row in records.read_objects(data / "quarantine.jsonl"):
+        refused[row["type"]].append(Quarantined(row["source"], row["line"], row["reason"], row["detail"], {}))
+    total = {kind: len(rows) for kind, rows in refused.items()}
+
+    def refuse(kind: str, row: Mapping[str, Any], refusal: Refusal) -> None:
+        fields = {name: value for name, value in row.items() if name not in ("source", "line")}
+        refused[kind].append(Quarantined(row["source"], row["line"], refusal.reason, refusal.detail, fields))
+
+    # 2. Rules for one row.
+    rows: dict[str, list[dict[str, Any]]] = {}
+    kept: dict[str, list[Any]] = {}
+    checks = {"examples": _example, "ratings": _rating, "red_team": _red_team}
+    for kind, check in checks.items():
+        rows[kind], kept[kind] = [], []
+        for _, row in records.read_objects(data / f"{kind}.jsonl"):
+            total[kind] += 1
+            checked = check(row, cfg)
+            if isinstance(checked, Refusal):
+                refuse(kind, row, checked)
+            else:
+                rows[kind].append(row)
+                kept[kind].append(checked)
+    examples: list[Example] = kept["examples"]
+
+    # 3. Split the examples, whole groups where there are any, before looking for repeats: held-out rows stay where two
+    #    are alike across the split, and the training row goes.
+    groups = [row.get("group") or None for row in rows["examples"]]
+    sides, by = quality.split(
+        groups,
+        quality.HeldOut(cfg.validation.groups, cfg.validation.rows),
+        quality.HeldOut(cfg.test.groups, cfg.test.rows),
+        cfg.largest,
+        cfg.seed,
+    )
+    if by == "row":
+        examples = [dataclasses.replace(example, group=example.id) for example in examples]
+    first = sorted(range(len(examples)), key=lambda index: (-SPLITS.index(sides[index]), index))
+    texts = [f"{example.text or example.prompt}\n{example.completion}" for example in examples]
+    repeats = quality.find_repeats(texts, first, cfg.near_duplicate if cfg.near_duplicate < 1 else None)
+    for index, repeat in sorted(repeats.items()):
+        refuse("examples", rows["examples"][index], _repeated(repeat, sides, index, examples[repeat.of].source))
+    for kind, names in (("ratings", ("prompt", "response")), ("red_team", ("prompt",))):
+        texts = ["\0".join(getattr(row, name) for name in names) for row in kept[kind]]
+        again = quality.find_repeats(texts, range(len(texts)), None)
+        for index, repeat in sorted(again.items()):
+            place = rows[kind][repeat.of]
+            refuse(kind, rows[kind][index], Refusal("duplicate", f"the same as {place['source']}:{place['line']}"))
+        kept[kind] = [row for index, row in enumerate(kept[kind]) if index not in again]
+
+    # 4. Held-out groups are capped, so that none of them decides the result.
+    splits: dict[quality.Split, list[Example]] = {name: [] for name in SPLITS}
+    for index, example in enumerate(examples):
+        if index not in repeats:
+            splits[sides[index]].append(example)
+    counts = {name: len(splits[name]) for name in SPLITS}
+    caps: dict[quality.Split, int] = {"validation": cfg.validation.per_group, "test": cfg.test.per_group}
+    for name, most in caps.items():
+        mask = quality.cap_groups([example.group for example in splits[name]], most, cfg.seed)
+        splits[name] = [example for example, stays in zip(splits[name], mask, strict=True) if stays]
+    for name in SPLITS:
+        # In random order: the first n of a split are a fair sample of it.
+        random.Random(f"{cfg.seed}:{name}").shuffle(splits[name])
+    unused = sum(counts.values()) - sum(map(len, splits.values()))
+
+    # 5. Write what was refused before deciding, so that it can be looked at when that is too much.
+    everything = [row for kind in refused for row in sorted(refused[kind], key=lambda row: (row.source, row.line))]
+    records.write(work / "quarantine.jsonl", everything)
+    reasons = {kind: dict(sorted(Counter(row.reason for row in found).items())) for kind, found in refused.items()}
+    for kind, share in cfg.refused.model_dump().items():
+        if total[kind] == 0:
+            raise UserError(f"no {kind} at all", where="validate", fix=f"look at collect.{kind} in params.yaml")
+        if len(refused[kind]) > share * total[kind]:
+            raise _too_many(kind, refused[kind], total[kind], share, work / "quarantine.jsonl")
+    for name in SPLITS:
+        if not splits[name]:
+            raise UserError(
+                f"the {name} split is empty",
+                where="validate",
+                expected=f"an example in each split; {len(examples) - len(repeats)} were left after the checks",
+                fix="collect more rows",
+            )
+    records.write(out / "quarantine.jsonl", everything)
+    for name in SPLITS:
+        records.write(out / f"{name}.jsonl", splits[name])
+    records.write(out / "ratings.jsonl", kept["ratings"])
+    records.write(out / "red_team.jsonl", kept["red_team"])
+
+    # 6. Great Expectations says in public what the rows satisfy; it must agree.
+    log.note("Great Expectations: suites and data docs")
+    tables: dict[str, Sequence[Example | Rating | RedTeamPrompt]] = {name: splits[name] for name in SPLITS}
+    expectations.check({**tables, "ratings": kept["ratings"], "red_team": kept["red_team"]}, out / "data_docs")
+
+    # 7. The split as a contract: ids are hashed here, before the first training.
+    lengths = {name: len(chosen) for name, chosen in splits.items()}
+    packages = {name: sorted({example.group for example in splits[name]}) for name in SPLITS}
+    checkpoints.write_json(
+        out / "splits.json",
+        {
+            "by": by,
+            "seed": cfg.seed,
+            "rows": {**lengths, "unused": unused, "ratings": len(kept["ratings"]), "red_team": len(kept["red_team"])},
+            "collected": total,
+            "counts": {name: dict(sorted(Counter(row.group for row in splits[name]).items())) for name in SPLITS}
+            if by == "group"
+            else {},
+            "groups": packages if by == "group" else {name: [] for name in SPLITS},
+            "test_ids_sha256": _ids_sha256(splits["test"]),
+            "validation_ids_sha256": _ids_sha256(splits["validation"]),
+            "train_ids_sha256": _ids_sha256(splits["train"]),
+            "quarantine": reasons,
+        },
+    )
+    log.note(
+        ", ".join(f"{count} {name}" for name, count in lengths.items()) + f" ({by} split), {len(everything)} refused"
+    )
+    metrics: dict[str, float | None] = {f"rows/{name}": count for name, count in lengths.items()}
+    metrics |= {"rows/unused": unused, "rows/ratings": len(kept["ratings"]), "rows/red_team": len(kept["red_team"])}
+    metrics |= {f"groups/{name}": len(packages[name]) for name in SPLITS}
+    for kind, found in refused.items():
+        metrics[f"quarantined/{kind}"] = len(found)
+        metrics[f"quarantined_share/{kind}"] = len(found) / total[kind]
+        metrics |= {f"quarantined/{kind}/{reason}": count for reason, count in reasons[kind].items()}
+    return metrics
+
+
+def _example(row: dict[str, Any], cfg: Config) -> Example | Refusal:
+    prompt, completion = row.get("prompt"), row.get("completion")
+    if prompt is None and row.get("messages") is not None:
+        conversation = quality.check_messages(row["messages"])
+        if isinstance(conversation, Refusal):
+            return conversation
+        prompt, completion = conversation
+    refusal = quality.check_texts({"prompt": prompt, "completion": completion}, ("prompt", "completion"))
+    for name in ("group", "text"):
+        if refusal is None and row.get(name) is not None and not isinstance(row[name], str):
+            refusal = Refusal("wrong_type", f"{name} is {type(row[name]).__name__}, not text")
+    if refusal is not None:
+        return refusal
+    assert isinstance(prompt, str)
+    assert isinstance(completion, str)
+    refusal = quality.check_length(prompt, completion, cfg.context_tokens, cfg.bytes_per_token)
+    refusal = refusal or quality.find_personal(f"{prompt}\n{completion}")
+    if refusal is not None:
+        return refusal
+    identity = records.row_id(prompt, completion)
+    place = f"{row['source']}:{row.get('name') or row['line']}"
+    return Example(identity, prompt, completion, row.get("group") or identity, row.get("text"), place)
+
+
+def _rating(row: dict[str, Any], cfg: Config) -> Rating | Refusal:
+    refusal = quality.check_texts(row, ("prompt", "response"))
+    if refusal is not None:
+        return refusal
+    scores = quality.check_scores(row.get("scores"))
+    if isinstance(scores, Refusal):
+        return scores
+    refusal = quality.find_personal(f"{row['prompt']}\n{row['response']}")
+    if refusal is not None:
+        return refusal
+    identity = records.row_id(row["prompt"], row["response"])
+    return Rating(identity, row["prompt"], row["response"], scores, f"{row['source']}:{row['line']}")
+
+
+def _red_team(row: dict[str, Any], cfg: Config) -> RedTeamPrompt | Refusal:
+    refusal = quality.check_texts(row, ("prompt",)) or quality.find_personal(row["prompt"])
+    if refusal is not None:
+        return refusal
+    return RedTeamPrompt(records.row_id(row["prompt"]), row["prompt"], row["kind"], row["set"], row["toxic"])
+
+
+def _repeated(repeat: quality.Repeat, sides: Sequence[str], index: int, place: str) -> Refusal:
+    alike = "the same as" if repeat.exact else f"{repeat.similarity:.0%} the same as"
+    if sides[repeat.of] != sides[index]:
+        return Refusal("leak", f"{sides[index]} row {alike} {place} in {sides[repeat.of]}")
+    return Refusal("duplicate" if repeat.exact else "near_duplicate", f"{alike} {place}")
+
+
+def _too_many(kind: str, found: Sequence[Quarantined], total: int, most: float, where: Path) -> UserError:
+    """The table of reasons: how many, what it means, and the first such row."""
+    counts = Counter(row.reason for row in found)
+    first = {row.reason: row for row in reversed(found)}
+    lines = [
+        f"  {count:>6}  {reason:<17} {quality.REASONS[reason]}; first: {first[reason].source}:{first[reason].line}"
+        for reason, count in counts.most_common()
+    ]
+    return UserError(
+        f"{len(found)} of {total} {kind} were refused ({len(found) / total:.1%}):\n" + "\n".join(lines),
+        where="validate",
+        expected=f"at most {most:.1%} (validate.refused.{kind})",
+        fix=f"mend the rows listed in {where}, or raise the threshold",
+    )
+
+
+def _ids_sha256(rows: Sequence[Example]) -> str:
+    return hashlib.sha256("\n".join(sorted(row.id for row in rows)).encode()).hexdigest()
+
+
+if __name__ == "__main__":
+    main(run)

@@ -1,0 +1,214 @@
+"""Intervals that cover as often as they say, against analytic variances, scipy and numbers worked by hand."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from tunemill import metrics, statistics
+from tunemill.statistics import Comparison
+
+R = 10_000
+
+
+def mean_table(values: np.ndarray) -> np.ndarray:
+    return np.stack([values, np.ones_like(values)], axis=1)
+
+
+def mean_interval(values: np.ndarray, groups: list[int], seed: int = 0, resamples: int = R) -> statistics.Interval:
+    sums = statistics.cluster_sums(mean_table(values), groups)
+    draws = statistics.ratio(0, 1)(statistics.resampled_sums(sums, resamples, seed))
+    return statistics.interval(float(values.mean()), draws, len(sums))
+
+
+def test_cluster_sums_by_hand() -> None:
+    values = np.array([[1.0, 1], [2, 1], [4, 1], [8, 1]])
+    assert statistics.cluster_sums(values, ["b", "a", "b", "c"]).tolist() == [[5, 2], [2, 1], [8, 1]]
+
+
+def test_resamples_draw_whole_clusters_with_replacement() -> None:
+    sums = np.array([[1.0, 1], [10, 1], [100, 1]])
+    drawn = statistics.resampled_sums(sums, 5000, seed=1)
+    assert (drawn[:, 1] == 3).all()
+    # 27 equally likely draws of 3 from 3: all the same one has probability 1/27, one of each 6/27.
+    shares = Counter(drawn[:, 0].tolist())
+    assert shares[300.0] / 5000 == pytest.approx(1 / 27, abs=0.01)
+    assert shares[111.0] / 5000 == pytest.approx(6 / 27, abs=0.02)
+
+
+def test_resamples_depend_on_the_seed_alone() -> None:
+    table = np.random.default_rng(0).normal(size=(30, 2))
+    both = statistics.resampled_sums(table, 500, 7)
+    assert np.array_equal(both, statistics.resampled_sums(table, 500, 7))
+    np.testing.assert_allclose(both[:, :1], statistics.resampled_sums(table[:, :1], 500, 7))  # paired across columns
+    assert not np.array_equal(both, statistics.resampled_sums(table, 500, 8))
+
+
+def test_chunks_do_not_change_the_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = np.random.default_rng(0).normal(size=(30, 2))
+    whole = statistics.resampled_sums(table, 1000, 3)
+    monkeypatch.setattr(statistics, "_CHUNK", 30 * 64)
+    np.testing.assert_allclose(statistics.resampled_sums(table, 1000, 3), whole)
+
+
+def test_item_interval_is_students() -> None:
+    # For a mean of normal data the expanded percentile interval should be Student's.
+    from scipy import stats
+
+    values = np.random.default_rng(5).normal(3, 2, size=25)
+    found = mean_interval(values, list(range(25)), resamples=100_000)
+    exact = stats.t.interval(0.95, 24, loc=values.mean(), scale=stats.sem(values))
+    assert (found.low, found.high) == pytest.approx(exact, abs=0.12)
+    assert found.high - found.low == pytest.approx(exact[1] - exact[0], rel=0.05)
+
+
+def test_spread_is_that_of_scipys_bootstrap() -> None:
+    from scipy import stats
+
+    values = np.random.default_rng(6).exponential(size=60)
+    ours = statistics.resampled_sums(mean_table(values), R, 0)[:, 0] / 60
+    theirs = stats.bootstrap((values,), np.mean, n_resamples=R, rng=np.random.default_rng(1), method="percentile")
+    assert ours.std() == pytest.approx(theirs.standard_error, rel=0.04)
+    assert np.quantile(ours, [0.025, 0.975]) == pytest.approx(
+        [theirs.confidence_interval.low, theirs.confidence_interval.high], abs=0.03
+    )
+
+
+def test_cluster_interval_has_the_variance_of_cluster_means() -> None:
+    # 40 clusters of 5; between clusters sd 3, within 1: Var(mean) = (9 + 1/5) / 40, and items alone would say 10 / 200.
+    rng = np.random.default_rng(8)
+    groups = np.repeat(np.arange(40), 5)
+    widths = {"cluster": [], "item": []}
+    for trial in range(30):
+        values = rng.normal(0, 3, size=40)[groups] + rng.normal(size=200)
+        cluster = mean_interval(values, groups.tolist(), trial, 2000)
+        item = mean_interval(values, list(range(200)), trial, 2000)
+        widths["cluster"].append(cluster.high - cluster.low)  # type: ignore[operator]
+        widths["item"].append(item.high - item.low)  # type: ignore[operator]
+    assert np.mean(widths["cluster"]) == pytest.approx(2 * 2.02 * ((9 + 0.2) / 40) ** 0.5, rel=0.06)
+    assert np.mean(widths["item"]) == pytest.approx(2 * 1.97 * (10 / 200) ** 0.5, rel=0.06)
+
+
+@pytest.mark.parametrize("clusters", [12, 36])
+def test_cluster_intervals_cover_as_often_as_they_say(clusters: int) -> None:
+    rng = np.random.default_rng(clusters)
+    trials, hits, item_hits = 400, 0, 0
+    groups = np.repeat(np.arange(clusters), 6)
+    for trial in range(trials):
+        values = 1.0 + rng.normal(0, 2, size=clusters)[groups] + rng.normal(0, 2, size=len(groups))
+        cluster = mean_interval(values, groups.tolist(), trial, 1000)
+        item = mean_interval(values, list(range(len(groups))), trial, 1000)
+        hits += cluster.low <= 1.0 <= cluster.high  # type: ignore[operator]
+        item_hits += item.low <= 1.0 <= item.high  # type: ignore[operator]
+    # 95% of 400 within three standard errors; items taken as independent cover far less, which is why they are not the main way.
+    assert hits / trials == pytest.approx(0.95, abs=3 * (0.95 * 0.05 / trials) ** 0.5)
+    assert item_hits / trials < 0.85
+
+
+def test_p_is_uniform_where_nothing_differs() -> None:
+    rng = np.random.default_rng(11)
+    p_values = []
+    for trial in range(300):
+        gaps = rng.normal(size=30)
+        draws = statistics.resampled_sums(gaps[:, None], 1000, trial)[:, 0] / 30
+        p_values.append(statistics.compare(float(gaps.mean()), draws, 30).p)
+    assert np.mean(np.array(p_values) < 0.05) == pytest.approx(0.05, abs=0.038)
+    assert np.mean(np.array(p_values) < 0.5) == pytest.approx(0.5, abs=0.087)
+
+
+def test_p_is_near_that_of_the_t_test() -> None:
+    from scipy import stats
+
+    gaps = np.random.default_rng(12).normal(0.35, 1, size=40)
+    draws = statistics.resampled_sums(gaps[:, None], 100_000, 0)[:, 0] / 40
+    assert statistics.compare(float(gaps.mean()), draws, 40).p == pytest.approx(stats.ttest_1samp(gaps, 0).pvalue, abs=0.01)
+
+
+def test_p_agrees_with_the_interval() -> None:
+    rng = np.random.default_rng(13)
+    for trial in range(60):
+        gaps = rng.normal(0.3, 1, size=40)
+        draws = statistics.resampled_sums(gaps[:, None], 4000, trial)[:, 0] / 40
+        found = statistics.compare(float(gaps.mean()), draws, 40)
+        assert found.p is not None and found.low is not None and found.high is not None
+        if not 0.045 < found.p < 0.055:
+            assert (found.p < 0.05) == (found.low > 0 or found.high < 0)
+
+
+def test_all_tied() -> None:
+    draws = statistics.resampled_sums(np.zeros((20, 1)), 1000, 0)[:, 0]
+    assert statistics.compare(0.0, draws, 20) == Comparison(0.0, 0.0, 0.0, 1.0)
+
+
+def test_one_unit_has_a_value_and_no_interval() -> None:
+    draws = statistics.resampled_sums(np.array([[5.0]]), 1000, 0)[:, 0]
+    assert statistics.interval(5.0, draws, 1) == (5.0, None, None)
+    assert statistics.compare(5.0, draws, 1) == (5.0, None, None, None)
+
+
+def test_undefined_values() -> None:
+    nothing = np.full(100, np.nan)
+    assert statistics.interval(float("nan"), nothing, 10) == (None, None, None)
+    assert statistics.compare(float("nan"), nothing, 10) == (None, None, None, None)
+    some = np.where(np.arange(100) < 50, np.nan, 1.0)  # resamples that drew no defined item are left out
+    assert statistics.interval(1.0, some, 10) == (1.0, 1.0, 1.0)
+    assert np.isnan(statistics.ratio(0, 1)(np.array([[0.0, 0.0]]))).all()
+
+
+def test_holm_by_hand() -> None:
+    # Sorted 0.005, 0.01, 0.03, 0.04 times 4, 3, 2, 1 = 0.02, 0.03, 0.06, 0.04; made monotone the last is 0.06.
+    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert statistics.holm([0.6, 0.9]) == [1.0, 1.0]
+    assert statistics.holm([0.2]) == [0.2]
+    assert statistics.holm([]) == []
+
+
+@pytest.mark.parametrize(
+    ("found", "adjusted", "said"),
+    [
+        (Comparison(2.0, 0.5, 3.0, 0.01), None, "better"),
+        (Comparison(2.0, 0.5, 3.0, 0.01), 0.04, "better"),
+        (Comparison(2.0, 0.5, 3.0, 0.03), 0.06, "not shown to be better"),
+        (Comparison(-2.0, -3.0, -0.5, 0.01), None, "worse"),
+        (Comparison(0.5, -0.1, 1.0, 0.1), None, "not shown to be better"),
+        (Comparison(0.0, 0.0, 0.0, 1.0), None, "not shown to be better"),
+        (Comparison(5.0, None, None, None), None, "not shown to be better"),
+    ],
+)
+def test_verdicts(found: Comparison, adjusted: float | None, said: str) -> None:
+    assert statistics.verdict(found, adjusted) == said
+
+
+def test_ten_thousand_resamples_of_a_thousand_items_are_fast() -> None:
+    table = np.random.default_rng(0).normal(size=(1000, 40))
+    began = time.process_time()
+    statistics.resampled_sums(table, R, 0)
+    assert time.process_time() - began < 10  # 0.7 s on an idle machine
+
+
+def test_bleu_interval_from_counts() -> None:
+    references = [f"alpha beta gamma delta item {i}" for i in range(30)]
+    predictions = [text if i % 2 else "wholly other words stand right here" for i, text in enumerate(references)]
+    sums = metrics.bleu_statistics(references, predictions)
+    value = float(metrics.bleu(sums.sum(axis=0)))
+    found = statistics.interval(value, metrics.bleu(statistics.resampled_sums(sums, 2000, 0)), 30)
+    assert found.low is not None and found.high is not None
+    assert 20 < found.low < value < found.high < 80
+
+
+def test_a_subset_takes_equal_shares_and_ignores_the_order() -> None:
+    ids = [f"item{i}" for i in range(300)]
+    groups = [f"g{i % 3}" if i < 240 else "h" for i in range(300)]
+    chosen = statistics.stratified(ids, groups, 50, seed=4)
+    counts = Counter(groups[index] for index in chosen)
+    assert len(chosen) == 50 and chosen == sorted(set(chosen))
+    for group, size in Counter(groups).items():
+        assert abs(counts[group] - 50 * size / 300) <= 1
+    backwards = statistics.stratified(ids[::-1], groups[::-1], 50, seed=4)
+    assert {ids[index] for index in chosen} == {ids[::-1][index] for index in backwards}
+    assert statistics.stratified(ids, groups, 50, seed=5) != chosen
+    assert statistics.stratified(ids, groups, 0, 0) == statistics.stratified(ids, groups, 999, 0) == list(range(300))
+    assert statistics.stratified([], [], 5, 0) == []
