@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -35,7 +36,7 @@ class Config(Params):
     rounds: int = Field(ge=1)
     """Measurements of each candidate, taking turns; one more round warms up and is not counted."""
     prompts: int = Field(ge=1)
-    """Test prompts to measure with; together they are the batch."""
+    """Test prompts to measure with, and how many are answered in one batch."""
     new_tokens: int = Field(ge=1)
     """Tokens to generate for each prompt."""
 
@@ -54,27 +55,20 @@ def run(cfg: Config, *, evaluations: Path, candidates: Candidates, out: Path, ru
     chosen = statistics.stratified([row["id"] for row in rows], [row["group"] for row in rows], cfg.prompts, cfg.seed)
     folders = {name: (Path(each.policy), Path(each.base)) for name, each in candidates.root.items()}
 
-    # 2. Peak memory, each in a fresh process, side by side: nothing is timed yet.
+    # 2. Peak memory, before anything is timed.
     log.note("memory: one process for each candidate")
-    loaded = {}
-    with multiprocessing.get_context("spawn").Pool(min(2, len(folders)), maxtasksperchild=1) as pool:
-        tokenizer = models.load_tokenizer(folders[cfg.reference][1])
-        prompts = [models.render_prompt(tokenizer, rows[index]["prompt"]) for index in chosen]
-        asked = {
-            name: pool.apply_async(profiling.peak_memory, (policy, base, runtime, prompts, cfg.new_tokens))
-            for name, (policy, base) in folders.items()
-        }
-        memory = {name: each.get() for name, each in asked.items()}
+    tokenizer = models.load_tokenizer(folders[cfg.reference][1])
+    prompts = [models.render_prompt(tokenizer, rows[index]["prompt"]) for index in chosen]
+    memory = peak_memories(folders, runtime, prompts, cfg.new_tokens)
 
     # 3. Speed: all candidates in memory, taking turns.
-    for name, (policy, base) in folders.items():
-        loaded[name] = models.load_policy(policy, base, runtime)
+    loaded = {name: models.load_policy(policy, base, runtime) for name, (policy, base) in folders.items()}
     log.start("measure", (1 + cfg.rounds) * len(loaded), "turn")
     measured: dict[str, list[profiling.Speed]] = {name: [] for name in loaded}
     for turn in range(1 + cfg.rounds):
         for place, (name, (model, own)) in enumerate(loaded.items()):
             ids = [models.render_prompt(own, rows[index]["prompt"]) for index in chosen]
-            found = profiling.speed(model, own, ids, cfg.new_tokens)
+            found = profiling.speed(model, ids, cfg.new_tokens)
             if turn:
                 measured[name].append(found)
             log(turn * len(loaded) + place + 1)
@@ -113,6 +107,18 @@ def run(cfg: Config, *, evaluations: Path, candidates: Candidates, out: Path, ru
         },
     )
     return {f"{name}/{key}": value for name, row in table.items() for key, value in row.items()}
+
+
+def peak_memories(
+    folders: Mapping[str, tuple[Path, Path]], runtime: Runtime, prompts: Sequence[Sequence[int]], new_tokens: int
+) -> dict[str, int]:
+    """Peak bytes for each candidate, every one in a fresh process, two side by side: nothing is timed here."""
+    with multiprocessing.get_context("spawn").Pool(min(2, len(folders)), maxtasksperchild=1) as pool:
+        asked = {
+            name: pool.apply_async(profiling.peak_memory, (policy, base, runtime, prompts, new_tokens))
+            for name, (policy, base) in folders.items()
+        }
+        return {name: each.get() for name, each in asked.items()}
 
 
 if __name__ == "__main__":

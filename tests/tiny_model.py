@@ -17,7 +17,7 @@ CHAT_TEMPLATE = (
 )
 
 # Words of the kind the documentation corpus has; every one becomes a token or a few of them.
-_WORDS = """
+_VOCABULARY = """
 a able about above absolute accept access according action add additional after algorithm all allow along already also
 always an and any append apply are argument array as assign at attribute available average axis back base batch be
 because been before behavior being below between binary block body boolean both boundary buffer build by cache call
@@ -45,19 +45,21 @@ target task template tensor test text than that the their them then there these 
 time to token tool top total train transform tree true tuple two type under union unique unit unless until update upper
 url use user using validate value variable vector version view wait warning was weight well were what when where whether
 which while will window with within without word work wrap write yield zero
-""".split()
+"""
 
 
 def corpus(seed: int = 0) -> list[str]:
     """Four hundred sentences made of the words above, the same ones for the same seed."""
     import random
 
-    rng = random.Random(seed)
+    rng, known = random.Random(seed), _VOCABULARY.split()
     lines = []
     for _ in range(400):
-        words = rng.choices(_WORDS, k=rng.randint(5, 14))
-        lines.append(f"{' '.join(words).capitalize()}. {rng.choice(_WORDS)}.{rng.choice(_WORDS)}({rng.choice(_WORDS)}=None)")
-    return [*lines, " ".join(_WORDS), "Summarize in one line:\n\n", "system user assistant\n"]
+        words = rng.choices(known, k=rng.randint(5, 14))
+        lines.append(
+            f"{' '.join(words).capitalize()}. {rng.choice(known)}.{rng.choice(known)}({rng.choice(known)}=None)"
+        )
+    return [*lines, " ".join(known), "Summarize in one line:\n\n", "system user assistant\n"]
 
 
 def build(folder: Path, seed: int = 0) -> None:

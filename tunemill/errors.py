@@ -6,6 +6,10 @@ import difflib
 from collections.abc import Iterable
 
 
+TRY_AGAIN = 75
+"""Exit code (EX_TEMPFAIL of sysexits.h) of what may pass by itself, a network that is away: the flow tries again."""
+
+
 class UserError(Exception):
     """A mistake in configuration, data or set-up.
 

@@ -234,10 +234,11 @@ def owners() -> list[Any]:
     for each in psutil.Process().parents():
         chain.append(each)
         try:
-            command = " ".join(each.cmdline()[:3])
+            words = each.cmdline()[:4]
         except psutil.Error:
             break
-        if ("dvc" in command and "python" in command.lower()) or command.split(" ")[0].endswith("dvc"):
+        # The program's own name, never a folder's: a checkout may lie under a path that has "dvc" in it.
+        if any(Path(word).name in ("dvc", "flows.dvc_process") for word in words):
             return chain
     return chain[:1]
 

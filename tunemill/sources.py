@@ -27,7 +27,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from tunemill import corpus
-from tunemill.errors import UserError
+from tunemill.errors import TRY_AGAIN, UserError
 from tunemill.params import Params
 
 Format = Literal["jsonl", "csv", "parquet", "lines", "yaml"]
@@ -191,6 +191,7 @@ def _download_error(package: str, version: str, stderr: str) -> UserError:
         return UserError(
             f"{package}=={version} could not be downloaded: the package index is out of reach",
             fix="check the network and pip's configuration: pip config list",
+            exit_code=TRY_AGAIN,
         )
     lines = [line.removeprefix("ERROR: ") for line in stderr.splitlines() if line.startswith("ERROR: ")]
     if any("No matching distribution" in line for line in lines):

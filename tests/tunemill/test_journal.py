@@ -17,7 +17,9 @@ def test_entries_come_back_in_order(tmp_path: Path) -> None:
     assert journal.recover(path) == [{"number": number, "text": "zwei\nZeilen \u2028 ✓"} for number in range(3)]
 
 
-@pytest.mark.parametrize("damage", [b'{"number": 2, "te', b'{"number": 2}', b"\x00\x00\n", b"\xff\n{}\n", b"[1]\n", b"\n{}\n"])
+@pytest.mark.parametrize(
+    "damage", [b'{"number": 2, "te', b'{"number": 2}', b"\x00\x00\n", b"\xff\n{}\n", b"[1]\n", b"\n{}\n"]
+)
 def test_what_follows_the_last_complete_line_is_cut_off(tmp_path: Path, damage: bytes) -> None:
     path = tmp_path / "journal.jsonl"
     journal.append(path, {"number": 0})

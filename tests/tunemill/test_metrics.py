@@ -9,7 +9,26 @@ import pytest
 
 from tunemill import metrics
 
-WORDS = "return returns returned the a list of lists running run value values Compute_2 naïve 3.14 it's Größe …".split()
+WORDS = [
+    "return",
+    "returns",
+    "returned",
+    "the",
+    "a",
+    "list",
+    "of",
+    "lists",
+    "running",
+    "run",
+    "value",
+    "values",
+    "Compute_2",
+    "naïve",
+    "3.14",
+    "it's",
+    "Größe",
+    "…",
+]
 
 
 def pairs(count: int, seed: int = 0) -> tuple[list[str], list[str]]:
@@ -24,10 +43,14 @@ def test_rouge_is_that_of_rouge_score() -> None:
     references, predictions = pairs(60)
     predictions[:3] = ["", "…", references[2]]
     oracle = RougeScorer(list(metrics.ROUGE_TYPES), use_stemmer=True)
-    for reference, prediction, found in zip(references, predictions, metrics.rouge(references, predictions), strict=True):
+    for reference, prediction, found in zip(
+        references, predictions, metrics.rouge(references, predictions), strict=True
+    ):
         assert found is not None
         for name, score in oracle.score(reference, prediction).items():
-            assert found[name] == pytest.approx([100 * score.precision, 100 * score.recall, 100 * score.fmeasure], abs=1e-9)
+            assert found[name] == pytest.approx(
+                [100 * score.precision, 100 * score.recall, 100 * score.fmeasure], abs=1e-9
+            )
 
 
 def test_rouge_of_nothing() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,9 @@ def alone(policy: tuple[Any, Any], prompts: list[list[int]]) -> list[Generation]
     return found
 
 
-def answers(policy: tuple[Any, Any], prompts: list[list[int]], tokens: int = 10_000, rows: int = 8, **more: Any) -> list[Generation]:
+def answers(
+    policy: tuple[Any, Any], prompts: list[list[int]], tokens: int = 10_000, rows: int = 8, **more: Any
+) -> list[Generation]:
     plan = sampling.plan([len(prompt) for prompt in prompts], LIMIT, tokens, rows)
     found = {}
     for batch in sampling.generate(*policy, prompts, max_new_tokens=LIMIT, batches=plan, **more):
@@ -74,7 +77,11 @@ def test_a_batch_gives_what_single_prompts_give(
 
 @pytest.mark.parametrize("leg", [1, 3, LIMIT, 100])
 def test_dropping_ended_rows_changes_nothing(
-    policy: tuple[Any, Any], prompts: list[list[int]], alone: list[Generation], leg: int, monkeypatch: pytest.MonkeyPatch
+    policy: tuple[Any, Any],
+    prompts: list[list[int]],
+    alone: list[Generation],
+    leg: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sampling, "LEG", leg)
     assert answers(policy, prompts) == alone
@@ -82,10 +89,14 @@ def test_dropping_ended_rows_changes_nothing(
 
 @pytest.mark.parametrize("shortest", [1, 10_000])
 def test_sharing_the_beginning_changes_nothing(
-    policy: tuple[Any, Any], prompts: list[list[int]], alone: list[Generation], shortest: int, monkeypatch: pytest.MonkeyPatch
+    policy: tuple[Any, Any],
+    prompts: list[list[int]],
+    alone: list[Generation],
+    shortest: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sampling, "PREFIX", shortest)
-    assert sampling._shared_prefix(policy[0], prompts).length == (0 if shortest == 10_000 else 13)
+    assert sampling._shared_prefix(policy[0], prompts).length == (0 if shortest == 10_000 else 14)
     assert answers(policy, prompts) == alone
 
 
@@ -105,7 +116,8 @@ def test_an_adapter_generates_in_batches_too(
     runtime = Runtime("cpu", "float32", 2)
     torch.manual_seed(0)
     tuned = get_peft_model(
-        models.load_base(folder, runtime), LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+        models.load_base(folder, runtime),
+        LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False),
     )
     tuned.save_pretrained(tmp_path / "adapter")
     policy = models.load_policy(tmp_path / "adapter", folder, runtime)
@@ -117,18 +129,24 @@ def test_an_adapter_generates_in_batches_too(
 def test_a_checkpoints_own_settings_do_not_count(
     policy: tuple[Any, Any], prompts: list[list[int]], alone: list[Generation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in {"do_sample": True, "temperature": 5.0, "top_k": 3, "repetition_penalty": 9.0, "num_beams": 2}.items():
+    for name, value in {
+        "do_sample": True,
+        "temperature": 5.0,
+        "top_k": 3,
+        "repetition_penalty": 9.0,
+        "num_beams": 2,
+    }.items():
         monkeypatch.setattr(policy[0].generation_config, name, value)
     assert answers(policy, prompts) == alone
 
 
 def test_padding_with_the_end_token_ends_no_text(
-    policy: tuple[Any, Any], prompts: list[list[int]], alone: list[Generation], monkeypatch: pytest.MonkeyPatch
+    policy: tuple[Any, Any], prompts: list[list[int]], alone: list[Generation]
 ) -> None:
-    model, tokenizer = policy
-    monkeypatch.setattr(tokenizer, "pad_token", tokenizer.eos_token)
+    model, tokenizer = policy[0], copy.deepcopy(policy[1])
+    tokenizer.pad_token = tokenizer.eos_token
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
-    assert answers(policy, prompts) == alone
+    assert answers((model, tokenizer), prompts) == alone
 
 
 def test_where_a_text_ends() -> None:
@@ -139,7 +157,9 @@ def test_where_a_text_ends() -> None:
     assert sampling.until_end([], ends) == (0, False)
 
 
-def test_a_text_that_ends_at_once_is_empty(policy: tuple[Any, Any], prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_that_ends_at_once_is_empty(
+    policy: tuple[Any, Any], prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(policy[0].generation_config, "eos_token_id", list(range(3, 1536)))
     found = answers(policy, prompts)
     assert {(each.tokens, each.finished) for each in found} == {(1, True)}
@@ -173,7 +193,9 @@ def test_where_memory_runs_out_the_batch_is_halved_and_that_is_told(
     def small(model: Any, tokenizer: Any, batch: list[Any], *rest: Any) -> Any:
         asked.append(len(batch))
         if len(batch) > 3:
-            raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried …")
+            raise RuntimeError(
+                "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried …"
+            )
         return whole(model, tokenizer, batch, *rest)
 
     monkeypatch.setattr(sampling, "_greedy", small)

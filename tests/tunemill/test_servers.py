@@ -21,8 +21,12 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 def command(toy: Toy, *arguments: str) -> subprocess.CompletedProcess[str]:  # noqa: F811
     return subprocess.run(
-        [sys.executable, "-m", "tunemill.servers", *arguments], cwd=toy.root, env=toy.environment, text=True,
-        capture_output=True, timeout=300,
+        [sys.executable, "-m", "tunemill.servers", *arguments],
+        cwd=toy.root,
+        env=toy.environment,
+        text=True,
+        capture_output=True,
+        timeout=300,
     )
 
 
@@ -49,7 +53,10 @@ def test_a_note_of_a_process_that_is_gone_is_not_believed(tmp_path: Path) -> Non
 
 def test_deploy_run_without_servers_says_what_to_do(toy: Toy) -> None:  # noqa: F811
     done = command(toy, "deploy-run")
-    assert (done.returncode, done.stderr) == (1, "error: work/servers: Prefect and its worker are not running\n  fix: make up\n")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: work/servers: Prefect and its worker are not running\n  fix: make up\n",
+    )
 
 
 @pytest.mark.e2e
@@ -70,7 +77,10 @@ def test_up_deploy_run_down(toy: Toy) -> None:  # noqa: F811
         prefect = json.loads((toy.root / "work" / "servers" / "prefect.json").read_text())["url"]
         tasks = json.loads(servers.fetch(f"{prefect}/api/task_runs/filter", b"{}") or b"[]")
         assert {each["name"]: each["state_name"] for each in tasks} == {
-            "collect": "Ran", "lora": "Ran", "evaluate@base": "Ran", "evaluate@lora": "Ran"
+            "collect": "Ran",
+            "lora": "Ran",
+            "evaluate@base": "Ran",
+            "evaluate@lora": "Ran",
         }
         logs = json.loads(servers.fetch(f"{prefect}/api/logs/filter", b"{}") or b"[]")
         assert "lora       │ working" in {each["message"] for each in logs}

@@ -124,7 +124,9 @@ def test_p_is_near_that_of_the_t_test() -> None:
 
     gaps = np.random.default_rng(12).normal(0.35, 1, size=40)
     draws = statistics.resampled_sums(gaps[:, None], 100_000, 0)[:, 0] / 40
-    assert statistics.compare(float(gaps.mean()), draws, 40).p == pytest.approx(stats.ttest_1samp(gaps, 0).pvalue, abs=0.01)
+    assert statistics.compare(float(gaps.mean()), draws, 40).p == pytest.approx(
+        stats.ttest_1samp(gaps, 0).pvalue, abs=0.01
+    )
 
 
 def test_p_agrees_with_the_interval() -> None:

@@ -1,0 +1,80 @@
+"""What the pipeline costs beyond its stages: `make run` against the sum of the same stages run by hand.
+
+    python benchmarks/overhead.py [--recipe tiny]
+
+Two fresh copies of the checkout share nothing but the environment. In the first every stage runs as
+`python -m stages.<name> …`, in order; in the second `python -m flows` runs the pipeline. Both wall times and their ratio are
+printed. On a machine that others use, take the median of several calls.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+
+def commands(place: Path) -> list[tuple[str, str]]:
+    """Stage and command, in order, as DVC would run them."""
+    told = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import json\nfrom dvc.repo import Repo\nrepo = Repo('.')\nimport networkx\n"
+            "order = list(reversed(list(networkx.topological_sort(repo.index.graph))))\n"
+            "print(json.dumps([(stage.name, stage.cmd) for stage in order]))",
+        ],
+        cwd=place,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    return [(name, command) for name, command in json.loads(told)]
+
+
+def main() -> None:
+    """Measure and print one JSON object."""
+    from tests.e2e import checkout
+
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--recipe", help="overlay of params.yaml; the default run without it")
+    recipe = parser.parse_args().recipe
+    with tempfile.TemporaryDirectory(dir=ROOT / "work") as folder:
+        places = [Path(folder) / name for name in ("by-hand", "pipeline")]
+        for place in places:
+            place.mkdir()
+            checkout.make(place, recipe)
+        by_hand: dict[str, float] = {}
+        environment = {**os.environ, **checkout.environment()}
+        for name, command in commands(places[0]):
+            began = time.perf_counter()
+            subprocess.run(shlex.split(command), cwd=places[0], env=environment, check=True, capture_output=True)
+            by_hand[name] = round(time.perf_counter() - began, 1)
+            print(f"{name}: {by_hand[name]} s", file=sys.stderr, flush=True)
+        began = time.perf_counter()
+        checkout.run(places[1], sys.executable, "-m", "flows", timeout=7200)
+        pipeline = time.perf_counter() - began
+    total = sum(by_hand.values())
+    print(
+        json.dumps(
+            {
+                "stages": by_hand,
+                "by_hand_seconds": round(total, 1),
+                "pipeline_seconds": round(pipeline, 1),
+                "ratio": round(pipeline / total, 3),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

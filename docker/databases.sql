@@ -1,0 +1,2 @@
+-- PostgreSQL makes Prefect's database itself (POSTGRES_DB); this is MLflow's.
+CREATE DATABASE mlflow OWNER tunemill;

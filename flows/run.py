@@ -1,0 +1,318 @@
+"""One run of the lifecycle: what is about to happen, who holds the workspace, what came of each stage. No Prefect here.
+
+`prepare` looks and starts nothing; `hold` takes the workspace's lock and opens the MLflow run; `reproduce` runs one stage.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from flows import graph, processes
+from tunemill import recipes, runtime
+from tunemill.errors import UserError
+
+FREE_BYTES = 2 << 30
+"""A run is not begun with less disk than this: a checkpoint of the default model and the data fit in it."""
+
+TEMPORARY = 75
+"""Exit status (sysexits' EX_TEMPFAIL) of a stage that a second try may mend: a hub that did not answer."""
+
+BUSY = ("Unable to acquire lock", "is busy, it is being blocked by")
+
+Result = Literal["ran", "restored", "unchanged", "failed", "not run"]
+
+
+@dataclass
+class Outcome:
+    """What came of one stage."""
+
+    result: Result
+    seconds: float = 0.0
+    reason: str = ""
+    exit_code: int = 0
+    temporary: bool = False
+    """Whether trying again may mend the failure."""
+
+
+@dataclass
+class Run:
+    """A prepared run."""
+
+    workspace: Path
+    """The checkout, or the workspace of a recipe."""
+    graph: graph.Graph
+    idle: frozenset[str]
+    """Stages that have nothing to do, and so have all that they need."""
+    console: bool = False
+    """Whether lines go to standard output as well as to Prefect."""
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    active: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
+    """Stages at work."""
+    opening: subprocess.Popen[str] | None = None
+    """Opens the MLflow run that all stages belong to; None where tracking is off."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """What stages are told: that MLflow run's id, once `begin` has it."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether any stage did."""
+        return any(each.result == "failed" for each in self.outcomes.values())
+
+    @property
+    def report(self) -> Path:
+        """Where the report is, or will be."""
+        return self.workspace / "reports" / "report.html"
+
+    def stop(self) -> None:
+        """End what is at work."""
+        for process in list(self.active.values()):
+            processes.end(process)
+
+    def say(self, text: str) -> None:
+        """One line for the person at the terminal."""
+        if self.console:
+            sys.stdout.write(f"{text}\n")
+            sys.stdout.flush()
+
+
+_current: Run | None = None
+
+
+def current() -> Run | None:
+    """The run that this process holds."""
+    return _current
+
+
+def prepare(root: Path, until: str | None, recipe: str | None, overrides: Mapping[str, Any] | None) -> Run:
+    """Check parameters and graph, and see what has changed.
+
+    Args:
+        root: the checkout.
+        until: stage to stop at.
+        recipe: overlay of params.yaml.
+        overrides: single values over that; `{"lora": {"steps": 10}}` or `{"lora.steps": 10}`.
+
+    Raises:
+        UserError: a mistake in any of these, or in params.yaml or dvc.yaml.
+    """
+    if not (root / "dvc.yaml").is_file():
+        raise UserError("no dvc.yaml here", where=str(root), fix="run from the repository's root", exit_code=2)
+    workspace = recipes.workspace(root, recipe, overrides or {})
+    checking = subprocess.Popen(
+        [sys.executable, "-m", "stages", "--check"],
+        cwd=workspace,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        whole = graph.read(workspace)
+        part = whole.until(until) if until else whole
+        differing = graph.changed(workspace)
+    finally:
+        said, _ = checking.communicate()
+    if checking.returncode != 0:
+        raise UserError(said.strip().removeprefix("error: "), exit_code=checking.returncode)
+    return Run(workspace, part, _idle(part, differing))
+
+
+def _idle(part: graph.Graph, differing: frozenset[str] | None) -> frozenset[str]:
+    return frozenset() if differing is None else part.unchanged(differing)
+
+
+@contextlib.contextmanager
+def hold(run: Run) -> Iterator[Run]:
+    """Own the workspace, and record the run in MLflow, while the body runs.
+
+    Raises:
+        UserError: another run holds it, or the disk is too full.
+    """
+    global _current
+    free = shutil.disk_usage(run.workspace).free
+    if free < FREE_BYTES:
+        raise UserError(
+            f"{free / 1e9:.1f} GB are free",
+            where=str(run.workspace),
+            expected=f"at least {FREE_BYTES / 1e9:.1f} GB",
+            fix="make room; `dvc gc --workspace` lets go of results that no params.yaml asks for any more",
+        )
+    asked = time.monotonic()
+    # An orphan of a killed run ends itself within a few seconds; a run that is alive is named.
+    with runtime.ownership(run.workspace / "work" / "run.lock", "this checkout", patience=10.0):
+        if time.monotonic() - asked > 0.5:
+            run.idle = _idle(run.graph, graph.changed(run.workspace))
+        _mend_dvc_locks(run.workspace)
+        if os.environ.get("TUNEMILL_TRACKING", "on") != "off":
+            # MLflow takes some seconds to import: meanwhile Prefect starts.
+            run.opening = _tracking(run.workspace, "begin")
+        _current, status = run, "KILLED"
+        try:
+            yield run
+            status = "FAILED" if run.failed else "FINISHED"
+        except Exception:
+            status = "FAILED"
+            raise
+        finally:
+            run.stop()
+            _current = None
+            _finish(run, status)
+
+
+def begin(run: Run) -> None:
+    """Wait until MLflow has a run for the stages to belong to.
+
+    Raises:
+        UserError: its database cannot be opened.
+    """
+    if run.opening is None or "TUNEMILL_LIFECYCLE" in run.environment:
+        return
+    output, _ = run.opening.communicate()
+    lines = output.strip().splitlines()
+    if run.opening.returncode != 0 or not lines:
+        raise UserError(
+            "MLflow cannot open its database: " + (lines[-1] if lines else processes.describe(run.opening.returncode)),
+            where="mlflow.db",
+            fix="python -m tunemill.tracking begin  shows more; TUNEMILL_TRACKING=off goes without",
+        )
+    run.environment["TUNEMILL_LIFECYCLE"] = lines[-1]
+
+
+def _finish(run: Run, status: str) -> None:
+    if run.opening is None:
+        return
+    if "TUNEMILL_LIFECYCLE" not in run.environment:
+        # Never got as far as a first stage. What was opened is taken up by the next run.
+        run.opening.communicate()
+        return
+    output, _ = (
+        closing := _tracking(run.workspace, "finish", run.environment["TUNEMILL_LIFECYCLE"], "--status", status)
+    ).communicate()
+    if closing.returncode != 0:
+        lines = output.strip().splitlines() or [processes.describe(closing.returncode)]
+        print(f"warning: MLflow did not record the end of this run: {lines[-1]}", file=sys.stderr, flush=True)
+
+
+def _tracking(workspace: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "tunemill.tracking", *arguments, "--workspace", str(workspace)],
+        cwd=workspace,
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def _mend_dvc_locks(workspace: Path) -> None:
+    """A DVC that was killed while it wrote its table of locks leaves half of it; entries of dead processes it clears itself."""
+    table = workspace / ".dvc" / "tmp" / "rwlock"
+    if not table.is_file():
+        return
+    try:
+        json.loads(table.read_text(encoding="utf-8"))
+    except ValueError:
+        table.unlink()
+
+
+def reproduce(run: Run, name: str, tell: Callable[[str], None]) -> Outcome:
+    """Let DVC bring one stage up to date.
+
+    Args:
+        run: the run that is held.
+        name: the stage.
+        tell: gets every line that DVC and the stage say, as it comes.
+    """
+    if name in run.idle:
+        tell(_labelled(name, "unchanged"))
+        return Outcome("unchanged")
+    began = time.monotonic()
+    process = processes.spawn(
+        "flows.dvc_process",
+        "--wait-for-lock",
+        "repro",
+        "--single-item",
+        name,
+        cwd=run.workspace,
+        output=subprocess.PIPE,
+        environment=run.environment,
+    )
+    run.active[name] = process
+    assert process.stdout is not None
+    last: collections.deque[str] = collections.deque(maxlen=200)
+    result: Result = "ran"
+    for line in process.stdout:
+        text = line.rstrip()
+        last.append(text)
+        if "didn't change, skipping" in text:
+            result = "unchanged"
+        elif "is cached - skipping run" in text:
+            result = "restored"
+        shown = tidy(name, text)
+        if shown is not None:
+            tell(shown)
+    status = process.wait()
+    del run.active[name]
+    seconds = time.monotonic() - began
+    if status == 0:
+        return Outcome(result, seconds)
+    return _failure(status, list(last), seconds)
+
+
+# What DVC says to somebody who runs it by hand.
+CHATTER = re.compile(
+    r"Running stage '|Updating lock file|Generating lock file|To track the changes with git|\tgit add |To enable auto staging|"
+    r"\tdvc config core.autostage|Use `dvc push`|ERROR: failed to reproduce|\s*$"
+)
+OWN_LINE = re.compile(r"\S+\s* │ ")
+
+
+def tidy(name: str, line: str) -> str | None:
+    """A line as it is shown, marked with its stage; None for what only matters to somebody who runs DVC by hand."""
+    if "didn't change, skipping" in line:
+        return _labelled(name, "unchanged")
+    if "is cached - skipping run" in line:
+        return _labelled(name, "restored from the cache")
+    if CHATTER.match(line):
+        return None
+    return line if OWN_LINE.match(line) else _labelled(name, line)
+
+
+def _labelled(name: str, text: str) -> str:
+    return f"{name:<10} │ {text}"
+
+
+def _failure(status: int, lines: list[str], seconds: float) -> Outcome:
+    """Why a stage failed, out of what was said."""
+    said = "\n".join(lines)
+    if status < 0:
+        return Outcome("failed", seconds, f"DVC {processes.describe(status)}", 1)
+    found = re.search(r"exited with (-?\d+)", said)
+    code = int(found.group(1)) if found else 1
+    stage = [line for line in lines if not line.startswith("ERROR: failed to reproduce")]
+    starts = [at for at, line in enumerate(stage) if line.startswith("error: ")]
+    if starts:
+        end = next((at for at in range(starts[-1] + 1, len(stage)) if not stage[at].startswith("  ")), len(stage))
+        reason = "\n".join(stage[starts[-1] : end]).removeprefix("error: ")
+    elif code < 0 or code > 128:
+        reason = f"the stage {processes.describe(code if code < 0 else 128 - code)}"
+    elif "Traceback (most recent call last):" in stage:
+        reason = next(line for line in reversed(stage) if line.strip())
+    else:
+        reason = next(
+            (line for line in reversed(lines) if line.strip()), f"DVC {processes.describe(status)}"
+        ).removeprefix("ERROR: ")
+    busy = any(each in said for each in BUSY)
+    return Outcome("failed", seconds, reason, 2 if code == 2 else 1, temporary=code == TEMPORARY or busy)

@@ -1,0 +1,186 @@
+"""The flow and its command line on a toy pipeline."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from flows.lifecycle import default_jobs, metrics_table
+from flows.run import Outcome, _failure, tidy
+from tests.flows.conftest import Toy
+
+EVERY = ["collect", "evaluate@base", "lora", "evaluate@lora", "efficiency", "report"]
+
+
+@pytest.mark.slow
+def test_runs_every_stage_once_then_has_nothing_to_do_then_only_what_changed(toy: Toy) -> None:
+    first = toy.run("--jobs", "3")
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert sorted(toy.ran) == sorted(EVERY)
+    assert (
+        toy.ran.index("lora") < toy.ran.index("evaluate@lora") < toy.ran.index("efficiency") < toy.ran.index("report")
+    )
+    assert "report     reports/report.html" in first.stdout
+    assert not toy.processes()
+
+    second = toy.run()
+    assert second.stdout == "nothing to do: all 6 stages are up to date; the report is reports/report.html\n"
+    assert second.returncode == 0 and second.stderr == ""
+
+    toy.set("  exit: 0", "  exit: 0\n  extra: 1")
+    third = toy.run("--until", "lora")
+    assert third.returncode == 0, third.stdout + third.stderr
+    assert toy.ran[len(EVERY) :] == ["lora"]
+
+
+@pytest.mark.slow
+def test_a_failed_stage_is_told_in_its_own_words_and_what_needs_it_is_not_run(toy: Toy) -> None:
+    toy.set("  exit: 0", "  exit: 1")
+    done = toy.run()
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: lora failed: data.jsonl:3: empty prompt\n  fix: write one\n"
+        "what is finished is kept: mend it, and the same command continues\n"
+    )
+    table = {
+        line.split()[0]: line.split(maxsplit=1)[1]
+        for line in done.stdout.splitlines()
+        if line.split()[:1] != [] and "│" not in line
+    }
+    assert table["lora"].startswith("failed")
+    assert [table[name].strip() for name in ("evaluate@lora", "efficiency", "report")] == ["not run"] * 3
+    assert sorted(toy.ran) == ["collect", "evaluate@base", "lora"]
+    assert "Traceback" not in done.stdout
+
+
+@pytest.mark.slow
+def test_what_may_pass_is_tried_again(toy: Toy) -> None:
+    (toy.root / "stages" / "toy.py").write_text(
+        "import sys\nfrom pathlib import Path\n"
+        "again = Path('work/tries'); again.touch()\n"
+        "again.write_text(again.read_text() + 'x')\n"
+        "if again.read_text() == 'x':\n    sys.exit('error: the hub did not answer') if False else sys.exit(75)\n"
+        "out = Path(sys.argv[2]); out.parent.mkdir(parents=True, exist_ok=True); out.write_text('')\n"
+        "Path('metrics').mkdir(exist_ok=True); Path('metrics/collect.json').write_text('{}')\n"
+    )
+    done = toy.run("--until", "collect")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (toy.root / "work" / "tries").read_text() == "xx"
+    assert "this may pass" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_recipe_runs_in_a_workspace_and_shares_the_cache(toy: Toy) -> None:
+    assert toy.run("--until", "collect").returncode == 0
+    done = toy.run("--recipe", "slow", "--set", "lora.seconds=0", "--until", "lora")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "collect    │ restored from the cache" in done.stdout
+    workspaces = list((toy.root / "work" / "recipes").iterdir())
+    assert [each.name.partition("-")[0] for each in workspaces] == ["slow"]
+    assert (workspaces[0] / "artifacts" / "lora").is_file()
+    assert not (toy.root / "artifacts" / "lora").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--until", "evalute"],
+            "error: until: no stage 'evalute'\n  expected: one of collect, efficiency, evaluate, "
+            "evaluate@base, evaluate@lora, lora, report\n  fix: did you mean 'evaluate'?\n",
+        ),
+        (
+            ["--recipe", "slov"],
+            "error: recipes/: no recipe 'slov'\n  expected: one of slow\n  fix: did you mean 'slow'?\n",
+        ),
+        (
+            ["--set", "lora.second=1"],
+            "error: overrides: lora.second: params.yaml has no such key\n"
+            "  expected: one of seconds, exit\n  fix: did you mean 'seconds'?\n",
+        ),
+        (["--set", "lora.seconds"], "error: --set: 'lora.seconds' sets nothing\n  expected: section.key=value\n"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_told_before_anything_starts(
+    toy: Toy, arguments: list[str], message: str
+) -> None:
+    done = toy.run(*arguments)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", message)
+    assert toy.ran == []
+
+
+def test_a_mistake_in_params_is_told_before_anything_starts(toy: Toy) -> None:
+    (toy.root / "stages" / "__main__.py").write_text(
+        "import sys\nprint('error: params.yaml:2: collect.wrong: unknown key', file=sys.stderr)\nsys.exit(2)\n"
+    )
+    done = toy.run()
+    assert (done.returncode, done.stderr) == (2, "error: params.yaml:2: collect.wrong: unknown key\n")
+    assert toy.ran == []
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (
+            ["error: a.jsonl:3: bad", "  fix: this", "ERROR: failed to reproduce 'x': failed to run: y, exited with 2"],
+            Outcome("failed", 1.0, "a.jsonl:3: bad\n  fix: this", 2),
+        ),
+        (
+            ["ERROR: failed to reproduce 'x': failed to run: y, exited with -9"],
+            Outcome("failed", 1.0, "the stage was killed by SIGKILL", 1),
+        ),
+        (
+            [
+                "Traceback (most recent call last):",
+                "ValueError: 3",
+                "ERROR: failed to reproduce 'x': failed to run: y, exited with 1",
+            ],
+            Outcome("failed", 1.0, "ValueError: 3", 1),
+        ),
+        (
+            ["error: the hub did not answer", "ERROR: failed to reproduce 'x': failed to run: y, exited with 75"],
+            Outcome("failed", 1.0, "the hub did not answer", 1, temporary=True),
+        ),
+        (
+            ["ERROR: Unable to acquire lock. Most likely another DVC process is running"],
+            Outcome(
+                "failed", 1.0, "Unable to acquire lock. Most likely another DVC process is running", 1, temporary=True
+            ),
+        ),
+    ],
+)
+def test_the_reason_of_a_failure(lines: list[str], expected: Outcome) -> None:
+    assert _failure(255, lines, 1.0) == expected
+
+
+def test_lines_are_marked_with_their_stage_and_chatter_is_left_out() -> None:
+    assert tidy("lora", "a library's warning") == "lora       │ a library's warning"
+    assert tidy("lora", "lora       │ step 3") == "lora       │ step 3"
+    assert tidy("lora", "Stage 'lora' didn't change, skipping") == "lora       │ unchanged"
+    assert tidy("lora", "Use `dvc push` to send your updates to remote storage.") is None
+
+
+def test_metrics_table_puts_candidates_side_by_side(tmp_path) -> None:
+    for name, value in (("evaluate/base", 24.7), ("evaluate/lora", 35.71234), ("lora", None), ("lora.timing", 3)):
+        path = tmp_path / "metrics" / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"test/rouge1": value}))
+    assert metrics_table(tmp_path).splitlines() == [
+        "### lora",
+        "",
+        "| metric | value |",
+        "|---|---:|",
+        "| test/rouge1 | – |",
+        "",
+        "### evaluate",
+        "",
+        "| metric | base | lora |",
+        "|---|---:|---:|",
+        "| test/rouge1 | 24.7 | 35.71 |",
+    ]
+
+
+@pytest.mark.parametrize(("cores", "jobs"), [(1, 1), (2, 1), (4, 2), (64, 4)])
+def test_concurrency_by_cores(cores: int, jobs: int) -> None:
+    assert default_jobs(cores) == jobs

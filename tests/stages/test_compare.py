@@ -1,0 +1,272 @@
+"""comparison.json on made-up evaluations whose right answer is known."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stages.compare import Config, run
+from tunemill import metrics, records
+from tunemill.errors import UserError
+from tunemill.log import Log
+from tunemill.params import Candidates
+
+CONFIG = Config(seed=1, resamples=2000, reference="base", min_groups=5)
+SUMMARIES = [
+    f"return the {word} value of item {index} in the list"
+    for index in range(8)
+    for word in ("old", "new", "first", "last", "sum")
+]
+RULE = {"metric": "rouge1", "candidate": "lora", "against": "base", "at_least": 0, "why": ""}
+
+
+def instances(share: float, seed: int, count: int = 40, groups: int = 10) -> list[dict[str, Any]]:
+    """Items of which about `share` of the words are right."""
+    rng, rows = random.Random(seed), []
+    for index in range(count):
+        reference = SUMMARIES[index % len(SUMMARIES)]
+
+        def text(share: float, rng: random.Random, reference: str = reference) -> str:
+            return " ".join(word if rng.random() < share else "wrong" for word in reference.split())
+
+        def scored(prediction: str, reference: str = reference) -> dict[str, Any]:
+            (found,) = metrics.rouge([reference], [prediction])
+            return {name: found[name].f1 if found else None for name in metrics.ROUGE_TYPES}
+
+        prediction = text(share, rng)
+        extracts = {name: text(0.4, random.Random(f"{name}{index}")) for name in ("lead-10-words", "first-sentence")}
+        rows.append(
+            {
+                "id": f"{index:012x}",
+                "group": f"p{index % groups}",
+                "prompt": "…",
+                "reference": reference,
+                "prediction": prediction,
+                "tokens": 9,
+                "finished": True,
+                "scores": scored(prediction),
+                "baselines": {name: {"prediction": extract, **scored(extract)} for name, extract in extracts.items()},
+            }
+        )
+    return rows
+
+
+def write(root: Path, tables: dict[str, list[dict[str, Any]]], criteria: list[dict[str, Any]] | None = None) -> None:
+    for name, rows in tables.items():
+        records.write_objects(root / "evaluate" / name / "instances.jsonl", rows)
+    rules = criteria if criteria is not None else [RULE]
+    (root / "scope").mkdir(exist_ok=True)
+    (root / "scope/scope.json").write_text(json.dumps({"primary_metric": "rouge1", "criteria": rules}))
+
+
+def compared(
+    root: Path, names: tuple[str, ...] = ("base", "lora"), cfg: Config = CONFIG
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    found = run(
+        cfg,
+        evaluations=root / "evaluate",
+        scope=root / "scope",
+        candidates=Candidates.model_validate({name: {"policy": name, "base": "base"} for name in names}),
+        out=root / "comparison.json",
+        out_scores=root / "scores.csv",
+        log=Log(),
+    )
+    return json.loads((root / "comparison.json").read_text()), dict(found)
+
+
+def pair(comparison: dict[str, Any], a: str, b: str, metric: str = "rouge1") -> dict[str, Any]:
+    (found,) = [each for each in comparison["pairs"] if (each["a"], each["b"], each["metric"]) == (a, b, metric)]
+    return dict(found)
+
+
+@pytest.fixture
+def tables() -> dict[str, list[dict[str, Any]]]:
+    return {"base": instances(0.3, 1), "lora": instances(0.8, 2)}
+
+
+def test_what_it_writes(tmp_path: Path, tables: dict[str, Any]) -> None:
+    write(tmp_path, tables)
+    found, flat = compared(tmp_path)
+    systems = ["base", "first-sentence", "lead-10-words", "lora"]
+    assert sorted(found["candidates"]) == systems
+    for name in systems:
+        assert sorted(found["candidates"][name]) == ["bleu", "rouge1", "rouge2", "rougeL"]
+        for entry in found["candidates"][name].values():
+            assert {"value", "ci_low", "ci_high", "n"} <= entry.keys()
+            assert entry["ci_low"] <= entry["value"] <= entry["ci_high"] and entry["n"] == 40
+    assert [(each["a"], each["b"]) for each in found["pairs"]][::4] == [
+        ("lora", "base"),
+        ("base", "lead-10-words"),
+        ("base", "first-sentence"),
+        ("lora", "lead-10-words"),
+        ("lora", "first-sentence"),
+    ]
+    for each in found["pairs"]:
+        assert {"a", "b", "metric", "diff", "ci_low", "ci_high", "p"} <= each.keys()
+        assert each["method"] == "cluster" and each["ci_low"] <= each["diff"] <= each["ci_high"]
+    assert (found["method"], found["groups"], found["items"], found["primary_metric"]) == ("cluster", 10, 40, "rouge1")
+
+    gaps = np.array(
+        [b["scores"]["rouge1"] - a["scores"]["rouge1"] for a, b in zip(tables["base"], tables["lora"], strict=True)]
+    )
+    best = pair(found, "lora", "base")
+    assert best["diff"] == pytest.approx(gaps.mean())
+    by_group = gaps.reshape(4, 10).mean(axis=0)  # item i is in group i % 10
+    half = 2.262 * by_group.std(ddof=1) / 10**0.5
+    assert (best["ci_low"], best["ci_high"]) == pytest.approx((gaps.mean() - half, gaps.mean() + half), abs=0.25 * half)
+    assert best["verdict"] == "better" and best["p_holm"] == best["p"] < 0.05
+    assert (
+        flat["lora-vs-base/rouge1/diff"] == best["diff"]
+        and flat["lora/rouge1"] == found["candidates"]["lora"]["rouge1"]["value"]
+    )
+
+    import sacrebleu
+
+    oracle = sacrebleu.corpus_bleu(
+        [row["prediction"] for row in tables["lora"]], [[row["reference"] for row in tables["lora"]]]
+    )
+    assert found["candidates"]["lora"]["bleu"]["value"] == pytest.approx(oracle.score)
+
+    rows = list(csv.DictReader((tmp_path / "scores.csv").open()))
+    assert list(rows[0]) == ["candidate", "metric", "value", "ci_low", "ci_high"]
+    assert [(row["candidate"], row["metric"]) for row in rows] == [
+        (name, metric)
+        for name in ("base", "lora", "lead-10-words", "first-sentence")
+        for metric in ("rouge1", "rouge2", "rougeL")
+    ]
+    assert float(rows[3]["value"]) == pytest.approx(found["candidates"]["lora"]["rouge1"]["value"], rel=1e-5)
+
+
+def test_the_same_inputs_give_the_same_bytes(tmp_path: Path, tables: dict[str, Any]) -> None:
+    write(tmp_path, tables)
+    compared(tmp_path)
+    first = (tmp_path / "comparison.json").read_bytes()
+    compared(tmp_path)
+    assert (tmp_path / "comparison.json").read_bytes() == first
+
+
+def test_only_the_listed_candidates_are_read(tmp_path: Path, tables: dict[str, Any]) -> None:
+    write(tmp_path, {**tables, "gone": [{"damaged": True}]})
+    found, _ = compared(tmp_path)
+    assert "gone" not in found["candidates"]
+
+
+def test_worse_and_tied(tmp_path: Path, tables: dict[str, Any]) -> None:
+    write(tmp_path, {"base": tables["lora"], "lora": tables["base"], "copy": tables["lora"]})
+    found, _ = compared(tmp_path, ("base", "lora", "copy"))
+    assert pair(found, "lora", "base")["verdict"] == "worse"
+    tied = pair(found, "copy", "base")
+    assert (tied["diff"], tied["ci_low"], tied["ci_high"], tied["p"], tied["verdict"]) == (
+        0,
+        0,
+        0,
+        1,
+        "not shown to be better",
+    )
+    assert pair(found, "copy", "base", "bleu")["p"] == 1
+
+
+def test_the_family_is_corrected(tmp_path: Path, tables: dict[str, Any]) -> None:
+    names = ("base", "lora", "a", "b", "c")
+    others = {name: instances(0.3 + 0.02 * index, 10 + index) for index, name in enumerate("abc")}
+    write(tmp_path, {**tables, **others})
+    found, _ = compared(tmp_path, names)
+    assert found["family"] == [{"a": name, "b": "base", "metric": "rouge1"} for name in names[1:]]
+    assert pair(found, "lora", "base")["p_holm"] == pytest.approx(4 * pair(found, "lora", "base")["p"])
+    assert all(pair(found, name, "base")["p_holm"] >= pair(found, name, "base")["p"] for name in "abc")
+    assert pair(found, "lora", "base", "rougeL")["p_holm"] is None  # of no family
+
+
+def test_too_few_groups_are_said_and_items_resampled(tmp_path: Path) -> None:
+    write(tmp_path, {"base": instances(0.3, 1, groups=1), "lora": instances(0.8, 2, groups=1)})
+    found, _ = compared(tmp_path)
+    best = pair(found, "lora", "base")
+    assert (found["method"], found["groups"]) == ("item", 1)
+    assert (best["ci_low"], best["ci_high"], best["p"]) == (best["item_ci_low"], best["item_ci_high"], best["item_p"])
+    assert best["verdict"] == "better"
+
+
+def test_one_item_has_values_and_no_intervals(tmp_path: Path) -> None:
+    write(tmp_path, {"base": instances(0.3, 1, count=1), "lora": instances(0.8, 2, count=1)})
+    found, flat = compared(tmp_path)
+    best = pair(found, "lora", "base")
+    assert best["diff"] is not None and best["ci_low"] is None and best["p"] is None
+    assert best["reason"] == "no interval from 1 independent unit"
+    assert best["verdict"] == "not shown to be better"
+    assert flat["lora-vs-base/rouge1/ci_low"] is None
+    assert (tmp_path / "scores.csv").read_text().splitlines()[1].endswith(",,")
+
+
+def test_an_item_without_reference_counts_for_nobody(tmp_path: Path, tables: dict[str, Any]) -> None:
+    for rows in tables.values():
+        rows[0]["reference"] = ""
+        for scores in (rows[0]["scores"], *rows[0]["baselines"].values()):
+            scores.update(dict.fromkeys(metrics.ROUGE_TYPES))
+    write(tmp_path, tables)
+    found, _ = compared(tmp_path)
+    assert {entry["n"] for each in found["candidates"].values() for entry in each.values()} == {39}
+    mean = sum(row["scores"]["rouge1"] for row in tables["lora"][1:]) / 39
+    assert found["candidates"]["lora"]["rouge1"]["value"] == pytest.approx(mean)
+
+
+def test_no_references_at_all(tmp_path: Path, tables: dict[str, Any]) -> None:
+    for rows in tables.values():
+        for row in rows:
+            row["reference"] = ""
+            for scores in (row["scores"], *row["baselines"].values()):
+                scores.update(dict.fromkeys(metrics.ROUGE_TYPES))
+    write(tmp_path, tables)
+    found, flat = compared(tmp_path)
+    best = pair(found, "lora", "base")
+    assert (
+        best["diff"] is None
+        and best["reason"] == "no test item has a reference"
+        and best["verdict"] == "not shown to be better"
+    )
+    assert flat["lora/bleu"] is None
+
+
+def test_silence_scores_zero(tmp_path: Path, tables: dict[str, Any]) -> None:
+    for row in tables["lora"]:
+        row["prediction"] = ""
+        row["scores"] = dict.fromkeys(metrics.ROUGE_TYPES, 0.0)
+    write(tmp_path, tables)
+    found, _ = compared(tmp_path)
+    assert found["candidates"]["lora"]["bleu"]["value"] == found["candidates"]["lora"]["rouge1"]["value"] == 0.0
+    assert pair(found, "lora", "base")["verdict"] == "worse"
+
+
+def test_pairs_that_criteria_name_are_compared_too(tmp_path: Path, tables: dict[str, Any]) -> None:
+    write(tmp_path, {**tables, "other": instances(0.4, 5)}, [{**RULE, "against": "other"}])
+    found, _ = compared(tmp_path, ("base", "lora", "other"))
+    assert pair(found, "lora", "other")["verdict"] == "better"
+
+
+def test_faults(tmp_path: Path, tables: dict[str, Any]) -> None:
+    write(tmp_path, tables)
+    with pytest.raises(UserError) as caught:
+        compared(tmp_path, cfg=CONFIG.model_copy(update={"reference": "nobody"}))
+    assert (
+        str(caught.value) == "params.yaml: compare.reference: 'nobody' is no candidate\n  expected: one of base, lora"
+    )
+    assert caught.value.exit_code == 2
+
+    write(tmp_path, {"base": tables["base"], "lora": tables["lora"][:-1]})
+    with pytest.raises(
+        UserError, match=r"'lora' and 'base' answered different test items \(1 of them are not in both\)"
+    ):
+        compared(tmp_path)
+
+    write(tmp_path, {"base": [], "lora": []})
+    with pytest.raises(UserError, match="candidate 'base': no items"):
+        compared(tmp_path)
+
+    write(tmp_path, tables, [{**RULE, "against": "gone"}])
+    with pytest.raises(UserError, match=r"params.yaml: scope.criteria.0.against: 'gone' was not evaluated"):
+        compared(tmp_path)

@@ -1,0 +1,136 @@
+"""The stage on a tiny model: what is measured, in turns, with the reference at one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stages import efficiency
+from stages.efficiency import Config, run
+from tests import tiny_model
+from tunemill import models, profiling, records
+from tunemill.errors import UserError
+from tunemill.log import Log
+from tunemill.params import Candidates
+from tunemill.profiling import Speed
+from tunemill.runtime import Runtime
+
+CPU = Runtime("cpu", "float32", 2)
+CONFIG = Config(seed=0, reference="base", rounds=3, prompts=2, new_tokens=3)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from peft import LoraConfig, get_peft_model
+
+    path = tmp_path_factory.mktemp("efficiency")
+    tiny_model.build(path / "model")
+    adapted = get_peft_model(
+        models.load_base(path / "model", CPU), LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    )
+    adapted.save_pretrained(path / "adapter")
+    for name in ("base", "lora"):
+        rows = [{"id": f"{i}", "group": f"g{i % 2}", "prompt": line} for i, line in enumerate(tiny_model.corpus()[:6])]
+        records.write_objects(path / "evaluate" / name / "instances.jsonl", rows)
+        (path / "evaluate" / name / "scores.json").write_text(json.dumps({"policy_hash": f"hash of {name}"}))
+    return path
+
+
+def candidates(root: Path) -> Candidates:
+    base = str(root / "model")
+    return Candidates.model_validate(
+        {"base": {"policy": base, "base": base}, "lora": {"policy": str(root / "adapter"), "base": base}}
+    )
+
+
+def test_real_measurements(root: Path, tmp_path: Path) -> None:
+    found = run(
+        CONFIG, evaluations=root / "evaluate", candidates=candidates(root), out=tmp_path / "out", runtime=CPU, log=Log()
+    )
+    written = json.loads((tmp_path / "out/efficiency.json").read_text())
+    assert sorted(written["candidates"]) == ["base", "lora"]
+    for name, row in written["candidates"].items():
+        assert sorted(row) == [
+            "batch_decode_ratio",
+            "batch_decode_tokens_per_second",
+            "decode_ratio",
+            "decode_tokens_per_second",
+            "memory_bytes",
+            "memory_ratio",
+            "prefill_ratio",
+            "prefill_tokens_per_second",
+        ]
+        assert all(value > 0 for value in row.values())
+        assert 50e6 < row["memory_bytes"] < 3e9  # a process with torch in it
+        assert len(written["samples"][name]) == 3
+        assert {key: found[f"{name}/{key}"] for key in row} == row
+    base = written["candidates"]["base"]
+    assert [base[key] for key in base if key.endswith("ratio")] == [1.0] * 4
+    assert written["evaluated"] == {"base": "hash of base", "lora": "hash of lora"}
+    assert (written["device"], written["dtype"], written["prompts"]) == ("cpu", "float32", 2)
+
+
+def test_turns_medians_and_ratios(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The machine gets three times as slow in the last round: ratios within a round do not notice.
+    turns: list[str] = []
+    base = [Speed(999, 999, 999), Speed(100, 10, 40), Speed(110, 11, 44), Speed(33, 3, 12)]
+    lora = [Speed(1, 1, 1), Speed(50, 8, 40), Speed(55, 9.9, 33), Speed(16.5, 2.4, 6)]
+
+    def measure(model: Any, *_: Any) -> Speed:
+        name = "lora" if hasattr(model, "peft_config") and model.peft_config else "base"
+        turns.append(name)
+        return (lora if name == "lora" else base)[turns.count(name) - 1]
+
+    monkeypatch.setattr(profiling, "speed", measure)
+    monkeypatch.setattr(efficiency, "peak_memories", lambda *_: {"base": 1000, "lora": 1500})
+    found = run(
+        CONFIG, evaluations=root / "evaluate", candidates=candidates(root), out=tmp_path / "out", runtime=CPU, log=Log()
+    )
+    assert turns == ["base", "lora"] * 4
+    assert found["base/prefill_tokens_per_second"] == 100 and found["lora/prefill_tokens_per_second"] == 50
+    assert found["lora/prefill_ratio"] == 0.5
+    assert found["lora/decode_ratio"] == pytest.approx(0.8)
+    assert found["lora/batch_decode_ratio"] == pytest.approx(0.75)
+    assert found["lora/memory_ratio"] == 1.5
+
+
+def test_speed_decodes_what_greedy_search_does(root: Path) -> None:
+    import torch
+
+    from tunemill import sampling
+
+    model, tokenizer = models.load_policy(root / "model", root / "model", CPU)
+    prompts = [models.render_prompt(tokenizer, line) for line in tiny_model.corpus()[:3]]
+    fed: list[torch.Tensor] = []
+
+    def note(_: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        fed.append(named["input_ids"])
+
+    ids, mask = sampling.padded(prompts, tokenizer.pad_token_id, 0, "cpu")
+    found, _ = profiling._prefill(model, ids, mask)
+    hook = model.register_forward_pre_hook(note, with_kwargs=True)
+    profiling._decode(model, found, mask, 5)
+    hook.remove()
+    for row, prompt in enumerate(prompts):
+        alone = model.generate(torch.tensor([prompt]), max_new_tokens=5, do_sample=False, eos_token_id=None)[
+            0, len(prompt) :
+        ]
+        assert torch.cat(fed, dim=1)[row].tolist() == alone.tolist()
+
+
+def test_the_reference_must_be_a_candidate(root: Path, tmp_path: Path) -> None:
+    cfg = CONFIG.model_copy(update={"reference": "nobody"})
+    with pytest.raises(
+        UserError, match="params.yaml: efficiency.reference: 'nobody' is no candidate\n  expected: one of base, lora"
+    ):
+        run(
+            cfg,
+            evaluations=root / "evaluate",
+            candidates=candidates(root),
+            out=tmp_path / "out",
+            runtime=CPU,
+            log=Log(),
+        )
