@@ -178,12 +178,13 @@ def run(
     )
     write_text(
         out_scores,
-        "candidate,metric,value,ci_low,ci_high\n"
+        # One bar for each label: `dvc plots` puts one field of a row on an axis.
+        "label,candidate,metric,value,ci_low,ci_high\n"
         + "".join(
-            f"{name},{metric},{_cell(measured[name][metric], 'value')},{_cell(measured[name][metric], 'ci_low')},"
+            f"{metric} {name},{name},{metric},{_cell(measured[name][metric], 'value')},{_cell(measured[name][metric], 'ci_low')},"
             f"{_cell(measured[name][metric], 'ci_high')}\n"
-            for name in systems
             for metric in PLOTTED
+            for name in systems
         ),
     )
     for pair in pairs:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-
 TRY_AGAIN = 75
 """Exit code (EX_TEMPFAIL of sysexits.h) of what may pass by itself, a network that is away: the flow tries again."""
 

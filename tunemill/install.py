@@ -163,6 +163,11 @@ def resolve(root: Path) -> None:
     say("requirements.lock names {} packages".format(sum(1 for line in lines if not line.startswith(PLATFORM))))
 
 
+def interpreter():
+    """The Python to build the environment with: never the environment's own, which an activated shell finds first."""
+    return getattr(sys, "_base_executable", None) or sys.executable
+
+
 def create(venv: Path) -> None:
     """A new environment with pip in it."""
     try:
@@ -174,7 +179,7 @@ def create(venv: Path) -> None:
             "install its venv package (on Debian and Ubuntu: apt-get install python3-venv)",
         )
     say("making .venv with Python {}".format(sys.version.split()[0]))
-    _run([sys.executable, "-m", "venv", str(venv)], os.environ.copy())
+    _run([interpreter(), "-m", "venv", str(venv)], os.environ.copy())
 
 
 def get_uv(venv: Path) -> Path | None:

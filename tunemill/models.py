@@ -6,9 +6,11 @@ checkpoint brings along is never run.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+from tunemill.checkpoints import write_json
 from tunemill.errors import UserError
 from tunemill.runtime import Runtime
 
@@ -215,6 +217,10 @@ def save(model: Any, tokenizer: Any, out: Path, dtype: str) -> None:
     model.config.name_or_path = ""  # a path of this machine is no part of the result
     model.to(getattr(torch, dtype)).save_pretrained(out, safe_serialization=True)
     tokenizer.save_pretrained(out)
+    # How the tokenizer was loaded (from disk? with a hub within reach?) is written too, and is no part of what it is.
+    config = out / "tokenizer_config.json"
+    values = json.loads(config.read_text(encoding="utf-8"))
+    write_json(config, {key: value for key, value in values.items() if key not in ("is_local", "local_files_only")})
 
 
 def _first_line(error: Exception) -> str:

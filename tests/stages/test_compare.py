@@ -134,13 +134,13 @@ def test_what_it_writes(tmp_path: Path, tables: dict[str, Any]) -> None:
     assert found["candidates"]["lora"]["bleu"]["value"] == pytest.approx(oracle.score)
 
     rows = list(csv.DictReader((tmp_path / "scores.csv").open()))
-    assert list(rows[0]) == ["candidate", "metric", "value", "ci_low", "ci_high"]
+    assert list(rows[0]) == ["label", "candidate", "metric", "value", "ci_low", "ci_high"]
     assert [(row["candidate"], row["metric"]) for row in rows] == [
         (name, metric)
-        for name in ("base", "lora", "lead-10-words", "first-sentence")
         for metric in ("rouge1", "rouge2", "rougeL")
+        for name in ("base", "lora", "lead-10-words", "first-sentence")
     ]
-    assert float(rows[3]["value"]) == pytest.approx(found["candidates"]["lora"]["rouge1"]["value"], rel=1e-5)
+    assert float(rows[1]["value"]) == pytest.approx(found["candidates"]["lora"]["rouge1"]["value"], rel=1e-5)
 
 
 def test_the_same_inputs_give_the_same_bytes(tmp_path: Path, tables: dict[str, Any]) -> None:

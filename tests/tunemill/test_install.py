@@ -153,3 +153,9 @@ def test_an_environment_that_is_ready_is_not_touched(tmp_path: Path, monkeypatch
     (tmp_path / ".venv" / "installed.json").write_text(json.dumps(stamp))
     monkeypatch.setattr(install, "_run", lambda *_: pytest.fail("something was started"))
     assert install.install(tmp_path) is False
+
+
+def test_the_environment_is_never_made_with_its_own_python() -> None:
+    # In an activated shell `python3` is the environment's, which a rebuild deletes first.
+    assert sys.prefix != sys.base_prefix  # tests run in the environment
+    assert not Path(install.interpreter()).is_relative_to(sys.prefix)

@@ -24,6 +24,7 @@ def test_a_random_model_is_the_same_every_time_and_safetensors_only(folder: Path
     names = sorted(each.name for each in folder.iterdir())
     assert "model.safetensors" in names
     assert not [name for name in names if name.endswith((".bin", ".pt", ".pkl"))]
+    assert "local_files_only" not in (folder / "tokenizer_config.json").read_text()  # it would tell of the environment
     for name in names:
         assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
 

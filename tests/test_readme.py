@@ -1,0 +1,43 @@
+"""README and docs: every make target and recipe they name exists, and the figures are those of metrics/."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_make_targets_recipes_links_and_files_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for words in re.findall(r"(?:^|`)make ((?:[a-z-]+ ?)+)", text, re.MULTILINE):
+        for target in words.split():
+            assert target in targets, f"make {target}"
+    for recipe in re.findall(r"RECIPE=(\w+)", text):
+        assert recipe == "name" or (ROOT / "recipes" / f"{recipe}.yaml").is_file(), recipe
+    for link in re.findall(r"\]\(([^)#]+)", text):
+        if not link.startswith("http"):
+            assert (page.parent / link).exists(), link
+    for module in re.findall(r"python -m (stages|tunemill|flows)(?:\.(\w+))?", text):
+        name = "/".join(part for part in module if part)
+        assert (ROOT / name).is_dir() or (ROOT / f"{name}.py").is_file() or name == "stages/prompt", name
+
+
+def test_the_readmes_figures_are_the_committed_ones() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"<!-- results -->(.*?)<!-- /results -->", text, re.DOTALL)
+    assert block is not None
+    metrics = json.loads((ROOT / "metrics/compare.json").read_text(encoding="utf-8"))
+    rows = re.findall(r"^\| (?:\*\*)?([\w-]+)(?:\*\*)? \| ([\d.]+) \| ([\d.]+) \|", block[1], re.MULTILINE)
+    assert {name for name, _, _ in rows} == {"base", "lora", "lead-10-words", "first-sentence"}
+    for name, first, longest in rows:
+        assert first == f"{metrics[f'{name}/rouge1']:.1f}", name
+        assert longest == f"{metrics[f'{name}/rougeL']:.1f}", name
+    low, high = (metrics[f"lora-vs-base/rouge1/ci_{end}"] for end in ("low", "high"))
+    assert f"[{low:+.1f}, {high:+.1f}]" in block[1]
