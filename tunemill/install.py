@@ -163,9 +163,9 @@ def resolve(root: Path) -> None:
     say("requirements.lock names {} packages".format(sum(1 for line in lines if not line.startswith(PLATFORM))))
 
 
-def interpreter():
+def interpreter() -> str:
     """The Python to build the environment with: never the environment's own, which an activated shell finds first."""
-    return getattr(sys, "_base_executable", None) or sys.executable
+    return str(getattr(sys, "_base_executable", None) or sys.executable)
 
 
 def create(venv: Path) -> None:

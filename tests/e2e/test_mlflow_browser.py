@@ -218,14 +218,15 @@ def test_compare_shows_the_candidates_side_by_side(page: Any, ui: Ui) -> None:
 
     def values(metric: str) -> list[float]:
         link = page.get_by_title("Plot chart").filter(has_text=re.compile(rf"^{metric}$"))
-        box = page.get_by_role("grid").last.bounding_box()  # the values; the names follow
+        box = page.get_by_role("grid").last.bounding_box()  # the values' own scroll bar
         page.mouse.move(box["x"] + 60, box["y"] + 30)
         shown: list[str] = []
         for _ in range(60):
             shown = link.evaluate(VALUES) if link.count() else []
             if len(shown) == len(names):
                 break
-            page.mouse.wheel(0, 0 if link.count() else 120)  # only what is to be seen is in the page
+            # Only what is to be seen is in the page; and the names follow the values one movement late.
+            page.mouse.wheel(0, 1 if link.count() else 120)
             page.wait_for_timeout(100)
         return [float(each) for each in shown]
 
