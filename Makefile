@@ -91,7 +91,7 @@ bench: .installed ## the pipeline's time against its stages run by hand
 lock: .installed ## resolve pyproject.toml anew into requirements.lock
 	@$(PYTHON) tunemill/install.py --lock
 
-clean: ## remove what runs made; dvc.lock, metrics/, labels/ and .venv stay
+clean: ## remove what runs made, DVC's cache too; dvc.lock, metrics, labels and .venv stay
 	@if [ -x .venv/bin/python ]; then .venv/bin/python -m tunemill.servers down; fi
 	rm -rf artifacts reports/* work mlflow.db* mlartifacts dvc_plots .dvc/cache .dvc/tmp metrics/*.timing.json metrics/*/*.timing.json
 	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +

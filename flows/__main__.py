@@ -31,7 +31,9 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         run = runs.prepare(root, arguments.until, arguments.recipe, overrides(arguments.set))
-        if run.idle.issuperset(run.graph.stages):
+        # What a kill left open at the very end of a lifecycle is closed by going through it once more.
+        closed = not (run.workspace / "work" / "lifecycle.open").exists()
+        if closed and run.idle.issuperset(run.graph.stages):
             where = f"; the report is {_shown(run.report)}" if run.report.is_file() else ""
             print(f"nothing to do: all {len(run.graph.stages)} stages are up to date{where}")
             return 0

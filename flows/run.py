@@ -196,8 +196,11 @@ def _finish(run: Run, status: str) -> None:
         # Never got as far as a first stage. What was opened is taken up by the next run.
         run.opening.communicate()
         return
+    current = [name for name, each in run.outcomes.items() if each.result not in ("failed", "not run")]
     output, _ = (
-        closing := _tracking(run.workspace, "finish", run.environment["TUNEMILL_LIFECYCLE"], "--status", status)
+        closing := _tracking(
+            run.workspace, "finish", run.environment["TUNEMILL_LIFECYCLE"], "--status", status, "--stages", *current
+        )
     ).communicate()
     if closing.returncode != 0:
         lines = output.strip().splitlines() or [processes.describe(closing.returncode)]

@@ -23,6 +23,7 @@ from tunemill.errors import UserError
 # A run's own server only keeps its record: no web pages, no schedules, nothing to clean up after others.
 SETTINGS = {
     "PREFECT_UI_ENABLED": "false",
+    "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": "http://127.0.0.1",  # no web page may start work here
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",
     "PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED": "false",

@@ -193,7 +193,7 @@ def run(
     flat: dict[str, float | None] = {"n": len(first), "groups": len(sums["cluster"])}
     for name, metric in columns:
         flat[f"{name}/{metric}"] = measured[name][metric]["value"]
-    for pair in pairs:
+    for pair in [each for each in pairs if each["metric"] == primary]:  # the rest stands in the comparison itself
         key = f"{pair['a']}-vs-{pair['b']}/{pair['metric']}"
         flat |= {f"{key}/{part}": pair[part] for part in ("diff", "ci_low", "ci_high", "p")}
     assert not any(isinstance(each, float) and np.isnan(each) for each in flat.values())

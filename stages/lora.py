@@ -63,6 +63,13 @@ def run(
     """Tune adapters for `model` on `train`; write them, the curve and the counts under `out`."""
     from tunemill import models, records, tuning
 
+    if runtime.dtype == "float16":
+        raise UserError(
+            "float16 cannot be trained in: gradients underflow without loss scaling",
+            where="params.yaml: runtime.dtype",
+            expected="auto, float32 or bfloat16",
+            exit_code=2,
+        )
     # 1. Encode, leaving out and counting what is too long.
     tokenizer = models.load_tokenizer(model)
     encoded = {

@@ -41,7 +41,7 @@ class HubModel(Params):
 
     source: Literal["hub"]
     """Kind of source."""
-    repo: str
+    repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
     """The repository, as owner/name."""
     revision: str = Field(pattern=r"^[0-9a-f]{40}$")
     """The commit: 40 hex digits. A branch name would not be the same thing next month."""
@@ -179,6 +179,13 @@ def fetch(
         log.note("converting GGUF to safetensors")
         models.convert_gguf(file, model, dtype)
     elif isinstance(source, HubModel):
+        if Path(source.repo).exists():
+            raise UserError(
+                f"a folder here is called {source.repo}, and would be read instead of the hub",
+                where="params.yaml: select.model.repo",
+                fix="use source: folder, or rename it",
+                exit_code=2,
+            )
         log.note(f"fetching {source.repo}")
         models.convert_checkpoint(source.repo, source.revision, model, dtype)
     elif isinstance(source, FolderModel):

@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +81,12 @@ def run(cfg: Config, *, data: Path, out: Path, work: Path, log: Log) -> Metrics:
     total = {kind: len(rows) for kind, rows in refused.items()}
 
     def refuse(kind: str, row: Mapping[str, Any], refusal: Refusal) -> None:
+        # A row with a secret or an address is told by its place only, whatever it is refused for.
         fields = {name: value for name, value in row.items() if name not in ("source", "line")}
-        refused[kind].append(Quarantined(row["source"], row["line"], refusal.reason, refusal.detail, fields))
+        if refusal.reason in ("secret", "personal_data") or any(map(quality.find_personal, _texts(fields))):
+            fields = {}
+        detail = "not told: it has personal data" if quality.find_personal(refusal.detail) else refusal.detail
+        refused[kind].append(Quarantined(row["source"], row["line"], refusal.reason, detail, fields))
 
     # 2. Rules for one row.
     rows: dict[str, list[dict[str, Any]]] = {}
@@ -100,18 +104,20 @@ def run(cfg: Config, *, data: Path, out: Path, work: Path, log: Log) -> Metrics:
                 kept[kind].append(checked)
     examples: list[Example] = kept["examples"]
 
-    # 3. Split the examples, whole groups where there are any, before looking for repeats: held-out rows stay where two
-    #    are alike across the split, and the training row goes.
+    # 3. Split the examples, whole groups where there are any and else whole prompts, before looking for repeats:
+    #    held-out rows stay where two are alike across the split, and the training row goes.
     groups = [row.get("group") or None for row in rows["examples"]]
+    prompts = [records.row_id(quality.normalised(example.prompt)) for example in examples]
     sides, by = quality.split(
         groups,
+        prompts,
         quality.HeldOut(cfg.validation.groups, cfg.validation.rows),
         quality.HeldOut(cfg.test.groups, cfg.test.rows),
         cfg.largest,
         cfg.seed,
     )
     if by == "row":
-        examples = [dataclasses.replace(example, group=example.id) for example in examples]
+        examples = [dataclasses.replace(each, group=prompt) for each, prompt in zip(examples, prompts, strict=True)]
     first = sorted(range(len(examples)), key=lambda index: (-SPLITS.index(sides[index]), index))
     texts = [f"{example.text or example.prompt}\n{example.completion}" for example in examples]
     repeats = quality.find_repeats(texts, first, cfg.near_duplicate if cfg.near_duplicate < 1 else None)
@@ -155,7 +161,7 @@ def run(cfg: Config, *, data: Path, out: Path, work: Path, log: Log) -> Metrics:
                 f"the {name} split is empty",
                 where="validate",
                 expected=f"an example in each split; {len(examples) - len(repeats)} were left after the checks",
-                fix="collect more rows",
+                fix="collect more rows with other prompts",
             )
     records.write(out / "quarantine.jsonl", everything)
     for name in SPLITS:
@@ -217,7 +223,9 @@ def _example(row: dict[str, Any], cfg: Config) -> Example | Refusal:
     assert isinstance(prompt, str)
     assert isinstance(completion, str)
     refusal = quality.check_length(prompt, completion, cfg.context_tokens, cfg.bytes_per_token)
-    refusal = refusal or quality.find_personal(f"{prompt}\n{completion}")
+    refusal = (
+        refusal or quality.find_personal(f"{prompt}\n{completion}") or quality.find_personal(row.get("text") or "")
+    )
     if refusal is not None:
         return refusal
     identity = records.row_id(prompt, completion)
@@ -244,6 +252,19 @@ def _red_team(row: dict[str, Any], cfg: Config) -> RedTeamPrompt | Refusal:
     if refusal is not None:
         return refusal
     return RedTeamPrompt(records.row_id(row["prompt"]), row["prompt"], row["kind"], row["set"], row["toxic"])
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Every text in a row's fields, however deep."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for name, each in value.items():
+            yield from _texts(name)
+            yield from _texts(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _texts(each)
 
 
 def _repeated(repeat: quality.Repeat, sides: Sequence[str], index: int, place: str) -> Refusal:

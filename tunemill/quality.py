@@ -217,16 +217,20 @@ class HeldOut:
 
 
 def split(
-    groups: Sequence[str | None], validation: HeldOut, test: HeldOut, largest: int, seed: int
+    groups: Sequence[str | None], prompts: Sequence[str], validation: HeldOut, test: HeldOut, largest: int, seed: int
 ) -> tuple[list[Split], Literal["group", "row"]]:
-    """Put every row on one side: whole groups where there are any, single rows otherwise.
+    """Put every row on one side: whole groups where there are any, all rows of a prompt otherwise.
 
     Held-out groups are drawn at random from those with at most `largest` rows, so that a large group is spent on
     training; where too few are that small, the smallest of the others follow. At most two thirds of the groups are held
     out, at least one for each split.
 
+    Without groups, rows with the same prompt stay together, as a model that has seen one answer knows the question;
+    prompts are drawn at random, and one with more rows than are still wanted is learnt from.
+
     Args:
         groups: each row's group; None for a row of its own.
+        prompts: each row's prompt, or what stands for it.
         validation: how much to tune on.
         test: how much to test on.
         largest: rows of the largest group to hold out.
@@ -238,14 +242,23 @@ def split(
     generator = random.Random(seed)
     sizes = Counter(group for group in groups if group is not None)
     if len(sizes) < 3:
-        order = list(range(len(groups)))
+        sizes = Counter(prompts)
+        order = list(sizes)
         generator.shuffle(order)
-        in_test = max(1, round(test.rows * len(order)))
-        in_validation = max(1, round(validation.rows * len(order)))
-        sides: list[Split] = ["train"] * len(order)
-        for position, row in enumerate(order[: in_test + in_validation]):
-            sides[row] = "test" if position < in_test else "validation"
-        return sides, "row"
+        wanted: dict[Split, float] = {"test": test.rows, "validation": validation.rows}
+        chosen: dict[str, Split] = {}
+        for name, share in wanted.items():
+            left = max(1, round(share * len(prompts)))
+            free = [prompt for prompt in order if prompt not in chosen]
+            # Where every prompt has more rows than are wanted, the smallest is held out.
+            if free and min(sizes[prompt] for prompt in free) > left:
+                chosen[min(free, key=sizes.__getitem__)] = name
+                continue
+            for prompt in free:
+                if sizes[prompt] <= left:
+                    chosen[prompt] = name
+                    left -= sizes[prompt]
+        return [chosen.get(prompt, "train") for prompt in prompts], "row"
 
     small = sorted(group for group, size in sizes.items() if size <= largest)
     generator.shuffle(small)

@@ -235,3 +235,5 @@ def _share_cache(root: Path, place: Path) -> None:
         if name == "config.local":
             text += f"[core]\n    no_scm = true\n[cache]\n    dir = {root / '.dvc' / 'cache'}\n"
         _write_if_new(folder / name, text)
+    for template in sorted((root / ".dvc" / "plots").glob("*.json")):
+        _write_if_new(folder / "plots" / template.name, template.read_text(encoding="utf-8"))

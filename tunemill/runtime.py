@@ -62,6 +62,7 @@ def set_threads(threads: int) -> None:
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"):
         os.environ[name] = str(threads)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # does not burn the core that another process needs
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products on CUDA
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forking after its threads start would deadlock
 
 
@@ -90,7 +91,9 @@ def resolve(params: RuntimeParams, memory: Path) -> Runtime:
     if params.dtype != "auto":
         return Runtime(device, params.dtype, params.threads)
     if device == "cuda":
-        return Runtime(device, "bfloat16" if torch.cuda.is_bf16_supported() else "float32", params.threads)
+        return Runtime(
+            device, "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32", params.threads
+        )
     if device == "mps":
         return Runtime(device, "float32", params.threads)
     return Runtime(device, _faster_cpu_dtype(params.threads, memory), params.threads)
@@ -240,7 +243,9 @@ def owners() -> list[Any]:
         # The program's own name, never a folder's: a checkout may lie under a path that has "dvc" in it.
         if any(Path(word).name in ("dvc", "flows.dvc_process") for word in words):
             return chain
-    return chain[:1]
+    # DVC_STAGE is set and no dvc is above: whoever started this stage has gone while it started.
+    print("the dvc that started this stage is gone: ending", file=sys.stderr, flush=True)
+    os._exit(143)
 
 
 def end_tree(pid: int, *, itself: bool = True, grace: float = 3.0) -> None:

@@ -104,7 +104,13 @@ def up(root: Path) -> dict[str, Server]:
             if "prefect" not in running:
                 port = free_port(PREFECT_PORT)
                 api = f"http://127.0.0.1:{port}/api"
-                told_prefect = {**told, "PREFECT_API_URL": api, "PREFECT_UI_API_URL": api}
+                told_prefect = {
+                    **told,
+                    "PREFECT_API_URL": api,
+                    "PREFECT_UI_API_URL": api,
+                    # Prefect answers every web page by default; a page elsewhere must not be able to start work here.
+                    "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": api.removesuffix("/api"),
+                }
                 started.append(
                     _start(
                         root,

@@ -365,7 +365,7 @@ def _parse_csv(content: bytes, place: str) -> Iterator[Raw]:
         text = text.partition("\n")[2]
         comments += 1
     csv.field_size_limit(1 << 24)
-    reader = csv.DictReader(io.StringIO(text, newline=""), restkey="", strict=True)
+    reader = csv.DictReader(io.StringIO(text, newline=""), restkey=None, strict=True)
     while True:
         # A quoted field may hold line breaks: a row is known by the line it begins in.
         number = reader.line_num + 1 + comments if reader.line_num else 2 + comments
@@ -378,10 +378,11 @@ def _parse_csv(content: bytes, place: str) -> Iterator[Raw]:
             continue
         if any("\udc80" <= character <= "\udcff" for value in fields.values() for character in str(value)):
             yield Raw(place, number, {}, ("not_utf8", "bytes that are no UTF-8"))
-        elif "" in fields:
+        elif None in fields:
             yield Raw(place, number, {}, ("not_csv", "more fields than the header has"))
         else:
-            yield Raw(place, number, fields)
+            # A column without a name is the index that pandas writes.
+            yield Raw(place, number, {name: value for name, value in fields.items() if name})
 
 
 def _parse_parquet(content: bytes, place: str) -> Iterator[Raw]:

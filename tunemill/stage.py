@@ -17,7 +17,6 @@ What `run` may ask for, by name or by type of its keyword-only parameters:
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import inspect
 import json
@@ -38,6 +37,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from tunemill import checkpoints, runtime
+from tunemill.dependencies import code_of
 from tunemill.errors import UserError
 from tunemill.log import Log
 from tunemill.params import ParamsFile
@@ -191,24 +191,29 @@ def execute(stage: Contract, arguments: argparse.Namespace) -> Metrics:
     outputs = {name: getattr(arguments, f"output_{name}") or Path("artifacts") / place for name in stage.outputs}
     metrics_path = arguments.metrics or Path("metrics") / place.parent / f"{place.name}.json"
 
-    rank = int(os.environ.get("RANK", "0"))
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            f"started in {os.environ['WORLD_SIZE']} processes",
+            where=f"stages.{stage.name}",
+            expected="one process",
+            fix="start it without torchrun or accelerate launch",
+            exit_code=2,
+        )
     style: typing.Literal["silent", "text", "json"] = "json" if arguments.json else "text"
-    log = Log(style if rank == 0 else "silent", instance)
+    log = Log(style, instance)
     _end_on_signals()
     runtime.die_with(runtime.owners())
     lock = Path("work") / f"{instance}.lock"
-    owned = runtime.ownership(lock, f"stage {instance}") if rank == 0 else contextlib.nullcontext()
-    with owned:
+    with runtime.ownership(lock, f"stage {instance}"):
         key = run_key(instance, sections, inputs)
         room = Path("work") / instance / key
         state = room / "state"
         state.mkdir(parents=True, exist_ok=True)
         partial = {name: room / "partial" / name / path.name for name, path in outputs.items()}
-        if rank == 0:
-            shutil.rmtree(room / "partial", ignore_errors=True)
-            for path in partial.values():
-                path.parent.mkdir(parents=True)
-        recorder = _recorder(rank)(instance, arguments.candidate, key, sections, inputs, _experiment(arguments.params))
+        shutil.rmtree(room / "partial", ignore_errors=True)
+        for path in partial.values():
+            path.parent.mkdir(parents=True)
+        recorder = _recorder()(instance, arguments.candidate, key, sections, inputs, _experiment(arguments.params))
         log.listener = recorder.log
         try:
             given: dict[str, Any] = {**inputs, **partial, **{name: sections[name] for name in stage.sections}}
@@ -234,27 +239,29 @@ def execute(stage: Contract, arguments: argparse.Namespace) -> Metrics:
                 "peak_memory_bytes": runtime.peak_memory_bytes(),
                 **({"device": machine.device, "dtype": machine.dtype} if machine else {}),
             }
-            if rank == 0:
-                for name, path in partial.items():
-                    if not path.exists():
-                        raise RuntimeError(f"stage {instance} returned without writing its output '{name}'")
-                for name, path in partial.items():
-                    checkpoints.publish(path, outputs[name])
-                checkpoints.write_json(metrics_path, flat)
-                checkpoints.write_json(metrics_path.with_suffix(".timing.json"), timing)
+            for name, path in partial.items():
+                if not path.exists():
+                    raise RuntimeError(f"stage {instance} returned without writing its output '{name}'")
+            for name, path in partial.items():
+                checkpoints.publish(path, outputs[name])
+            checkpoints.write_json(metrics_path, flat)
+            checkpoints.write_json(metrics_path.with_suffix(".timing.json"), timing)
         except BaseException as error:
             recorder.fail(error)
             raise
         recorder.finish(flat, timing, outputs)
-        if rank == 0:
-            # Finished: the outputs are DVC's now, and what older parameters or inputs left is of no use.
-            shutil.rmtree(room.parent, ignore_errors=True)
+        # Finished: the outputs are DVC's now, and what older parameters or inputs left is of no use. Renamed first: a kill
+        # half-way through deleting must not leave half a state for the next run to continue from.
+        trash = room.parent.with_name(f".{instance}.{os.getpid()}.done")
+        room.parent.rename(trash)
+        for done in Path("work").glob(f".{instance}.*.done"):
+            shutil.rmtree(done, ignore_errors=True)
     log.note(f"done in {timing['seconds']:.0f} s")
     return flat
 
 
 def run_key(instance: str, sections: Mapping[str, BaseModel], inputs: Mapping[str, Any]) -> str:
-    """Hash of what a stage's result depends on: its name, its parameters, the bytes of its inputs."""
+    """Hash of what a stage's result depends on: its name, parameters, inputs, code and the versions installed."""
     paths = {
         name: [checkpoints.tree_hash(path) for path in (value if isinstance(value, (list, tuple)) else [value]) if path]
         for name, value in inputs.items()
@@ -263,6 +270,11 @@ def run_key(instance: str, sections: Mapping[str, BaseModel], inputs: Mapping[st
         "stage": instance,
         "params": {name: section.model_dump(mode="json") for name, section in sections.items()},
         "inputs": paths,
+        "code": {
+            file: checkpoints.file_hash(Path(file))
+            for file in [*code_of(Path(), f"stages.{instance.partition('@')[0]}"), "requirements.lock"]
+            if Path(file).is_file()
+        },
     }
     return hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=8).hexdigest()
 
@@ -286,10 +298,10 @@ def _experiment(params: Path) -> str:
     return scope_name(params)
 
 
-def _recorder(rank: int) -> Callable[..., Any]:
+def _recorder() -> Callable[..., Any]:
     from tunemill import tracking
 
-    return tracking.Recorder if rank == 0 and tracking.enabled() else tracking.Silent
+    return tracking.Recorder if tracking.enabled() else tracking.Silent
 
 
 def _process_start(otherwise: float) -> float:

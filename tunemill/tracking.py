@@ -18,7 +18,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,15 @@ if TYPE_CHECKING:
 
 LIFECYCLE = "TUNEMILL_LIFECYCLE"
 """Environment variable that names the parent run."""
+
+OPEN = Path("work", "lifecycle.open")
+"""Under the workspace, while a lifecycle's parent run is open: one that was killed at its very end is closed by the next."""
+
+CANDIDATE = ("policy", "base")
+"""Inputs that make a candidate what it is."""
+
+MEASURE_ALL = ("efficiency", "compare")
+"""Stages that measure all candidates at once, with metrics that begin with the candidate's name."""
 
 SMALL_FILE, SMALL_OUTPUT = 2 << 20, 16 << 20
 """Bytes up to which a file, and all files of an output together, are stored in MLflow; above it a manifest is."""
@@ -139,6 +148,11 @@ class Recorder:
             name: [each for each in (value if isinstance(value, (list, tuple)) else [value]) if each is not None]
             for name, value in inputs.items()
         }
+        if candidate:
+            # What the candidates differ in, for MLflow's comparison of parameters.
+            self._params |= {
+                f"candidate.{name}": paths[0].as_posix() for name, paths in self._inputs.items() if name in CANDIDATE
+            }
         self._experiment = experiment_name
         self._queue: queue.Queue[tuple[str, Any]] = queue.Queue()
         self._error: Exception | None = None
@@ -203,6 +217,8 @@ class Recorder:
                 log_metrics(client, run_id, numbers, model_id)
                 for path in outputs.values():
                     log_output(client, run_id, path)
+                if parent and self._instance in MEASURE_ALL:
+                    _beside_candidates(client, experiment_id, parent, self._instance, metrics)
             else:
                 status, reason = payload
                 if reason:
@@ -242,7 +258,9 @@ class Recorder:
                 client.delete_run(ghost.info.run_id)
             return run_id
         run_id = str(
-            client.create_run(experiment_id, tags=tags, run_name=self._candidate or self._instance).info.run_id
+            client.create_run(
+                experiment_id, tags=tags, run_name=self._candidate or f"stages.{self._instance}"
+            ).info.run_id
         )
         client.log_batch(run_id, params=[Param(name, value) for name, value in self._params.items()][:100])
         datasets = [
@@ -300,46 +318,55 @@ def log_output(client: MlflowClient, run_id: str, path: Path) -> None:
 
 
 def begin_lifecycle(workspace: Path) -> str:
-    """Open the parent run of a lifecycle, or take up the one that a killed lifecycle of this workspace left open.
+    """Open the parent run of a lifecycle, or take up this workspace's last one where that did not get to its end.
 
-    The caller holds the workspace's run lock, so an open one has no living owner.
+    A lifecycle that was killed, stopped or failed half-way is continued, not begun anew. The caller holds the workspace's
+    run lock, so an open one has no living owner.
     """
     root = home(workspace)
     client = connect(root)
     experiment_id = experiment(client, root, scope_name(workspace / "params.yaml"))
     place = workspace.resolve().relative_to(root).as_posix()
-    left = client.search_runs(
+    earlier = client.search_runs(
         [experiment_id],
-        f"tags.`tunemill.stage` = 'lifecycle' and tags.`tunemill.workspace` = '{place}'"
-        " and attributes.status = 'RUNNING'",
+        f"tags.`tunemill.stage` = 'lifecycle' and tags.`tunemill.workspace` = '{place}'",
+        order_by=["attributes.start_time DESC"],
+        max_results=1,
     )
-    if left:
-        for ghost in left[1:]:
-            client.set_terminated(ghost.info.run_id, "KILLED")
-        return str(left[0].info.run_id)
-    return _new_parent(client, experiment_id, {"tunemill.workspace": place}, "lifecycle" if place == "." else place)
+    if earlier and earlier[0].info.status != "FINISHED":
+        client.update_run(earlier[0].info.run_id, status="RUNNING")
+        run_id = str(earlier[0].info.run_id)
+    else:
+        name = "lifecycle" if place == "." else place
+        run_id = _new_parent(client, experiment_id, {"tunemill.workspace": place}, name)
+    checkpoints.write_text(workspace / OPEN, run_id + "\n")
+    return run_id
 
 
-def finish_lifecycle(workspace: Path, run_id: str, status: str) -> None:
+def finish_lifecycle(workspace: Path, run_id: str, status: str, stages: Sequence[str] | None = None) -> None:
     """Close the parent run: hashes from dvc.lock, a light run for each stage that was restored, figures side by side.
 
     Args:
         workspace: where the pipeline ran.
         run_id: what `begin_lifecycle` gave.
         status: FINISHED, FAILED or KILLED.
+        stages: those that are up to date; all that dvc.lock has if left out. What else lies there is of an earlier run.
     """
     client = connect(home(workspace))
     parent = client.get_run(run_id)
     experiment_id = parent.info.experiment_id
-    children = {
-        run.data.tags.get("tunemill.stage"): run
-        for run in reversed(client.search_runs([experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'"))
-    }
-    locked = _locked_stages(workspace)
+    children: dict[str | None, Any] = {}
+    for run in client.search_runs([experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'"):  # newest first
+        stage = run.data.tags.get("tunemill.stage")
+        if stage not in children:
+            children[stage] = run
+        elif run.info.status != "FINISHED":
+            client.delete_run(run.info.run_id)  # killed or failed, and superseded by one with other parameters or code
+    locked = {name: entry for name, entry in _locked_stages(workspace).items() if stages is None or name in stages}
     for instance, entry in locked.items():
         outs = hashlib.blake2b(json.dumps(entry.get("outs", []), sort_keys=True).encode(), digest_size=8).hexdigest()
         if instance not in children:
-            if status != "FINISHED":
+            if stages is None and status != "FINISHED":
                 continue  # it may simply not have been reached
             children[instance] = _light_run(client, experiment_id, run_id, workspace, instance, entry, outs)
         child = children[instance]
@@ -348,24 +375,35 @@ def finish_lifecycle(workspace: Path, run_id: str, status: str) -> None:
             if out.get("md5"):
                 client.set_tag(child.info.run_id, f"dvc.md5.{out['path']}"[:250], out["md5"])
         if child.info.status == "RUNNING":
-            client.set_terminated(child.info.run_id, "FINISHED" if status == "FINISHED" else "KILLED")
-    # What compare and efficiency measured of a candidate belongs beside what evaluate measured of it.
-    for instance, child in children.items():
-        stage, _, candidate = (instance or "").partition("@")
-        if stage == "evaluate" and candidate:
-            for other in ("efficiency", "compare"):
-                values = _read_metrics(workspace / "metrics" / f"{other}.json")
-                mine = {
-                    f"{other}/{name.removeprefix(candidate + '/')}": value
-                    for name, value in values.items()
-                    if name.startswith(f"{candidate}/")
-                }
-                log_metrics(client, child.info.run_id, mine)
-    log_metrics(client, run_id, _read_metrics(workspace / "metrics" / "compare.json"))
-    for artifact in ("reports/report.html", "reports/comparison.json", "params.yaml", "dvc.lock"):
-        if (workspace / artifact).is_file():
+            # Its results are there, but its own record of them broke off.
+            log_metrics(client, child.info.run_id, _read_metrics(_metrics_file(workspace, instance)))
+            client.set_terminated(child.info.run_id, "FINISHED")
+    for reached, child in children.items():
+        if reached not in locked and child.info.status == "RUNNING":
+            client.set_terminated(child.info.run_id, "KILLED")
+    for name in [each for each in MEASURE_ALL if each in locked]:
+        _beside_candidates(client, experiment_id, run_id, name, _read_metrics(_metrics_file(workspace, name)))
+    if "compare" in locked:
+        log_metrics(client, run_id, _read_metrics(workspace / "metrics" / "compare.json"))
+    made = {"reports/report.html": "report", "reports/comparison.json": "compare"}
+    for artifact in (*made, "params.yaml", "dvc.lock"):
+        if (workspace / artifact).is_file() and made.get(artifact, "") in ("", *locked):
             client.log_artifact(run_id, str(workspace / artifact))
     client.set_terminated(run_id, status)
+    (workspace / OPEN).unlink(missing_ok=True)
+
+
+def _beside_candidates(
+    client: MlflowClient, experiment_id: str, parent: str, stage: str, metrics: Mapping[str, Any]
+) -> None:
+    """Log what a stage measured of all candidates (`lora/…`) beside what `evaluate` measured of each."""
+    for run in client.search_runs([experiment_id], f"tags.`mlflow.parentRunId` = '{parent}'"):
+        candidate = run.data.tags.get("candidate")
+        if candidate and run.data.tags.get("tunemill.stage") == f"evaluate@{candidate}":
+            mine = {name: value for name, value in metrics.items() if name.startswith(f"{candidate}/")}
+            log_metrics(
+                client, run.info.run_id, {f"{stage}/{name.partition('/')[2]}": value for name, value in mine.items()}
+            )
 
 
 def _light_run(
@@ -380,7 +418,7 @@ def _light_run(
     """A run for a stage whose results DVC restored: its parameters, its metrics, and the run that computed them."""
     from mlflow.entities import Param
 
-    stage, _, candidate = instance.partition("@")
+    candidate = instance.partition("@")[2]
     tags = {
         "tunemill.stage": instance,
         "mlflow.parentRunId": parent,
@@ -397,11 +435,10 @@ def _light_run(
     )
     if earlier:
         tags["cached_from"] = earlier[0].data.tags.get("cached_from", earlier[0].info.run_id)
-    run = client.create_run(experiment_id, tags=tags, run_name=candidate or instance)
+    run = client.create_run(experiment_id, tags=tags, run_name=candidate or f"stages.{instance}")
     params = _flatten({name: value for values in entry.get("params", {}).values() for name, value in values.items()})
     client.log_batch(run.info.run_id, params=[Param(name, value) for name, value in params.items()][:100])
-    place = workspace / "metrics" / (f"{stage}/{candidate}.json" if candidate else f"{stage}.json")
-    values = _read_metrics(place)
+    values = _read_metrics(_metrics_file(workspace, instance))
     model_id = _logged_model(client, experiment_id, run.info.run_id, candidate, params) if candidate else None
     log_metrics(client, run.info.run_id, values, model_id)
     client.set_terminated(run.info.run_id, "FINISHED")
@@ -436,11 +473,24 @@ def _implicit_parent(client: MlflowClient, experiment_id: str) -> str | None:
         return None
     dvc = chain[-1]
     tag = f"{dvc.pid}:{dvc.create_time():.0f}"
+    for left in client.search_runs([experiment_id], "tags.`tunemill.dvc` LIKE '%' and attributes.status = 'RUNNING'"):
+        pid = int(left.data.tags["tunemill.dvc"].partition(":")[0])
+        if left.data.tags["tunemill.dvc"] != tag and not _is_dvc(pid):
+            client.set_terminated(left.info.run_id, "KILLED")  # its dvc was killed, and nobody closed it
     found = client.search_runs([experiment_id], f"tags.`tunemill.dvc` = '{tag}'")
     if found:
         client.update_run(found[0].info.run_id, status="RUNNING")
         return str(found[0].info.run_id)
     return _new_parent(client, experiment_id, {"tunemill.dvc": tag}, "dvc repro")
+
+
+def _is_dvc(pid: int) -> bool:
+    import psutil
+
+    try:
+        return any("dvc" in word for word in psutil.Process(pid).cmdline())
+    except psutil.Error:
+        return False
 
 
 def _new_parent(client: MlflowClient, experiment_id: str, tags: Mapping[str, str], name: str) -> str:
@@ -457,6 +507,11 @@ def _locked_stages(workspace: Path) -> dict[str, Any]:
     return dict((YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8")) or {}).get("stages") or {})
 
 
+def _metrics_file(workspace: Path, instance: str) -> Path:
+    stage, _, candidate = instance.partition("@")
+    return workspace / "metrics" / (f"{stage}/{candidate}.json" if candidate else f"{stage}.json")
+
+
 def _read_metrics(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
@@ -468,6 +523,8 @@ def _flatten(values: Any, prefix: str = "") -> dict[str, str]:
         for name, value in values.items():
             flat |= _flatten(value, f"{prefix}.{name}" if prefix else str(name))
         return flat
+    if not prefix:
+        return {}
     text = values if isinstance(values, str) else json.dumps(values, ensure_ascii=False, default=str)
     return {prefix[:250]: text if len(text) <= 6000 else text[:5990] + "…"}
 
@@ -497,6 +554,7 @@ def main() -> int:
     begin = commands.add_parser("begin", help="open the parent run and print its id")
     finish = commands.add_parser("finish", help="close the parent run")
     finish.add_argument("run_id")
+    finish.add_argument("--stages", nargs="*", help="stages that are up to date; all of dvc.lock if left out")
     finish.add_argument("--status", choices=("FINISHED", "FAILED", "KILLED"), required=True)
     for each in (begin, finish):
         each.add_argument("--workspace", type=Path, default=Path.cwd())
@@ -505,7 +563,7 @@ def main() -> int:
         if arguments.command == "begin":
             print(begin_lifecycle(arguments.workspace))
         else:
-            finish_lifecycle(arguments.workspace, arguments.run_id, arguments.status)
+            finish_lifecycle(arguments.workspace, arguments.run_id, arguments.status, arguments.stages)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

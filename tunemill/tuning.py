@@ -188,6 +188,8 @@ def train(
     resume = checkpoints.newest(work)
     first = int(resume.name.removeprefix("checkpoint-")) if resume else 0
     points = [point for point in _read_curve(curve_file) if point.step <= first]
+    if resume and max((point.step for point in points if point.loss is not None), default=0) < first:
+        resume, first, points = None, 0, []  # weights without their curve: not what a checkpoint of ours looks like
     tokens_until = [0]
     for at in range(0, len(planned), width):
         tokens_until.append(tokens_until[-1] + sum(len(row) for row in planned[at : at + width]))
@@ -254,6 +256,8 @@ def train(
         eval_on_start=validating and resume is None,
         push_to_hub=False,
     )
+    _ = arguments.device  # reading it counts the devices
+    arguments._n_gpu = min(1, arguments.n_gpu)  # several would be wrapped in DataParallel, which changes the batches
     trainer = CompletionTrainer(
         model,
         args=arguments,

@@ -82,7 +82,7 @@ def test_a_source_that_is_not_as_pinned_leaves_nothing(place: Path, old: str, ne
 
 
 def test_too_many_bad_rows_fail_the_stage_with_a_table(place: Path) -> None:
-    before = edited(place, "refused: {examples: 0.2", "refused: {examples: 0.0001")
+    before = edited(place, "refused: {examples: 0.1", "refused: {examples: 0.0001")
     try:
         done = checkout.run(place, "dvc", "repro", "validate", check=False)
     finally:

@@ -135,26 +135,71 @@ def test_planted_defects(tmp_path: Path) -> None:
     groups = {name: {row.group for row in part} for name, part in kept.items()}
     assert not groups["train"] & groups["test"]
     assert not groups["train"] & groups["validation"]
-    # A quarantined secret is not carried on in the reason, and the suites were rendered.
+    # The suites were rendered.
     assert (tmp_path / "out" / "data_docs" / "index.html").is_file()
 
 
 def _sides(groups: int) -> list[str]:
     from tunemill.quality import HeldOut, split
 
-    return list(split([f"g{n}" for n in range(groups)], HeldOut(2, 0.1), HeldOut(3, 0.2), 100, 0)[0])
+    names = [f"g{n}" for n in range(groups)]
+    return list(split(names, names, HeldOut(2, 0.1), HeldOut(3, 0.2), 100, 0)[0])
 
 
 def test_ones_own_pairs_without_groups(tmp_path: Path) -> None:
     metrics = run(tmp_path, settings(), table(tmp_path / "in", "mine.jsonl", clean_rows(50)))
     assert (metrics["rows/train"], metrics["rows/validation"], metrics["rows/test"]) == (35, 5, 10)
     rows = records.read(tmp_path / "out" / "test.jsonl", Example)
-    assert all(row.group == row.id and row.text is None for row in rows)
+    assert all(row.group == records.row_id(row.prompt) and row.text is None for row in rows)
     told = json.loads((tmp_path / "out" / "splits.json").read_text())
     assert told["by"] == "row"
     assert told["groups"] == {"train": [], "validation": [], "test": []}
     assert len(records.read(tmp_path / "out" / "ratings.jsonl", Rating)) == 4
     assert len(records.read(tmp_path / "out" / "red_team.jsonl", RedTeamPrompt)) == 4
+
+
+def test_answers_to_one_prompt_stay_on_one_side(tmp_path: Path) -> None:
+    rows = clean_rows(120)
+    for index, row in enumerate(rows):
+        # Only white space differs between the prompts of a group of four.
+        row["prompt"] = rows[index - index % 4]["prompt"] + " " * (index % 4)
+    run(tmp_path, settings(near_duplicate=1), table(tmp_path / "in", "mine.jsonl", rows))
+    kept = {name: records.read(tmp_path / "out" / f"{name}.jsonl", Example) for name in validate.SPLITS}
+    assert {name: len(part) for name, part in kept.items()} == {"train": 84, "validation": 12, "test": 24}
+    prompts = {name: {row.prompt.strip() for row in part} for name, part in kept.items()}
+    assert sum(map(len, prompts.values())) == len(set.union(*prompts.values())) == 30
+    for part in kept.values():
+        assert set(Counter(row.group for row in part).values()) == {4}
+
+
+def test_the_quarantine_keeps_no_secret_and_no_address(tmp_path: Path) -> None:
+    address, key = "jane.doe@" + "gmail.com", "gh" + "p_a8Kd03jfQ7zLpX5sVb2NnM4cR9tYwE6uHgTq"
+    planted: list[tuple[dict[str, Any], str]] = [
+        ({"prompt": "x", "completion": f"use {key}"}, "secret"),
+        ({"prompt": f"write to {address}", "completion": "x"}, "personal_data"),
+        ({"prompt": "x", "completion": "y", "text": f"use {key}"}, "secret"),
+        ({"prompt": "x", "completion": "y", "text": f"write to {address}"}, "personal_data"),
+        # Refused for something else before it is looked at.
+        ({"prompt": f"{key} " + "word " * 400, "completion": "x"}, "completion_masked"),
+        ({"messages": [{"role": "user", "content": address}]}, "completion_masked"),
+        ({"prompt": 7, "completion": "y"}, "wrong_type"),
+    ]
+    rows = [*clean_rows(30), *(row for row, _ in planted)]
+    ratings = [{"prompt": f"a{n}", "response": "b", "scores": [score]} for n, score in enumerate((0, 1, address))]
+    ratings.append({"prompt": "c", "response": address, "scores": [1]})
+    source = table(tmp_path / "in", "mine.jsonl", rows)
+    run(tmp_path, settings(), source, ratings=table(tmp_path / "in", "s.jsonl", ratings))
+    found = records.read(tmp_path / "out" / "quarantine.jsonl", Quarantined)
+    assert [(row.line, row.reason) for row in found] == [
+        *((number, reason) for number, (_, reason) in enumerate(planted, start=31)),
+        (3, "bad_score"),
+        (4, "personal_data"),
+    ]
+    assert [row.row for row in found if row.row] == [planted[-1][0]]
+    for path in (tmp_path / "out").rglob("*"):
+        if path.suffix in (".jsonl", ".json", ".html"):
+            assert address not in path.read_text(), path
+            assert key not in path.read_text(), path
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -245,7 +290,8 @@ def test_good_rows_of_the_default_corpus_are_kept(tmp_path: Path) -> None:
         file.section("validate", validate.Config), data=data, out=tmp_path / "out", work=tmp_path, log=Log()
     )
     refused = records.read(tmp_path / "out" / "quarantine.jsonl", Quarantined)
-    assert sum(name({**row.row, "source": row.source}) in good for row in refused if row.row.get("name")) <= 2
+    names = {(row["source"], row["line"]): name(row) for row in rows}
+    assert sum(names.get((row.source, row.line)) in good for row in refused) <= 2
 
     kept = records.read(tmp_path / "out" / "test.jsonl", Example)
     packages = {row.source.partition("==")[0] for row in kept}

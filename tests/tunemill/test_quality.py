@@ -23,6 +23,7 @@ SECRETS = [
     "password = " + "'tr0ub4dor&3xq9Lk2vB7n'".replace("&", ""),
     "api_key: " + "9f8Kd03jfQ7zLpX5sVb2",
 ]
+PROMPTS = [f"p{number}" for number in range(1000)]
 
 
 @pytest.mark.parametrize("text", SECRETS)
@@ -184,7 +185,7 @@ def test_only_exact_repeats_where_asked() -> None:
 
 def test_groups_stay_together_and_large_ones_are_learnt_from() -> None:
     groups = ["large"] * 500 + [f"g{number}" for number in range(40) for _ in range(10)] + [None, None]
-    sides, by = quality.split(groups, HeldOut(5, 0.1), HeldOut(12, 0.2), 100, seed=1)
+    sides, by = quality.split(groups, PROMPTS[: len(groups)], HeldOut(5, 0.1), HeldOut(12, 0.2), 100, seed=1)
     of_group = {
         group: {side for side, each in zip(sides, groups, strict=True) if each == group} for group in set(groups)
     }
@@ -192,22 +193,39 @@ def test_groups_stay_together_and_large_ones_are_learnt_from() -> None:
     assert all(len(found) == 1 for found in of_group.values())
     assert of_group["large"] == of_group[None] == {"train"}
     assert Counter(next(iter(found)) for found in of_group.values()) == {"test": 12, "validation": 5, "train": 25}
-    assert quality.split(groups, HeldOut(5, 0.1), HeldOut(12, 0.2), 100, seed=1)[0] == sides
-    assert quality.split(groups, HeldOut(5, 0.1), HeldOut(12, 0.2), 100, seed=2)[0] != sides
+    assert quality.split(groups, PROMPTS[: len(groups)], HeldOut(5, 0.1), HeldOut(12, 0.2), 100, seed=1)[0] == sides
+    assert quality.split(groups, PROMPTS[: len(groups)], HeldOut(5, 0.1), HeldOut(12, 0.2), 100, seed=2)[0] != sides
 
 
 @pytest.mark.parametrize("number", [3, 4, 5, 8])
 def test_few_groups_leave_something_for_each_split(number: int) -> None:
-    sides, by = quality.split([f"g{at % number}" for at in range(90)], HeldOut(10, 0.1), HeldOut(36, 0.2), 1, seed=0)
+    groups = [f"g{at % number}" for at in range(90)]
+    sides, by = quality.split(groups, PROMPTS[:90], HeldOut(10, 0.1), HeldOut(36, 0.2), 1, seed=0)
     assert by == "group"
     assert set(sides) == {"train", "validation", "test"}
 
 
 def test_rows_are_split_where_there_are_no_groups() -> None:
     for groups in ([None] * 100, ["all"] * 100):
-        sides, by = quality.split(groups, HeldOut(5, 0.1), HeldOut(12, 0.2), 100, seed=1)
+        sides, by = quality.split(groups, PROMPTS[: len(groups)], HeldOut(5, 0.1), HeldOut(12, 0.2), 100, seed=1)
         assert by == "row"
         assert Counter(sides) == {"train": 70, "validation": 10, "test": 20}
+
+
+def test_rows_with_the_same_prompt_stay_on_one_side() -> None:
+    prompts = [f"p{number % 30}" for number in range(90)] + ["often"] * 60
+    for seed in range(5):
+        sides, by = quality.split([None] * 150, prompts, HeldOut(5, 0.1), HeldOut(12, 0.2), 100, seed)
+        assert by == "row"
+        assert Counter(sides) == {"train": 105, "validation": 15, "test": 30}
+        assert len(set(zip(prompts, sides, strict=True))) == 31
+        assert sides[-1] == "train"
+
+
+def test_few_prompts_leave_something_for_each_split() -> None:
+    prompts = ["a"] * 50 + ["b"] * 30 + ["c"] * 20
+    sides, _ = quality.split([None] * 100, prompts, HeldOut(5, 0.05), HeldOut(12, 0.1), 100, seed=0)
+    assert dict(zip(prompts, sides, strict=True)) == {"a": "train", "b": "validation", "c": "test"}
 
 
 def test_cap() -> None:

@@ -63,6 +63,17 @@ def test_lines_are_where_an_editor_shows_them(tmp_path: Path) -> None:
     ]
 
 
+def test_the_index_that_pandas_writes_is_no_column(tmp_path: Path) -> None:
+    import pandas
+
+    pandas.DataFrame(ROWS).to_csv(tmp_path / "a.csv")
+    rows = rows_of(tmp_path / "a.csv", tmp_path)
+    assert [(row.fault, dict(row.fields)) for row in rows] == [(None, row) for row in ROWS]
+    (tmp_path / "a.csv").write_text(",prompt\n0,a,b\n")
+    (row,) = rows_of(tmp_path / "a.csv", tmp_path)
+    assert row.fault == ("not_csv", "more fields than the header has")
+
+
 def test_columns_get_our_names(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("question,human_1,human_2,human_3\nwhy,0.5,,1\n")
     (row,) = rows_of(tmp_path / "a.csv", tmp_path, columns={"prompt": "question", "scores": "human_*"})

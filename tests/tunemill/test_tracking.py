@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tunemill import tracking
@@ -76,7 +77,7 @@ def test_a_stage_leaves_params_metrics_inputs_and_artifacts(place: Path, monkeyp
     one.finish({"score": 3.5, "undefined": None}, {"seconds": 1.5, "device": "cpu"}, {"out": place / "out"})
     _, run = runs(place)
     assert run.info.status == "FINISHED"
-    assert run.info.run_name == "lora"
+    assert run.info.run_name == "stages.lora"
     assert run.data.tags["mlflow.parentRunId"] == parent
     assert run.data.params == {"lora.rate": "0.5", "lora.names": '["x", "y"]'}
     assert run.data.metrics == {"loss": 1.0, "score": 3.5, "system/seconds": 1.5}
@@ -104,7 +105,7 @@ def test_twenty_kills_leave_one_run(place: Path, monkeypatch: pytest.MonkeyPatch
     tracking.finish_lifecycle(place, parent, "FINISHED")
     assert [(run.info.run_name, run.info.status) for run in runs(place)] == [
         ("lifecycle", "FINISHED"),
-        ("lora", "FINISHED"),
+        ("stages.lora", "FINISHED"),
     ]
 
 
@@ -116,6 +117,29 @@ def test_another_key_is_another_run_and_a_failure_says_why(place: Path, monkeypa
     assert told == [("FAILED", "no luck"), ("KILLED", "KeyboardInterrupt")]
 
 
+def test_a_killed_run_with_other_parameters_is_no_ghost(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parent = lifecycle(place, monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", lambda _: None)
+        client = tracking.connect(place)
+        recorder("before")._open(client, client.get_run(parent).info.experiment_id, parent)
+    assert (place / tracking.OPEN).read_text().strip() == parent
+    recorder("after").finish({"score": 1.0}, {}, {})
+    tracking.finish_lifecycle(place, parent, "FINISHED")
+    assert not (place / tracking.OPEN).exists()
+    told = [(run.data.tags.get("tunemill.key"), run.info.status) for run in runs(place)]
+    assert told == [(None, "FINISHED"), ("after", "FINISHED")]
+
+
+def test_a_parent_whose_dvc_was_killed_is_closed_by_the_next(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = tracking.connect(place)
+    experiment_id = tracking.experiment(client, place, "trial")
+    tracking._new_parent(client, experiment_id, {"tunemill.dvc": "999999:1"}, "dvc repro")
+    monkeypatch.setattr("tunemill.runtime.owners", lambda: [psutil.Process()])
+    assert tracking._implicit_parent(client, experiment_id)
+    assert [run.info.status for run in runs(place)] == ["KILLED", "RUNNING"]
+
+
 def test_candidates_have_the_same_keys_and_are_logged_models(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parent = lifecycle(place, monkeypatch)
     for name, score in (("base", 1.0), ("lora", 2.0)):
@@ -125,9 +149,13 @@ def test_candidates_have_the_same_keys_and_are_logged_models(place: Path, monkey
     (place / "dvc.lock").write_text(
         "stages:\n  evaluate@base: {cmd: x, outs: [{path: a, md5: m1}]}\n"
         "  evaluate@lora: {cmd: x, outs: [{path: b, md5: m2}]}\n"
+        "  efficiency: {cmd: x, outs: [{path: e, md5: m3}]}\n"
+        "  evaluate@gone: {cmd: x, outs: [{path: g, md5: m4}]}\n"
     )
-    tracking.finish_lifecycle(place, parent, "FINISHED")
-    base, lora = runs(place)[1:]
+    # A candidate that params.yaml no longer names is left in dvc.lock: it is no part of this lifecycle.
+    tracking.finish_lifecycle(place, parent, "FINISHED", ["evaluate@base", "evaluate@lora", "efficiency"])
+    base, lora, efficiency = runs(place)[1:]
+    assert efficiency.info.run_name == "stages.efficiency"
     assert (base.info.run_name, lora.info.run_name) == ("base", "lora")
     assert base.data.metrics == {"test/rouge1": 1.0, "efficiency/decode": 7.0}
     assert set(base.data.metrics) == set(lora.data.metrics)
