@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -20,6 +21,9 @@ for name, value in {
     "TQDM_DISABLE": "1",
 }.items():
     os.environ.setdefault(name, value)
+
+# A test run in the background is told to ignore Ctrl-C, and what the tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
 # Commands that tests start (`python`, `dvc`, `prefect`) are those of the environment the tests run in.

@@ -26,8 +26,6 @@ def start(place: Path) -> subprocess.Popen[str]:
         stdout=(place / "make.log").open("a"),
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        # A test run in the background may have been told to ignore it, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
