@@ -19,6 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from ruamel.yaml import YAML
+
 ROUNDS = 7
 
 
@@ -53,11 +55,16 @@ def main() -> None:
         graph = (place / "dvc.yaml").read_text(encoding="utf-8")
         (place / "dvc.yaml").unlink()
         (place / "dvc.yaml").write_text(
-            re.sub(r"cmd: (>-\n(?:      +.*\n)+|.*\n)", 'cmd: "true"\n', graph), encoding="utf-8"
+            re.sub(r"(?m)^( +)cmd: (?:>-\n(?:\1  .*\n)+|.*\n)", r'\1cmd: "true"\n', graph), encoding="utf-8"
         )
+        # What is there counts as the result of those commands.
+        yaml = YAML(typ="safe", pure=True)
+        locked = yaml.load((root / "dvc.lock").read_text(encoding="utf-8"))
+        for entry in locked["stages"].values():
+            entry["cmd"] = "true"
         (place / "dvc.lock").unlink()
-        # Take what is there as the result of those commands.
-        subprocess.run(["dvc", "commit", "-f"], cwd=place, check=True, capture_output=True)
+        with (place / "dvc.lock").open("w", encoding="utf-8") as file:
+            yaml.dump(locked, file)
         seconds(root), seconds(place)
         rounds = [(seconds(root), seconds(place)) for _ in range(ROUNDS)]
     ours, empty = (statistics.median(each) for each in zip(*rounds, strict=True))
