@@ -1,12 +1,18 @@
-"""One finished pipeline on the tiny recipe, for all tests that only look at it."""
+"""One finished pipeline on the tiny recipe for all tests that only look at it, and a browser to look with."""
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.e2e import checkout
+
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +21,22 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = checkout.make(tmp_path_factory.mktemp("finished"))
     checkout.run(place, "dvc", "repro")
     return place
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A real Chromium, headless; skipped where there is none, failed in CI."""
+    named = os.environ.get("CHROMIUM")
+    names = [named] if named else ["chromium", "chromium-browser", "google-chrome"]
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        reason = "no Chromium found: install one (Debian: apt-get install chromium) or name it in CHROMIUM"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=found, args=ARGUMENTS)
+        yield started
+        started.close()

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -34,7 +33,6 @@ from tunemill import servers, tracking
 
 pytestmark = pytest.mark.e2e
 
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 NAMES = ("base", "lora")
 CANDIDATES = "tags.candidate LIKE '%'"
 
@@ -59,24 +57,6 @@ class Ui(NamedTuple):
     """How many runs the search for candidates leads to, with those they are nested under."""
     metrics: dict[str, dict[str, float]]
     """Candidate → metric → value, as the stage wrote it."""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    named = os.environ.get("CHROMIUM")
-    names = [named] if named else ["chromium", "chromium-browser", "google-chrome"]
-    found = next(filter(None, map(shutil.which, names)), None)
-    if found is None:
-        reason = "no Chromium found: install one (Debian: apt-get install chromium) or name it in CHROMIUM"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=found, args=ARGUMENTS)
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,6 @@ Needs a Chromium (`CHROMIUM` names one, else the usual names are tried); skipped
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +20,6 @@ from tunemill.params import Candidates
 pytestmark = pytest.mark.e2e
 
 WIDTHS = (360, 390, 640, 768, 1024, 1280, 1600)
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 
 # Relative luminance and contrast as WCAG 2.2 defines them, of every text against the background it stands on.
 CONTRAST = """() => {
@@ -64,24 +61,6 @@ COLLISIONS = """() => [...document.querySelectorAll('.axis, .frame > svg')].flat
     a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom
   ).map(() => axis.outerHTML.slice(0, 80)));
 })"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    named = os.environ.get("CHROMIUM")
-    names = [named] if named else ["chromium", "chromium-browser", "google-chrome"]
-    found = next(filter(None, map(shutil.which, names)), None)
-    if found is None:
-        reason = "no Chromium found: install one (Debian: apt-get install chromium) or name it in CHROMIUM"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=found, args=ARGUMENTS)
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")
