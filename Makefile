@@ -27,7 +27,8 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 # The default run reaches no model hub. Where params.yaml names one: make run HF_HUB_OFFLINE=0
 export HF_HUB_OFFLINE ?= 1
 
-driver = python -m flows $(if $(1),--recipe $(1)) $(if $(UNTIL),--until $(UNTIL)) $(if $(JOBS),--jobs $(JOBS)) $(foreach each,$(SET),--set $(each))
+# It ends when this make does, however that happens.
+driver = TUNEMILL_MAKE=$$PPID python -m flows $(if $(1),--recipe $(1)) $(if $(UNTIL),--until $(UNTIL)) $(if $(JOBS),--jobs $(JOBS)) $(foreach each,$(SET),--set $(each))
 
 .PHONY: help setup run quick study test test-all check deps lock up down ui deploy-run bench clean
 
@@ -47,7 +48,7 @@ setup: .installed ## make .venv with exactly what requirements.lock names
 run: .installed ## the whole lifecycle; the report is reports/report.html
 	@$(call driver,$(RECIPE))
 
-quick: .installed ## the same on a tiny model, in about three minutes
+quick: .installed ## the same on a tiny model, in about two minutes
 	@$(call driver,tiny)
 
 study: .installed ## the same with the data, steps and seeds that publishable numbers need: hours

@@ -74,16 +74,18 @@ def die_with_make() -> None:
     """Under make: end when make (or anything between) is gone, and treat an interrupted make as Ctrl-C here.
 
     make that is interrupted alone (not its whole group) waits for its recipe and tells it nothing. On Linux it shows: make
-    has put its own handler away.
+    has put its own handler away. The Makefile says in TUNEMILL_MAKE which process it is; MAKELEVEL would not do, since a
+    terminal opened from some make hands it on to everything typed there.
     """
     import psutil
 
-    if "MAKELEVEL" not in os.environ:
+    make = os.environ.pop("TUNEMILL_MAKE", "")
+    if not make:
         return
     chain: list[psutil.Process] = []
     for each in psutil.Process().parents():
         chain.append(each)
-        if each.name() in ("make", "gmake"):
+        if each.pid == int(make):
             break
     else:
         print("the make that started this is gone: ending", file=sys.stderr)

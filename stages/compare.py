@@ -1,7 +1,7 @@
 """Compare: what may be said about the candidates, with intervals and paired tests on the same test items.
 
     python -m stages.compare --evaluations artifacts/evaluate --scope artifacts/scope \
-        --out reports/comparison.json --out-scores reports/scores.csv
+        --out reports/comparison.json --out-scores reports/scores.csv --out-table metrics/compare
 
 Every interval resamples whole groups (packages), since items of one package are alike; where there are too few groups it
 resamples items, and says so in `method`. Beside it stands the interval that takes items as independent (`item_…`). One
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 METRICS = (*metrics.ROUGE_TYPES, "bleu")
 PLOTTED = metrics.ROUGE_TYPES
 LEVEL = 0.95
+ENDS = (("least", "low"), ("most", "high"))
 
 
 class Config(Params):
@@ -56,9 +57,17 @@ class Measured(NamedTuple):
 
 
 def run(
-    cfg: Config, *, evaluations: Path, scope: Path, candidates: Candidates, out: Path, out_scores: Path, log: Log
+    cfg: Config,
+    *,
+    evaluations: Path,
+    scope: Path,
+    candidates: Candidates,
+    out: Path,
+    out_scores: Path,
+    out_table: Path,
+    log: Log,
 ) -> Metrics:
-    """Write the comparison as `out` and the bars' table as `out_scores`."""
+    """Write the comparison as `out`, the bars of `dvc plots` as `out_scores`, the rows of `dvc metrics show` to `out_table`."""
     import numpy as np
 
     names = tuple(candidates.root)
@@ -187,6 +196,9 @@ def run(
             for name in systems
         ),
     )
+    against = {pair["a"]: pair for pair in pairs if pair["b"] == cfg.reference and pair["metric"] == primary}
+    for name in systems:
+        write_json(out_table / f"{name}.json", headline(measured[name], against.get(name), primary))
     for pair in pairs:
         if pair["metric"] == primary:
             log.note(sentence(pair))
@@ -274,6 +286,17 @@ def asked(
                 )
         pairs.append((rule["candidate"], rule["against"]))
     return list(dict.fromkeys(pairs))
+
+
+def headline(values: Mapping[str, Any], pair: Mapping[str, Any] | None, primary: str) -> dict[str, float | None]:
+    """A system's row in `dvc metrics show`: its scores, and how far it is ahead of the reference in the primary metric."""
+    row = {metric: None if values[metric]["value"] is None else round(values[metric]["value"], 2) for metric in METRICS}
+    if pair is not None and pair["diff"] is not None:
+        # DVC sorts the columns by name: these stand beside the metric, lower end first.
+        row[f"{primary}_gain"] = round(pair["diff"], 2)
+        if pair["ci_low"] is not None:
+            row |= {f"{primary}_gain_at_{end}": round(pair[f"ci_{of}"], 2) for end, of in ENDS}
+    return row
 
 
 def sentence(pair: Mapping[str, Any]) -> str:

@@ -3,8 +3,8 @@
     python -m stages.efficiency --evaluations artifacts/evaluate
 
 Absolute times depend on the machine and on what else it does. So all candidates stand in one process and take turns
-(A, B, A, B …), and what counts is the ratio to the reference: the median over rounds of the ratio within a round. An adapter
-is measured as it is, not merged. Peak memory is that of a process of its own for each candidate.
+(A, B, A, B …), and what counts is the ratio to the reference: the median over rounds of the ratio within a round. A
+low-rank adapter is merged into its base, as one deploys it. Peak memory is that of a process of its own for each candidate.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def load_base(folder: Path, runtime: Runtime) -> Any:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a checkpoint, padding with a token that is not the end of a sequence."""
+    """The tokenizer of a checkpoint, with a token to pad with."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -55,6 +55,9 @@ def load_tokenizer(folder: Path) -> Any:
 def load_policy(policy: Path, base: Path, runtime: Runtime) -> tuple[Any, Any]:
     """A policy ready to generate: the model in evaluation mode and its tokenizer.
 
+    Low-rank updates are merged into the weights, W + (alpha / r)·B·A (Hu et al. 2021, section 4.1), as one deploys them:
+    what is measured is what is shipped, and it is as fast as the base model.
+
     Args:
         policy: a whole model's folder, or an adapter's.
         base: the model the adapter sits on; not read where `policy` is a whole model.
@@ -62,30 +65,36 @@ def load_policy(policy: Path, base: Path, runtime: Runtime) -> tuple[Any, Any]:
     """
     if not is_adapter(policy):
         return load_base(policy, runtime), load_tokenizer(policy)
-    from peft import PeftModel
+    from peft import PeftModel, PeftType
 
     model = PeftModel.from_pretrained(load_base(base, runtime), policy, is_trainable=False)
+    if all(each.peft_type == PeftType.LORA for each in model.peft_config.values()):
+        model = model.merge_and_unload()
     return model.eval(), load_tokenizer(base)
 
 
 def separate_padding(tokenizer: Any) -> None:
-    """Make padding differ from the end of a sequence: where both are one token, masking pads would mask the end too.
+    """Make padding differ from the end of a sequence where the vocabulary allows it.
 
-    An existing special token is taken, so that the model's vocabulary stays as it is.
+    Libraries that find the padding by its token mask the end too where both are one. An existing special token is taken,
+    so that the model's vocabulary stays as it is. GPT-2 and its like have only one: then the end pads as well. Nothing here
+    minds, since batches are masked by length.
+
+    Raises:
+        UserError: there is no end of a sequence either.
     """
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
         return
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            "the tokenizer has no end of a sequence: answers would never end",
+            where=str(tokenizer.name_or_path),
+            expected="an eos_token",
+            fix="set eos_token in the checkpoint's tokenizer_config.json",
+        )
     spare = [token for token in tokenizer.all_special_tokens if token != tokenizer.eos_token]
-    for name in ("<pad>", "<|endoftext|>", "<|finetune_right_pad_id|>", tokenizer.unk_token, *spare):
-        if name is not None and name in spare:
-            tokenizer.pad_token = name
-            return
-    raise UserError(
-        "the tokenizer has no token to pad with but the end of a sequence",
-        where=str(tokenizer.name_or_path),
-        expected="a padding or unknown token",
-        fix="set pad_token in the checkpoint's tokenizer_config.json",
-    )
+    named = ("<pad>", "<|endoftext|>", "<|finetune_right_pad_id|>", tokenizer.unk_token, *spare)
+    tokenizer.pad_token = next((name for name in named if name in spare), tokenizer.eos_token)
 
 
 def render_prompt(tokenizer: Any, prompt: str) -> list[int]:
@@ -151,8 +160,19 @@ def convert_checkpoint(source: str, revision: str | None, out: Path, dtype: str)
     save(model, tokenizer, out, dtype)
 
 
+WORDS = """
+the a an of to in for and or is are be by with from on as at if it this that not all each any one two new same default
+return returns get gets set sets add remove create creates make build read write load save open close send receive run
+call check convert parse format print show find list delete update start stop wait handle given use used using
+value values name names key keys type types object objects class function method file files path data string text bytes
+number index item items element list dict tuple array table column row line code result error exception message option
+argument parameter context connection client server request response command module package token model user
+"""
+"""What a random model's tokenizer has tokens for: words that summaries of documentation are made of."""
+
+
 def make_random(out: Path, layers: int, width: int, seed: int, dtype: str) -> None:
-    """Write a small untrained Llama with a byte-level tokenizer and a chat template.
+    """Write a small untrained Llama with a chat template, and a byte-level BPE tokenizer that knows `WORDS`.
 
     Args:
         out: folder to write.
@@ -162,17 +182,23 @@ def make_random(out: Path, layers: int, width: int, seed: int, dtype: str) -> No
         dtype: number format of the weights on disk.
     """
     import torch
-    from tokenizers import Tokenizer, decoders, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
     from tokenizers import models as tokenizer_models
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    special = ["<pad>", "<|im_start|>", "<|im_end|>", "<unk>"]
-    letters = special + sorted(pre_tokenizers.ByteLevel.alphabet())
-    inner = Tokenizer(
-        tokenizer_models.BPE(vocab={token: i for i, token in enumerate(letters)}, merges=[], unk_token="<unk>")
-    )
+    inner = Tokenizer(tokenizer_models.BPE(unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
+    text = " ".join(WORDS.split())
+    inner.train_from_iterator(
+        [text, text.title()],
+        trainers.BpeTrainer(
+            vocab_size=1024,
+            special_tokens=["<pad>", "<|im_start|>", "<|im_end|>", "<unk>"],
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        ),
+    )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=inner,
         pad_token="<pad>",
@@ -200,6 +226,8 @@ def make_random(out: Path, layers: int, width: int, seed: int, dtype: str) -> No
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
+            # Ten times the usual: with tied weights this narrow, logits would hardly differ, and nothing could be learnt.
+            initializer_range=0.2,
         )
     )
     save(model, tokenizer, out, dtype)

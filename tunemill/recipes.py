@@ -20,6 +20,7 @@ from typing import Any
 
 from tunemill.checkpoints import write_text
 from tunemill.errors import UserError, nearest
+from tunemill.runtime import ownership
 
 OPEN_SECTIONS = ("candidates",)
 """Sections whose keys are names of the user's choosing."""
@@ -75,20 +76,22 @@ def materialise(root: Path, name: str, overlays: Sequence[tuple[Path, Mapping[st
         overlays: file and values, merged over params.yaml in this order; values of None are read from the file.
 
     Raises:
-        UserError: an overlay names a key that is not there.
+        UserError: an overlay names a key that is not there, or a run is at work in the workspace.
     """
     place = root / "work" / "recipes" / name
-    place.mkdir(parents=True, exist_ok=True)
-    tracked = _files(root)
-    kept = {Path("params.yaml"), *tracked}
-    for file in _present(place):
-        if file not in kept:
-            (place / file).unlink()
-    for file in tracked:
-        if file != Path("params.yaml"):
-            _copy(root / file, place / file)
-    _write_if_new(place / "params.yaml", merged(root / "params.yaml", overlays))
-    _share_cache(root, place)
+    parameters = merged(root / "params.yaml", overlays)
+    # A run at work there must not find its code changed half-way.
+    with ownership(place / "work" / "run.lock", f"the workspace work/recipes/{name}", patience=10.0):
+        tracked = _files(root)
+        kept = {Path("params.yaml"), *tracked}
+        for file in _present(place):
+            if file not in kept:
+                (place / file).unlink()
+        for file in tracked:
+            if file != Path("params.yaml"):
+                _copy(root / file, place / file)
+        _write_if_new(place / "params.yaml", parameters)
+        _share_cache(root, place)
     return place
 
 
@@ -235,5 +238,5 @@ def _share_cache(root: Path, place: Path) -> None:
         if name == "config.local":
             text += f"[core]\n    no_scm = true\n[cache]\n    dir = {root / '.dvc' / 'cache'}\n"
         _write_if_new(folder / name, text)
-    for template in sorted((root / ".dvc" / "plots").glob("*.json")):
+    for template in sorted((root / ".dvc" / "plots").glob("*")):
         _write_if_new(folder / "plots" / template.name, template.read_text(encoding="utf-8"))

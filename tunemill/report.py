@@ -704,11 +704,25 @@ def form(material: Material) -> list[tuple[str, dict[str, str]]]:
     ]
 
 
+MEASURES = {
+    "decode_ratio": "Decode speed, one prompt at a time",
+    "batch_decode_ratio": "Decode speed, prompts in one batch",
+    "prefill_ratio": "Prefill speed",
+    "memory_ratio": "Peak memory",
+    "decode_tokens_per_second": "Decode, one prompt at a time (tokens/s)",
+    "batch_decode_tokens_per_second": "Decode, prompts in one batch (tokens/s)",
+    "prefill_tokens_per_second": "Prefill (tokens/s)",
+    "memory_bytes": "Peak memory of a process",
+}
+"""What efficiency.json's keys mean, in the order of the table; a key it does not know is shown by its name."""
+
+
 def efficiency(material: Material) -> list[tuple[str, dict[str, str]]]:
     """What efficiency.json measured: rows of (measure, candidate → text), ratios to the reference first."""
     measured = (material.efficiency or {}).get("candidates", {})
     keys = list(dict.fromkeys(key for name in material.candidates for key in measured.get(name, {})))
-    keys.sort(key=lambda key: "ratio" not in key)
+    known = list(MEASURES)
+    keys.sort(key=lambda key: known.index(key) if key in MEASURES else len(known))
     return [
         (
             _label(key),
@@ -731,6 +745,8 @@ def _measure(key: str, value: Any) -> str:
 
 
 def _label(key: str) -> str:
+    if key in MEASURES:
+        return MEASURES[key]
     words = key.removesuffix("_bytes").removesuffix("_seconds").replace("_", " ").replace("/", ": ")
     return words[:1].upper() + words[1:]
 

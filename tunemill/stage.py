@@ -124,10 +124,10 @@ def main(run: Callable[..., Metrics], argv: Sequence[str] | None = None) -> typi
 
 
 def _parser(stage: Contract) -> argparse.ArgumentParser:
-    document = inspect.getdoc(sys.modules.get(stage.run.__module__)) or ""
+    document = (sys.modules[stage.run.__module__].__doc__ or "").strip()
     parser = argparse.ArgumentParser(
         prog=f"python -m stages.{stage.name}",
-        description=document.split("\n\n")[0] or None,
+        description=document or None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     for name, kind in stage.inputs.items():

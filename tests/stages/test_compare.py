@@ -75,6 +75,7 @@ def compared(
         candidates=Candidates.model_validate({name: {"policy": name, "base": "base"} for name in names}),
         out=root / "comparison.json",
         out_scores=root / "scores.csv",
+        out_table=root / "table",
         log=Log(),
     )
     return json.loads((root / "comparison.json").read_text()), dict(found)
@@ -94,6 +95,14 @@ def test_what_it_writes(tmp_path: Path, tables: dict[str, Any]) -> None:
     write(tmp_path, tables)
     found, flat = compared(tmp_path)
     systems = ["base", "first-sentence", "lead-10-words", "lora"]
+    table = {each.stem: json.loads(each.read_text()) for each in (tmp_path / "table").iterdir()}
+    assert sorted(table) == systems
+    assert set(table["base"]) == {"bleu", "rouge1", "rouge2", "rougeL"}
+    assert set(table["lora"]) - set(table["base"]) == {f"rouge1_gain{end}" for end in ("", "_at_least", "_at_most")}
+    least, gain, most = (table["lora"][f"rouge1_gain{end}"] for end in ("_at_least", "", "_at_most"))
+    assert least < gain < most
+    assert gain == round(flat["lora-vs-base/rouge1/diff"], 2)
+    assert table["lora"]["rouge1"] == round(flat["lora/rouge1"], 2)
     assert sorted(found["candidates"]) == systems
     for name in systems:
         assert sorted(found["candidates"][name]) == ["bleu", "rouge1", "rouge2", "rougeL"]

@@ -78,9 +78,11 @@ def test_turns_medians_and_ratios(root: Path, tmp_path: Path, monkeypatch: pytes
     turns: list[str] = []
     base = [Speed(999, 999, 999), Speed(100, 10, 40), Speed(110, 11, 44), Speed(33, 3, 12)]
     lora = [Speed(1, 1, 1), Speed(50, 8, 40), Speed(55, 9.9, 33), Speed(16.5, 2.4, 6)]
+    known: dict[int, str] = {}
 
     def measure(model: Any, *_: Any) -> Speed:
-        name = "lora" if hasattr(model, "peft_config") and model.peft_config else "base"
+        known.setdefault(id(model), "lora" if known else "base")
+        name = known[id(model)]
         turns.append(name)
         return (lora if name == "lora" else base)[turns.count(name) - 1]
 

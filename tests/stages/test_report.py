@@ -116,7 +116,8 @@ def test_it_reads_what_compare_writes(tmp_path: Path):
         compare.Config(seed=0, resamples=1000, reference="base", min_groups=10),
         evaluations=tmp_path / "artifacts/evaluate", scope=tmp_path / "artifacts/scope",
         candidates=Candidates.model_validate({name: {"policy": "p", "base": "b"} for name in names}),
-        out=tmp_path / "reports/comparison.json", out_scores=tmp_path / "reports/scores.csv", log=Log(),
+        out=tmp_path / "reports/comparison.json", out_scores=tmp_path / "reports/scores.csv",
+        out_table=tmp_path / "metrics/compare", log=Log(),
     )  # fmt: skip
     run(tmp_path, names)
     html = " ".join((tmp_path / "out/report.html").read_text(encoding="utf-8").split())

@@ -37,6 +37,20 @@ def test_padding_is_not_the_end_of_a_sequence(folder: Path) -> None:
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
 
 
+def test_a_vocabulary_whose_only_special_token_is_the_end_pads_with_it(folder: Path) -> None:
+    from transformers import GPT2TokenizerFast
+
+    tokenizer = models.load_tokenizer(folder)
+    gpt2 = GPT2TokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token="<|im_end|>")
+    gpt2.bos_token = gpt2.unk_token = gpt2.eos_token
+    gpt2.pad_token = None
+    models.separate_padding(gpt2)
+    assert gpt2.pad_token == gpt2.eos_token == "<|im_end|>"
+    gpt2.eos_token = gpt2.pad_token = None
+    with pytest.raises(UserError, match="the tokenizer has no end of a sequence: answers would never end"):
+        models.separate_padding(gpt2)
+
+
 def test_a_prompt_is_rendered_in_the_template_and_a_completion_ends(folder: Path) -> None:
     tokenizer = models.load_tokenizer(folder)
     ids = models.render_prompt(tokenizer, "Hé <|x|>")
@@ -59,6 +73,7 @@ def test_an_adapter_loads_on_its_base_and_a_whole_model_needs_none(folder: Path,
     with torch.no_grad():
         expected = tuned.eval()(ids).logits
         loaded, _ = models.load_policy(tmp_path / "adapter", folder, CPU)
+        assert not hasattr(loaded, "peft_config")  # merged, and no slower than the base model
         whole, _ = models.load_policy(folder, folder, CPU)
         assert torch.allclose(loaded(ids).logits, expected, atol=1e-5)
         assert torch.allclose(whole(ids).logits, plain, atol=1e-6)

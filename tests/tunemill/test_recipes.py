@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.flows.conftest import Toy, toy  # noqa: F401 - the fixture
-from tunemill import recipes
+from tunemill import recipes, runtime
 from tunemill.errors import UserError
 
 BASE = """\
@@ -120,3 +121,16 @@ def test_dvc_works_by_hand_in_a_workspace_and_restores_from_the_checkouts_cache(
     assert toy.ran == ["collect"]
     assert (place / "artifacts" / "collect").read_text() == (toy.root / "artifacts" / "collect").read_text()
     assert not (place / ".dvc" / "cache").exists()
+
+
+def test_a_workspace_that_a_run_holds_is_left_as_it_is(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    place = recipes.workspace(toy.root, "slow", {})
+    (toy.root / "stages" / "new.py").write_text("new")
+    impatient = functools.partial(runtime.ownership, patience=0.0)
+    monkeypatch.setattr(recipes, "ownership", lambda path, what, patience: impatient(path, what))
+    with (
+        runtime.ownership(place / "work" / "run.lock", "the run"),
+        pytest.raises(UserError, match="the workspace work/recipes/slow is held by process"),
+    ):
+        recipes.workspace(toy.root, "slow", {})
+    assert not (place / "stages" / "new.py").exists()

@@ -229,8 +229,8 @@ def test_speed_is_held_against_the_scope():
         False,
     )
     assert report.efficiency(slow) == [
-        ("Decode ratio", {"base": "1.00×", "lora": "0.71×"}),
-        ("Memory", {"base": "—", "lora": "1.00 GiB"}),
+        ("Decode speed, one prompt at a time", {"base": "1.00×", "lora": "0.71×"}),
+        ("Peak memory of a process", {"base": "—", "lora": "1.00 GiB"}),
     ]
 
 
