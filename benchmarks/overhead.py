@@ -54,10 +54,16 @@ def main() -> None:
             place.mkdir()
             checkout.make(place, recipe)
         by_hand: dict[str, float] = {}
-        environment = {**os.environ, **checkout.environment()}
+        # The stages' commands say `python`: this one.
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+        environment = {**checkout.environment(), "PATH": path}
         for name, command in commands(places[0]):
             began = time.perf_counter()
-            subprocess.run(shlex.split(command), cwd=places[0], env=environment, check=True, capture_output=True)
+            done = subprocess.run(
+                shlex.split(command), cwd=places[0], env=environment, text=True, capture_output=True, check=False
+            )
+            if done.returncode != 0:
+                raise SystemExit(f"{command} ended with {done.returncode}:\n{done.stderr}")
             by_hand[name] = round(time.perf_counter() - began, 1)
             print(f"{name}: {by_hand[name]} s", file=sys.stderr, flush=True)
         began = time.perf_counter()
