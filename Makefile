@@ -28,7 +28,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export HF_HUB_OFFLINE ?= 1
 
 # It ends when this make does, however that happens.
-driver = TUNEMILL_MAKE=$$PPID python -m flows $(if $(1),--recipe $(1)) $(if $(UNTIL),--until $(UNTIL)) $(if $(JOBS),--jobs $(JOBS)) $(foreach each,$(SET),--set $(each))
+driver = export TUNEMILL_MAKE=$$PPID; exec python -m flows $(if $(1),--recipe $(1)) $(if $(UNTIL),--until $(UNTIL)) $(if $(JOBS),--jobs $(JOBS)) $(foreach each,$(SET),--set $(each))
 
 .PHONY: help setup run quick study test test-all check deps lock up down ui deploy-run bench clean
 

@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import json
 import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -27,8 +26,7 @@ def main() -> int:
     arguments = _parser().parse_args()
     root = Path.cwd()
     processes.die_with_make()
-    # Ending politely is ending as with Ctrl-C: stages first, then the server.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    processes.interrupt_once()
     try:
         run = runs.prepare(root, arguments.until, arguments.recipe, overrides(arguments.set))
         # What a kill left open at the very end of a lifecycle is closed by going through it once more.

@@ -70,6 +70,22 @@ def end(process: subprocess.Popen[str], *, patience: float = 4.0) -> None:
         process.wait(timeout=patience)
 
 
+def interrupt_once() -> None:
+    """Let the first Ctrl-C (or polite request to end) end this process in good order: stages first, then the server.
+
+    A second one would break off just that, and leave stages behind: under make it comes by itself, from the terminal and from
+    the make that was interrupted too. What `end` does takes seconds at most.
+    """
+
+    def interrupt(*_: object) -> None:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, lambda *_: None)
+        raise KeyboardInterrupt
+
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, interrupt)
+
+
 def die_with_make() -> None:
     """Under make: end when make (or anything between) is gone, and treat an interrupted make as Ctrl-C here.
 

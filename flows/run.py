@@ -60,8 +60,8 @@ class Run:
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     active: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
     """Stages at work."""
-    opening: subprocess.Popen[str] | None = None
-    """Opens the MLflow run that all stages belong to; None where tracking is off."""
+    tracker: subprocess.Popen[str] | None = None
+    """Opens the MLflow run that all stages belong to, and closes it; None where tracking is off."""
     environment: dict[str, str] = field(default_factory=dict)
     """What stages are told: that MLflow run's id, once `begin` has it."""
 
@@ -156,7 +156,7 @@ def hold(run: Run) -> Iterator[Run]:
         _mend_dvc_locks(run.workspace)
         if os.environ.get("TUNEMILL_TRACKING", "on") != "off":
             # MLflow takes some seconds to import: meanwhile Prefect starts.
-            run.opening = _tracking(run.workspace, "begin")
+            run.tracker = _tracker(run.workspace)
         _current, status = run, "KILLED"
         try:
             yield run
@@ -176,43 +176,41 @@ def begin(run: Run) -> None:
     Raises:
         UserError: its database cannot be opened.
     """
-    if run.opening is None or "TUNEMILL_LIFECYCLE" in run.environment:
+    if run.tracker is None or "TUNEMILL_LIFECYCLE" in run.environment:
         return
-    output, _ = run.opening.communicate()
-    lines = output.strip().splitlines()
-    if run.opening.returncode != 0 or not lines:
-        raise UserError(
-            "MLflow cannot open its database: " + (lines[-1] if lines else processes.describe(run.opening.returncode)),
-            where="mlflow.db",
-            fix="python -m tunemill.tracking begin  shows more; TUNEMILL_TRACKING=off goes without",
-        )
-    run.environment["TUNEMILL_LIFECYCLE"] = lines[-1]
+    assert run.tracker.stdout is not None
+    said: list[str] = []
+    for line in run.tracker.stdout:
+        if line.startswith("lifecycle "):
+            run.environment["TUNEMILL_LIFECYCLE"] = line.split()[1]
+            return
+        said.append(line.strip())
+    status, run.tracker = run.tracker.wait(), None
+    raise UserError(
+        "MLflow cannot open its database: " + next(filter(None, reversed(said)), processes.describe(status)),
+        where="mlflow.db",
+        fix="python -m tunemill.tracking begin  shows more; TUNEMILL_TRACKING=off goes without",
+    )
 
 
 def _finish(run: Run, status: str) -> None:
-    if run.opening is None:
+    if run.tracker is None:
         return
-    if "TUNEMILL_LIFECYCLE" not in run.environment:
-        # Never got as far as a first stage. What was opened is taken up by the next run.
-        run.opening.communicate()
-        return
+    # Never got as far as a first stage? Then what was opened is left to the next run.
+    reached = "TUNEMILL_LIFECYCLE" in run.environment
     current = [name for name, each in run.outcomes.items() if each.result not in ("failed", "not run")]
-    output, _ = (
-        closing := _tracking(
-            run.workspace, "finish", run.environment["TUNEMILL_LIFECYCLE"], "--status", status, "--stages", *current
-        )
-    ).communicate()
-    if closing.returncode != 0:
-        lines = output.strip().splitlines() or [processes.describe(closing.returncode)]
+    output, _ = run.tracker.communicate(json.dumps({"status": status, "stages": current}) + "\n" if reached else None)
+    if reached and run.tracker.returncode != 0:
+        lines = output.strip().splitlines() or [processes.describe(run.tracker.returncode)]
         print(f"warning: MLflow did not record the end of this run: {lines[-1]}", file=sys.stderr, flush=True)
 
 
-def _tracking(workspace: Path, *arguments: str) -> subprocess.Popen[str]:
+def _tracker(workspace: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "tunemill.tracking", *arguments, "--workspace", str(workspace)],
+        [sys.executable, "-m", "tunemill.tracking", "follow", "--workspace", str(workspace)],
         cwd=workspace,
         start_new_session=True,
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from flows import processes
 from tunemill.errors import UserError
+from tunemill.prepare import seed_prefect
 
 # A run's own server only keeps its record: no web pages, no schedules, nothing to clean up after others.
 SETTINGS = {
@@ -65,6 +66,7 @@ def temporary(log: Path) -> Iterator[Server]:
         log: file for what the server says.
     """
     port = free_port()
+    seed_prefect(Path(os.environ.get("PREFECT_HOME", Path("work", "prefect"))))
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as output:
         process = processes.spawn("flows.server", str(port), cwd=Path.cwd(), output=output, environment=SETTINGS)

@@ -253,9 +253,9 @@ def uv_environment(settings: Mapping[str, str], environment: Mapping[str, str]) 
 
 
 def check(python: Path) -> None:
-    """Whether the environment is consistent, and whether what `pip check` cannot see works; what plots need is written."""
-    plots = Path(__file__).resolve().parent / "plots.py"
-    commands = [[str(python), "-m", "pip", "check"], [str(python), "-c", SMOKE], [str(python), str(plots)]]
+    """Whether the environment is consistent, and whether what `pip check` cannot see works; what runs need is prepared."""
+    prepare = Path(__file__).resolve().parent / "prepare.py"
+    commands = [[str(python), "-m", "pip", "check"], [str(python), "-c", SMOKE], [str(python), str(prepare)]]
     environment = {**os.environ, "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
     running = [
         subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8")

@@ -27,6 +27,7 @@ from typing import Any
 from tunemill import runtime
 from tunemill.checkpoints import write_json
 from tunemill.errors import UserError
+from tunemill.prepare import seed_prefect
 
 POOL = "local"
 DEPLOYMENT = "lifecycle/local"
@@ -103,6 +104,7 @@ def up(root: Path) -> dict[str, Server]:
         with runtime.ownership(root / "work" / "servers.lock", "starting servers", patience=5.0):
             if "prefect" not in running:
                 port = free_port(PREFECT_PORT)
+                seed_prefect(Path(told["PREFECT_HOME"]))
                 api = f"http://127.0.0.1:{port}/api"
                 told_prefect = {
                     **told,

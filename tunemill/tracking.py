@@ -393,6 +393,20 @@ def finish_lifecycle(workspace: Path, run_id: str, status: str, stages: Sequence
     (workspace / OPEN).unlink(missing_ok=True)
 
 
+def follow_lifecycle(workspace: Path) -> None:
+    """Open the parent run, say `lifecycle ID`, and close it as told: one process, since MLflow takes seconds to import.
+
+    Standard input gives one line, `{"status": …, "stages": […]}`. Where it ends without one, who started this is gone: the run
+    stays open, and the next lifecycle continues it.
+    """
+    run_id = begin_lifecycle(workspace)
+    print(f"lifecycle {run_id}", flush=True)
+    line = sys.stdin.readline()
+    if line.strip():
+        told = json.loads(line)
+        finish_lifecycle(workspace, run_id, told["status"], told["stages"])
+
+
 def _beside_candidates(
     client: MlflowClient, experiment_id: str, parent: str, stage: str, metrics: Mapping[str, Any]
 ) -> None:
@@ -552,16 +566,19 @@ def main() -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     begin = commands.add_parser("begin", help="open the parent run and print its id")
+    follow = commands.add_parser("follow", help="begin, then finish as a line of JSON on standard input says")
     finish = commands.add_parser("finish", help="close the parent run")
     finish.add_argument("run_id")
     finish.add_argument("--stages", nargs="*", help="stages that are up to date; all of dvc.lock if left out")
     finish.add_argument("--status", choices=("FINISHED", "FAILED", "KILLED"), required=True)
-    for each in (begin, finish):
+    for each in (begin, follow, finish):
         each.add_argument("--workspace", type=Path, default=Path.cwd())
     arguments = parser.parse_args()
     try:
         if arguments.command == "begin":
             print(begin_lifecycle(arguments.workspace))
+        elif arguments.command == "follow":
+            follow_lifecycle(arguments.workspace)
         else:
             finish_lifecycle(arguments.workspace, arguments.run_id, arguments.status, arguments.stages)
     except UserError as error:

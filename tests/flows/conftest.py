@@ -204,7 +204,7 @@ def toy(tmp_path: Path) -> Iterator[Toy]:
         "pyproject.toml": "",
         ".dvc/config": (REPOSITORY / ".dvc" / "config").read_text(),
         "recipes/slow.yaml": "lora: {seconds: 300}\n",
-        "Makefile": "run:\n\t@python -m flows\n",
+        "Makefile": "run:\n\t@export TUNEMILL_MAKE=$$PPID; exec python -m flows\n",
         ".gitignore": "/artifacts/\n/work/\n/work.log\n/reports/\n",
     }
     for name, text in files.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 
 import psutil
 import pytest
@@ -44,6 +45,15 @@ def test_interrupt_at_the_terminal_ends_all(toy: Toy) -> None:
     os.killpg(make.pid, signal.SIGINT)
     ends(toy, make)
     assert make.returncode in (-signal.SIGINT, 2, 130)
+
+
+def test_an_impatient_second_interrupt_breaks_nothing_off(toy: Toy) -> None:
+    make = working(toy)
+    driver = toy.find("python -m flows")
+    for _ in range(20):
+        driver.send_signal(signal.SIGINT)
+        time.sleep(0.01)
+    ends(toy, make)
 
 
 def test_interrupt_of_make_alone_ends_all(toy: Toy) -> None:

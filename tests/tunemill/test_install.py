@@ -78,7 +78,7 @@ def checkout(tmp_path: Path, packages: str) -> Path:
     text = (REPOSITORY / "tunemill" / "install.py").read_text()
     # The smoke test is of packages that a small lock does not have.
     (root / "tunemill" / "install.py").write_text(text.replace(f'SMOKE = "{install.SMOKE}"', 'SMOKE = "import idna"'))
-    (root / "tunemill" / "plots.py").write_text("")
+    (root / "tunemill" / "prepare.py").write_text("")
     (root / "requirements.lock").write_text(packages)
     return root
 
