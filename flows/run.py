@@ -60,6 +60,8 @@ class Run:
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     active: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
     """Stages at work."""
+    stopping: bool = False
+    """Whether the stages at work are being ended: what DVC says of that is no news."""
     tracker: subprocess.Popen[str] | None = None
     """Opens the MLflow run that all stages belong to, and closes it; None where tracking is off."""
     environment: dict[str, str] = field(default_factory=dict)
@@ -77,6 +79,7 @@ class Run:
 
     def stop(self) -> None:
         """End what is at work."""
+        self.stopping = True
         for process in list(self.active.values()):
             processes.end(process)
 
@@ -262,7 +265,7 @@ def reproduce(run: Run, name: str, tell: Callable[[str], None]) -> Outcome:
         elif "is cached - skipping run" in text:
             result = "restored"
         shown = tidy(name, text)
-        if shown is not None:
+        if shown is not None and not (run.stopping and not OWN_LINE.match(text)):
             tell(shown)
     status = process.wait()
     del run.active[name]
