@@ -43,6 +43,9 @@ CANDIDATE = ("policy", "base")
 MEASURE_ALL = ("efficiency", "compare")
 """Stages that measure all candidates at once, with metrics that begin with the candidate's name."""
 
+UNCHECKED = ("collect",)
+"""Stages whose rows nobody has looked at yet: they may hold secrets, which `validate` redacts; only a manifest is logged."""
+
 SMALL_FILE, SMALL_OUTPUT = 2 << 20, 16 << 20
 """Bytes up to which a file, and all files of an output together, are stored in MLflow; above it a manifest is."""
 
@@ -216,7 +219,7 @@ class Recorder:
                 numbers = {**metrics, **{f"system/{name}": value for name, value in timing.items()}}
                 log_metrics(client, run_id, numbers, model_id)
                 for path in outputs.values():
-                    log_output(client, run_id, path)
+                    log_output(client, run_id, path, whole=self._instance not in UNCHECKED)
                 if parent and self._instance in MEASURE_ALL:
                     _beside_candidates(client, experiment_id, parent, self._instance, metrics)
             else:
@@ -301,13 +304,20 @@ def log_metrics(client: MlflowClient, run_id: str, values: Mapping[str, Any], mo
         )
 
 
-def log_output(client: MlflowClient, run_id: str, path: Path) -> None:
-    """Keep an output: small files whole, and a manifest (path, size, MD5 as DVC has it) of what is too large."""
+def log_output(client: MlflowClient, run_id: str, path: Path, whole: bool = True) -> None:
+    """Keep an output: small files whole, and a manifest (path, size, MD5 as DVC has it) of what is too large.
+
+    Args:
+        client: of the tracking store.
+        run_id: whose output it is.
+        path: a file or a folder.
+        whole: False keeps the manifest alone.
+    """
     files = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())
     total, large = 0, []
     for file in files:
         size = file.stat().st_size
-        if size <= SMALL_FILE and total + size <= SMALL_OUTPUT:
+        if whole and size <= SMALL_FILE and total + size <= SMALL_OUTPUT:
             total += size
             inside = file.relative_to(path).parent.as_posix() if path.is_dir() else ""
             client.log_artifact(run_id, str(file), artifact_path=None if inside in ("", ".") else inside)

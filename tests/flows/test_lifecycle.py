@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
+from flows import graph, processes
 from flows.lifecycle import default_jobs, metrics_table
-from flows.run import Outcome, _failure, tidy
+from flows.run import Outcome, Run, _failure, reproduce, tidy
 from tests.flows.conftest import Toy
 
 EVERY = ["collect", "evaluate@base", "lora", "evaluate@lora", "efficiency", "report"]
@@ -159,6 +163,20 @@ def test_lines_are_marked_with_their_stage_and_chatter_is_left_out() -> None:
     assert tidy("lora", "lora       │ step 3") == "lora       │ step 3"
     assert tidy("lora", "Stage 'lora' didn't change, skipping") == "lora       │ unchanged"
     assert tidy("lora", "Use `dvc push` to send your updates to remote storage.") is None
+
+
+def test_what_dvc_says_of_being_ended_is_no_news(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "Exception ignored in: <function Tqdm>\\nlora       │ interrupted; what was done is kept\\n"
+    command = [sys.executable, "-c", f"print('{said}', end='')"]
+    monkeypatch.setattr(
+        processes, "spawn", lambda *_, **__: subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    )
+    for stopping, shown in ((False, 2), (True, 1)):
+        run = Run(tmp_path, graph.Graph({}), frozenset(), stopping=stopping)
+        told: list[str] = []
+        reproduce(run, "lora", told.append)
+        assert told[-1] == "lora       │ interrupted; what was done is kept"
+        assert len(told) == shown
 
 
 def test_metrics_table_puts_candidates_side_by_side(tmp_path) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,6 +118,41 @@ def test_another_key_is_another_run_and_a_failure_says_why(place: Path, monkeypa
     recorder("k2").fail(KeyboardInterrupt())
     told = [(run.info.status, run.data.tags.get("tunemill.reason")) for run in runs(place)[1:]]
     assert told == [("FAILED", "no luck"), ("KILLED", "KeyboardInterrupt")]
+
+
+def test_rows_that_nobody_has_checked_are_named_and_not_stored(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parent = lifecycle(place, monkeypatch)
+    (place / "raw").mkdir()
+    (place / "raw/ratings.jsonl").write_text('{"prompt": "my key is sk-4e2a"}\n')
+    recorder("k1", "collect").finish({}, {}, {"out": place / "raw"})
+    tracking.finish_lifecycle(place, parent, "FINISHED")
+    _, run = runs(place)
+    client = tracking.connect(place)
+    assert [each.path for each in client.list_artifacts(run.info.run_id)] == ["manifest.json"]
+    assert not [
+        each for each in (place / "mlartifacts").rglob("*") if each.is_file() and b"sk-4e2a" in each.read_bytes()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [('{"status": "FAILED", "stages": []}\n', "FAILED"), ("", "RUNNING")],
+    ids=["told", "left alone"],
+)
+def test_one_process_opens_a_lifecycle_and_closes_it_as_told(place: Path, line: str, status: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tunemill.tracking", "follow"],
+        cwd=place,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        input=line,
+        text=True,
+        capture_output=True,
+        check=True,
+    )
+    (run,) = runs(place)
+    assert done.stdout == f"lifecycle {run.info.run_id}\n"
+    assert run.info.status == status
+    assert (place / tracking.OPEN).exists() == (status == "RUNNING")  # what was left alone the next run continues
 
 
 def test_a_killed_run_with_other_parameters_is_no_ghost(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
