@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tunemill.checkpoints import write_json
 from tunemill.errors import UserError
 from tunemill.runtime import Runtime
+
+if TYPE_CHECKING:
+    import torch
 
 ADAPTER = "adapter_config.json"
 
@@ -23,24 +26,30 @@ def is_adapter(folder: Path) -> bool:
 
 
 def load_base(folder: Path, runtime: Runtime) -> Any:
-    """A causal language model in the runtime's number format, in evaluation mode.
+    """A language model, decoder-only or encoder-decoder, in the runtime's number format, in evaluation mode.
 
     Raises:
         UserError: the folder holds no model that transformers can load.
     """
-    from transformers import AutoModelForCausalLM
-
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model = _auto(folder).from_pretrained(
             folder, dtype=runtime.torch_dtype, use_safetensors=True, trust_remote_code=False
         )
     except (OSError, ValueError) as error:
         raise UserError(
-            f"no causal language model in {folder}: {_first_line(error)}",
+            f"no language model in {folder}: {_first_line(error)}",
             expected="config.json and safetensors weights",
             fix="run the stage that writes it: dvc repro",
         ) from None
     return model.to(runtime.device).eval()
+
+
+def _auto(source: Path | str, revision: str | None = None) -> Any:
+    """The transformers class that loads a checkpoint: by its configuration, decoder-only or encoder-decoder."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    config = AutoConfig.from_pretrained(source, revision=revision or "main", trust_remote_code=False)
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -55,8 +64,8 @@ def load_tokenizer(folder: Path) -> Any:
 def load_policy(policy: Path, base: Path, runtime: Runtime) -> tuple[Any, Any]:
     """A policy ready to generate: the model in evaluation mode and its tokenizer.
 
-    Low-rank updates are merged into the weights, W + (alpha / r)·B·A (Hu et al. 2021, section 4.1), as one deploys them:
-    what is measured is what is shipped, and it is as fast as the base model.
+    What can be merged into the weights is: low-rank updates, W + (alpha / r)·B·A (Hu et al. 2021, section 4.1), and IA³'s
+    factors (Liu et al. 2022). What is measured is what one deploys, as fast as the base model. A soft prompt stays an adapter.
 
     Args:
         policy: a whole model's folder, or an adapter's.
@@ -68,9 +77,19 @@ def load_policy(policy: Path, base: Path, runtime: Runtime) -> tuple[Any, Any]:
     from peft import PeftModel, PeftType
 
     model = PeftModel.from_pretrained(load_base(base, runtime), policy, is_trainable=False)
-    if all(each.peft_type == PeftType.LORA for each in model.peft_config.values()):
+    if all(each.peft_type in (PeftType.LORA, PeftType.IA3) for each in model.peft_config.values()):
         model = model.merge_and_unload()
     return model.eval(), load_tokenizer(base)
+
+
+def soft_prompt(model: Any) -> torch.Tensor | None:
+    """The embeddings a prompt-tuning adapter puts before the input, (virtual tokens, hidden size); None without one."""
+    from peft import PeftModel, PeftType
+
+    if not isinstance(model, PeftModel) or model.peft_config[model.active_adapter].peft_type != PeftType.PROMPT_TUNING:
+        return None
+    weights: torch.Tensor = model.prompt_encoder[model.active_adapter].embedding.weight
+    return weights
 
 
 def separate_padding(tokenizer: Any) -> None:
@@ -143,10 +162,10 @@ def convert_checkpoint(source: str, revision: str | None, out: Path, dtype: str)
         UserError: nothing loadable there, the hub cannot be reached, or the checkpoint wants to run code of its own.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model = _auto(source, revision).from_pretrained(
             source, revision=revision or "main", dtype=torch.float32, use_safetensors=True, trust_remote_code=False
         )
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision or "main", trust_remote_code=False)
@@ -154,7 +173,7 @@ def convert_checkpoint(source: str, revision: str | None, out: Path, dtype: str)
         raise UserError(
             f"cannot load '{source}': {_first_line(error)}",
             where="params.yaml: select.model",
-            expected="a causal language model with safetensors weights",
+            expected="a language model with safetensors weights",
             fix="check the name; for a hub set HF_HUB_OFFLINE=0 and check the network",
         ) from None
     save(model, tokenizer, out, dtype)
@@ -171,21 +190,39 @@ argument parameter context connection client server request response command mod
 """What a random model's tokenizer has tokens for: words that summaries of documentation are made of."""
 
 
-def make_random(out: Path, layers: int, width: int, seed: int, dtype: str) -> None:
-    """Write a small untrained Llama with a chat template, and a byte-level BPE tokenizer that knows `WORDS`.
+def make_random(
+    out: Path,
+    layers: int,
+    width: int,
+    seed: int,
+    dtype: str,
+    family: Literal["decoder-only", "encoder-decoder"] = "decoder-only",
+) -> None:
+    """Write a small untrained model and a byte-level BPE tokenizer that knows `WORDS`.
 
     Args:
         out: folder to write.
-        layers: transformer blocks.
+        layers: transformer blocks; an encoder-decoder has as many in each half.
         width: hidden size, a multiple of 16.
         seed: of the weights.
         dtype: number format of the weights on disk.
+        family: "decoder-only" is a Llama with a chat template, "encoder-decoder" a T5 whose tokenizer ends every input.
     """
     import torch
-    from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
-    from tokenizers import models as tokenizer_models
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+    torch.manual_seed(seed)
+    tokenizer = _word_tokenizer(family)
+    model = _llama(tokenizer, layers, width) if family == "decoder-only" else _t5(tokenizer, layers, width)
+    save(model, tokenizer, out, dtype)
+
+
+def _word_tokenizer(family: str) -> Any:
+    from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
+    from tokenizers import models as tokenizer_models
+    from transformers import PreTrainedTokenizerFast
+
+    # T5's marks of what span corruption took out (Raffel et al. 2020, section 3.1.4).
+    sentinels = [] if family == "decoder-only" else [f"<extra_id_{number}>" for number in range(32)]
     inner = Tokenizer(tokenizer_models.BPE(unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
@@ -194,26 +231,36 @@ def make_random(out: Path, layers: int, width: int, seed: int, dtype: str) -> No
         [text, text.title()],
         trainers.BpeTrainer(
             vocab_size=1024,
-            special_tokens=["<pad>", "<|im_start|>", "<|im_end|>", "<unk>"],
+            special_tokens=["<pad>", "<|im_start|>", "<|im_end|>", "<unk>", *sentinels],
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         ),
     )
+    if family == "encoder-decoder":
+        end = ("<|im_end|>", inner.token_to_id("<|im_end|>"))
+        inner.post_processor = processors.TemplateProcessing(single=f"$A {end[0]}", special_tokens=[end])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=inner,
         pad_token="<pad>",
-        bos_token="<|im_start|>",
+        bos_token="<|im_start|>" if family == "decoder-only" else None,
         eos_token="<|im_end|>",
         unk_token="<unk>",
+        extra_special_tokens=sentinels,
         model_max_length=8192,
         clean_up_tokenization_spaces=False,
     )
-    tokenizer.chat_template = (
-        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
-        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    )
-    torch.manual_seed(seed)
-    model = LlamaForCausalLM(
+    if family == "decoder-only":
+        tokenizer.chat_template = (
+            "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+            "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+        )
+    return tokenizer
+
+
+def _llama(tokenizer: Any, layers: int, width: int) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=width,
@@ -230,7 +277,27 @@ def make_random(out: Path, layers: int, width: int, seed: int, dtype: str) -> No
             initializer_range=0.2,
         )
     )
-    save(model, tokenizer, out, dtype)
+
+
+def _t5(tokenizer: Any, layers: int, width: int) -> Any:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    return T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=len(tokenizer),
+            d_model=width,
+            d_kv=width // 4,
+            d_ff=3 * width,
+            num_layers=layers,
+            num_heads=4,
+            feed_forward_proj="gated-gelu",  # as FLAN-T5
+            dropout_rate=0.0,
+            tie_word_embeddings=False,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            decoder_start_token_id=tokenizer.pad_token_id,
+        )
+    )
 
 
 def save(model: Any, tokenizer: Any, out: Path, dtype: str) -> None:

@@ -16,21 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tunemill import checkpoints
+from tunemill import checkpoints, losses
 from tunemill.log import Log
-
-IGNORED = -100
-"""Label of a position that carries no loss."""
-
-
-class Encoded(NamedTuple):
-    """One prompt–completion pair as token ids; the loss is on the completion, its end token included."""
-
-    prompt: list[int]
-    completion: list[int]
-
-    def __len__(self) -> int:
-        return len(self.prompt) + len(self.completion)
+from tunemill.losses import Encoded
 
 
 class Schedule(NamedTuple):
@@ -89,62 +77,6 @@ def plan_batches(lengths: Sequence[int], batch_size: int, batches: int, seed: in
         group = [rows[at : at + batch_size] for at in range(0, len(rows), batch_size)]
         planned += [group[at] for at in random.permutation(len(group))]
     return planned
-
-
-def collate(rows: Sequence[dict[str, list[int]]], pad: int) -> dict[str, Any]:
-    """Pad a batch on the left, so that the completions end together.
-
-    Args:
-        rows: each with `input_ids` and `labels` of equal length.
-        pad: id to pad with.
-
-    Returns:
-        `input_ids`, `attention_mask` (1 is a real token), `position_ids`, `labels`, each of shape (B, T).
-    """
-    import torch
-
-    width = max(len(row["input_ids"]) for row in rows)
-    ids = torch.full((len(rows), width), pad, dtype=torch.long)  # (B, T)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)  # (B, T), 1 is a real token
-    labels = torch.full((len(rows), width), IGNORED, dtype=torch.long)  # (B, T)
-    for at, row in enumerate(rows):
-        first = width - len(row["input_ids"])
-        ids[at, first:] = torch.tensor(row["input_ids"])
-        mask[at, first:] = 1
-        labels[at, first:] = torch.tensor(row["labels"])
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    return {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "labels": labels}
-
-
-def completion_loss(model: Any, inputs: dict[str, Any], items: Any = None) -> Any:
-    """Cross-entropy of the completions, with logits computed for the longest completion's window only.
-
-    Args:
-        model: causal language model that takes `logits_to_keep`.
-        inputs: what `collate` gives; completions end at the last position.
-        items: number to divide the sum by; the batch's completion tokens by default.
-
-    Returns:
-        A scalar.
-    """
-    import torch
-
-    labels = inputs["labels"]
-    carries = labels.ne(IGNORED)  # (B, T), True where there is loss
-    # The first position with loss in any row; its logits stand one position earlier.
-    first = int(carries.any(dim=0).int().argmax())
-    keep = labels.shape[1] - first + 1
-    logits = model(
-        input_ids=inputs["input_ids"],
-        attention_mask=inputs["attention_mask"],
-        position_ids=inputs["position_ids"],
-        logits_to_keep=keep,
-        use_cache=False,
-    ).logits[:, :-1]  # (B, K, V)
-    targets = labels[:, first:]  # (B, K)
-    wanted = targets.ne(IGNORED)
-    total = torch.nn.functional.cross_entropy(logits[wanted].float(), targets[wanted], reduction="sum")
-    return total / (wanted.sum() if items is None else items)
 
 
 def train(
@@ -213,7 +145,7 @@ def train(
         def compute_loss(
             self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
-            return completion_loss(model, inputs, num_items_in_batch)
+            return losses.completion_loss(model, inputs, num_items_in_batch)
 
     validating = bool(validation_rows) and schedule.validation_steps > 0
     arguments = SFTConfig(
@@ -263,9 +195,9 @@ def train(
         args=arguments,
         processing_class=tokenizer,
         peft_config=adapter,
-        train_dataset=Dataset.from_list([_row(each) for each in planned]),
-        eval_dataset=Dataset.from_list([_row(each) for each in validation_rows]) if validating else None,
-        data_collator=lambda rows: collate(rows, tokenizer.pad_token_id),
+        train_dataset=Dataset.from_list([each._asdict() for each in planned]),
+        eval_dataset=Dataset.from_list([each._asdict() for each in validation_rows]) if validating else None,
+        data_collator=lambda rows: losses.collate([Encoded(**row) for row in rows], tokenizer.pad_token_id, None),
         callbacks=[Progress()],
     )
     from transformers import PrinterCallback
@@ -311,13 +243,6 @@ def curve_csv(points: Sequence[Point]) -> str:
             + ["" if point.learning_rate is None else f"{point.learning_rate:.4g}", point.tokens]
         )
     return text.getvalue()
-
-
-def _row(pair: Encoded) -> dict[str, list[int]]:
-    return {
-        "input_ids": [*pair.prompt, *pair.completion],
-        "labels": [IGNORED] * len(pair.prompt) + list(pair.completion),
-    }
 
 
 def _write_curve(path: Path, points: Sequence[Point]) -> None:

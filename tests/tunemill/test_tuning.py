@@ -43,42 +43,6 @@ def test_plan_uses_every_row_once_before_any_twice_and_pads_little() -> None:
     assert {again.count(row) for row in range(64)} == {1, 2}
 
 
-def test_windowed_loss_equals_transformers_own_over_all_positions(folder: Path) -> None:
-    import torch
-
-    model = models.load_base(folder, CPU)
-    tokenizer = models.load_tokenizer(folder)
-    for row in pairs(folder, 5):
-        batch = tuning.collate([tuning._row(row)], tokenizer.pad_token_id)
-        with torch.no_grad():
-            # The oracle shifts and averages by itself, over logits of every position.
-            oracle = model(input_ids=batch["input_ids"], labels=batch["labels"]).loss
-            assert torch.allclose(tuning.completion_loss(model, batch), oracle, atol=1e-5)
-
-
-def test_a_padded_batch_gives_what_its_rows_give_alone(folder: Path) -> None:
-    import torch
-
-    model = models.load_base(folder, CPU)
-    pad = models.load_tokenizer(folder).pad_token_id
-    rows = [tuning._row(each) for each in pairs(folder, 7)]
-    with torch.no_grad():
-        together = tuning.completion_loss(model, tuning.collate(rows, pad), items=1)
-        alone = sum(tuning.completion_loss(model, tuning.collate([row], pad), items=1) for row in rows)
-    assert torch.allclose(together, alone, rtol=1e-5)
-
-
-def test_no_logits_outside_the_longest_completion(folder: Path) -> None:
-    model = models.load_base(folder, CPU)
-    rows = pairs(folder, 6)
-    batch = tuning.collate([tuning._row(each) for each in rows], models.load_tokenizer(folder).pad_token_id)
-    seen: list[int] = []
-    model.get_output_embeddings().register_forward_hook(lambda _, given, out: seen.append(given[0].shape[1]))
-    tuning.completion_loss(model, batch)
-    assert seen == [max(len(row.completion) for row in rows) + 1]
-    assert seen[0] < batch["input_ids"].shape[1] / 2
-
-
 def train(folder: Path, work: Path, steps: int, seed: int = 5) -> tuple[Any, list[tuning.Point]]:
     from peft import LoraConfig
 
