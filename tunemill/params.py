@@ -37,6 +37,12 @@ class Candidates(RootModel[dict[str, Candidate]]):
     model_config = ConfigDict(frozen=True)
 
 
+class Launch(RootModel[str]):
+    """How the tuning stages are started: `python`, or a launcher that starts several processes; dvc.yaml uses it."""
+
+    model_config = ConfigDict(frozen=True)
+
+
 Section = TypeVar("Section", bound=BaseModel)
 
 
