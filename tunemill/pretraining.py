@@ -30,7 +30,8 @@ def corrupt(
 ) -> Encoded:
     """Take spans out of a text, and ask for them: T5's objective.
 
-    `a b c d e f` with `c d` taken out: input `a b <0> e f`, target `<0> c d <1>`, each with the end token.
+    `a b c d e f g` with `c d` and `g` taken out: input `a b <0> e f <1>`, target `<0> c d <1> g <2>`, each with the end
+    token. As in the paper's code a text begins with what is kept and ends with what is taken out.
 
     Args:
         tokens: of the text.
