@@ -322,6 +322,8 @@ def _decode(
         else:
             given["attention_mask"] = given["attention_mask"][keep]
             given["encoder_outputs"] = type(given["encoder_outputs"])(given["encoder_outputs"][0][keep])
+            # Without a mask as long as the ids, transformers reads all of them again behind the cache.
+            given["decoder_attention_mask"] = torch.ones_like(ids)
         if len(left) < len(rows):
             cache.batch_select_indices(keep)
         rows = [rows[at] for at in left]

@@ -253,7 +253,7 @@ def test_a_low_temperature_and_a_single_candidate_are_greedy(
     assert answers(policy, prompts, temperature=1.0, top_p=1e-9) == alone
 
 
-@pytest.mark.parametrize("change", [{}, {"top_k": 12}, {"top_p": 0.3}, {"temperature": 0.5, "top_k": 30, "top_p": 0.7}])
+@pytest.mark.parametrize("change", [{}, {"top_k": 12}, {"top_p": 0.3}, {"temperature": 2.0, "top_k": 30, "top_p": 0.9}])
 def test_tokens_come_as_often_as_transformers_own_sampling_would_draw_them(
     policy: tuple[Any, Any], prompts: list[list[int]], change: dict[str, Any]
 ) -> None:
@@ -303,6 +303,12 @@ def test_tokens_come_as_often_as_transformers_own_sampling_would_draw_them(
 def t5_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("t5")
     models.make_random(path, 2, 32, 5, "float32", "encoder-decoder")
+    # Weights three times as large: as initialised it repeats one token, whatever it reads.
+    model = models.load_base(path, Runtime("cpu", "float32", 2))
+    for name, weights in model.named_parameters():
+        if any(part in name for part in ("Attention", "Dense")):
+            weights.data.mul_(3)
+    model.save_pretrained(path)
     return path
 
 
@@ -317,7 +323,7 @@ def t5_prompts(t5: tuple[Any, Any]) -> list[list[int]]:
     lines = tiny_model.corpus(1)
     return [
         models.render_prompt(t5[1], f"Summarize: {' '.join(lines[index : index + 1 + index % 3])}")
-        for index in range(11)
+        for index in range(7)
     ]
 
 
@@ -361,7 +367,7 @@ def test_an_encoder_reads_each_prompt_once(t5: tuple[Any, Any]) -> None:
     )
     answers(t5, prompts, rows=4)
     hook.remove()
-    assert len(read) == 3 and sum(read) == sum(map(len, prompts))
+    assert len(read) == 2 and sum(read) == sum(map(len, prompts))
 
 
 def test_tokens_that_a_checkpoint_forces_are_forced_once(t5: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
