@@ -48,7 +48,8 @@ def settings(**more: Any) -> validate.Config:
         "bytes_per_token": 3.0,
         "near_duplicate": 0.7,
         "largest": 100,
-        "refused": {"examples": 0.5, "ratings": 0.5, "red_team": 0.5},
+        "refused": {"examples": 0.5, "ratings": 0.5, "red_team": 0.5, "tasks": 0.5},
+        "task_test": 4,
         "test": held_out,
         "validation": {"groups": 2, "per_group": 20, "rows": 0.1},
     }
@@ -222,7 +223,7 @@ def test_too_many_refused_rows_fail_with_a_table(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         run(
             tmp_path,
-            settings(refused={"examples": 0.1, "ratings": 1.0, "red_team": 1.0}),
+            settings(refused={"examples": 0.1, "ratings": 1.0, "red_team": 1.0, "tasks": 1.0}),
             table(tmp_path / "in", "mine.jsonl", rows),
         )
     place = tmp_path / "in" / "mine.jsonl"
@@ -248,7 +249,7 @@ def test_ratings_and_red_team_prompts_are_checked_too(tmp_path: Path) -> None:
     red_team = {"mine": {"kind": "instruction", "rows": table(tmp_path / "in", "r.jsonl", prompts)}}
     metrics = run(
         tmp_path,
-        settings(refused={"examples": 0, "ratings": 0.75, "red_team": 0.5}),
+        settings(refused={"examples": 0, "ratings": 0.75, "red_team": 0.5, "tasks": 0}),
         table(tmp_path / "in", "mine.jsonl", clean_rows(30)),
         ratings=table(tmp_path / "in", "s.jsonl", ratings),
         red_team=red_team,

@@ -20,9 +20,8 @@ def test_a_large_temperature_makes_tasks_equal() -> None:
 
 
 def test_temperature_two_takes_roots() -> None:
-    # sqrt(9000) : sqrt(900) : sqrt(100) = 94.868 : 30 : 10, of 134.868
-    rates = mixtures.rates(SIZES, 2.0, 1_000_000)
-    assert rates == pytest.approx({"large": 0.703413, "middle": 0.222440, "small": 0.074147}, abs=1e-6)
+    rates = mixtures.rates({"large": 900, "middle": 225, "small": 25}, 2.0, 1_000_000)
+    assert rates == pytest.approx({"large": 30 / 50, "middle": 15 / 50, "small": 5 / 50})
 
 
 def test_the_cap_counts_before_the_temperature() -> None:
