@@ -22,7 +22,9 @@ from tunemill.runtime import Runtime
 from tunemill.sampling import Generation
 
 CPU = Runtime("cpu", "float32", 2)
-CONFIG = Config(seed=3, test_items=12, red_team_items=6, max_new_tokens=6, batch_tokens=10_000, batch_rows=5)
+CONFIG = Config(
+    seed=3, test_items=12, red_team_items=6, task_items=4, max_new_tokens=6, batch_tokens=10_000, batch_rows=5
+)
 
 
 @pytest.fixture(scope="module")
