@@ -2,7 +2,7 @@
 
     python -m stages.collect
 
-Writes examples.jsonl, ratings.jsonl and red_team.jsonl (each row with the source and line it came from),
+Writes examples.jsonl, ratings.jsonl, red_team.jsonl and tasks.jsonl (each row with the source and line it came from),
 quarantine.jsonl (lines that could not be read at all) and sources.json (what was read).
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -23,6 +23,7 @@ FIELDS = {
     "examples": ("prompt", "completion", "messages", "group", "text", "name"),
     "ratings": ("prompt", "response", "scores"),
     "red_team": ("prompt",),
+    "tasks": ("prompt", "completion", "messages", "choices"),
 }
 """The columns a record type may have."""
 
@@ -38,6 +39,18 @@ class RedTeamSet(Params):
     """Where they come from; the column is `prompt`."""
 
 
+class TaskSet(Params):
+    """One task other than the one being tuned for."""
+
+    choices: tuple[str, ...] = ()
+    """The answers to choose among, where all rows have the same; a column `choices` gives a row its own."""
+    rows: sources.Table
+    """Where the questions come from, columns prompt and completion (or messages), and choices where rows have their own."""
+
+
+TaskName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+
+
 class Config(Params):
     """Sources: what the project learns from."""
 
@@ -47,8 +60,10 @@ class Config(Params):
     """Responses that people rated for harm, columns prompt, response and scores (0–1, one for each person)."""
     red_team: dict[str, RedTeamSet] = Field(min_length=1)
     """Name of the set → prompts that try to bring out harm."""
+    tasks: dict[TaskName, TaskSet]
+    """Name → another task: what tuning makes of it is measured, and it may be mixed into training. None: {}."""
 
-    @field_validator("examples", "ratings", "red_team")
+    @field_validator("examples", "ratings", "red_team", "tasks")
     @classmethod
     def _columns_are_known(cls, value: Any, info: Any) -> Any:
         tables = [each.rows for each in value.values()] if isinstance(value, dict) else [value]
@@ -60,7 +75,7 @@ class Config(Params):
 
 
 def run(cfg: Config, *, out: Path, work: Path, log: Log) -> Metrics:
-    """Read the three kinds of rows and write them down with the place each one came from."""
+    """Read the four kinds of rows and write them down with the place each one came from."""
     cache = work / "downloads"
     told: dict[str, Any] = {}
     metrics: dict[str, float | None] = {}
@@ -117,6 +132,23 @@ def run(cfg: Config, *, out: Path, work: Path, log: Log) -> Metrics:
         )
         told.setdefault("red_team", {})[name] = each.model_dump(mode="json")
     log.note(f"{count} red-team prompts")
+
+    # 4. Other tasks: every row knows its task, and the choices it shares with the task's other rows.
+    questions = [
+        (
+            raw,
+            {"task": name} | ({"choices": list(each.choices)} if each.choices and "choices" not in raw.fields else {}),
+        )
+        for name, each in cfg.tasks.items()
+        for raw in sources.read(each.rows, cache)
+    ]
+    count = put("tasks", questions)
+    for name, each_task in cfg.tasks.items():
+        metrics[f"rows/tasks/{name}"] = sum(
+            constants["task"] == name for raw, constants in questions if raw.fault is None
+        )
+        told.setdefault("tasks", {})[name] = each_task.model_dump(mode="json")
+    log.note(f"{count} questions of {len(cfg.tasks)} other tasks")
 
     records.write_objects(out / "quarantine.jsonl", unreadable)
     metrics["unreadable"] = len(unreadable)

@@ -7,6 +7,8 @@ Every interval resamples whole groups (packages), since items of one package are
 resamples items, and says so in `method`. Beside it stands the interval that takes items as independent (`item_…`). One
 set of resamples serves all systems and metrics. "Better" is said only where the interval lies above zero and, for the
 declared family (primary metric, each candidate against the reference), Holm's p-value is below 0.05 too.
+
+What tuning has made of other tasks stands under `forgetting`: see `tunemill.forgetting`.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field
 
-from tunemill import metrics, records, statistics
+from tunemill import forgetting, metrics, records, statistics
 from tunemill.checkpoints import write_json, write_text
 from tunemill.errors import UserError
 from tunemill.log import Log
@@ -170,7 +172,17 @@ def run(
             }
         )
 
-    # 7. Write.
+    # 7. What became of other tasks.
+    forgotten = []
+    if all((evaluations / name / "tasks.jsonl").is_file() for name in names):
+        questions = {
+            name: [row for _, row in records.read_objects(evaluations / name / "tasks.jsonl")] for name in names
+        }
+        same_items(questions, "task", "questions of other tasks", needed=False)
+        trained = {name: trained_tasks(evaluations / name / "scores.json") for name in names}
+        forgotten = forgetting.table(questions, trained, cfg.reference, cfg.resamples, cfg.seed, LEVEL)
+
+    # 8. Write.
     write_json(
         out,
         {
@@ -186,6 +198,7 @@ def run(
             "seed": cfg.seed,
             "family": [{"a": a, "b": b, "metric": metric} for a, b, metric in family],
             "correction": "holm",
+            "forgetting": forgotten,
         },
     )
     write_text(
@@ -211,28 +224,53 @@ def run(
     for pair in [each for each in pairs if each["metric"] == primary]:  # the rest stands in the comparison itself
         key = f"{pair['a']}-vs-{pair['b']}/{pair['metric']}"
         flat |= {f"{key}/{part}": pair[part] for part in ("diff", "ci_low", "ci_high", "p")}
+    for entry in forgotten:
+        place = f"{entry['candidate']}/{entry['task']}" if entry["task"] else entry["candidate"]
+        flat |= {f"forgetting/{place}/{entry['measure']}_{part}": entry[part] for part in ("diff", "ci_low", "ci_high")}
+        if entry["task"] is None and entry["measure"] == "nll":
+            log.note(
+                f"{entry['candidate']} on other tasks: {entry['diff']:+.2f} nats per token of the right answers,"
+                f" {entry['verdict']}"
+            )
     assert not any(isinstance(each, float) and np.isnan(each) for each in flat.values())
     return flat
 
 
-def same_items(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+def same_items(
+    rows: Mapping[str, Sequence[Mapping[str, Any]]],
+    group: str = "group",
+    what: str = "test items",
+    needed: bool = True,
+) -> None:
     """Check that all candidates answered the same items, in the same order.
+
+    Args:
+        rows: candidate → what it answered, with `id` and `group`.
+        group: the field that names an item's group.
+        what: the items are, for the message.
+        needed: whether there must be any.
 
     Raises:
         UserError: they did not, or there are none.
     """
-    (first, expected), *others = ((name, [(row["id"], row["group"]) for row in found]) for name, found in rows.items())
-    if not expected:
+    (first, expected), *others = ((name, [(row["id"], row[group]) for row in found]) for name, found in rows.items())
+    if needed and not expected:
         raise UserError("no items", where=f"candidate '{first}'", expected="at least one", fix="dvc repro evaluate")
     for name, found in others:
         if found != expected:
             apart = len(set(found) ^ set(expected))
             raise UserError(
-                f"'{name}' and '{first}' answered different test items ({apart} of them are not in both)",
+                f"'{name}' and '{first}' answered different {what} ({apart} of them are not in both)",
                 where="compare",
                 expected="one test set for all candidates",
                 fix="dvc repro evaluate",
             )
+
+
+def trained_tasks(scores: Path) -> list[str]:
+    """Other tasks that were mixed into a candidate's training, as `evaluate` noted."""
+    noted: list[str] = json.loads(scores.read_text(encoding="utf-8")).get("trained_tasks", [])
+    return noted
 
 
 def tabulate(

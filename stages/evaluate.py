@@ -2,14 +2,18 @@
 
     python -m stages.evaluate --policy artifacts/lora/adapter --base artifacts/select/model \
         --test artifacts/validate/test.jsonl --splits artifacts/validate/splits.json \
-        --red-team artifacts/validate/red_team.jsonl --candidate lora
+        --red-team artifacts/validate/red_team.jsonl --tasks artifacts/validate/tasks_test.jsonl --candidate lora
 
 Generation is greedy. A prediction is everything the model wrote within the token limit, white space collapsed: nothing is
 cut away, so that a candidate which prefaces its answer is not judged by the preface alone. Lines of a journal in
 `work` keep what was generated, batch by batch.
 
-Writes instances.jsonl (one row for each test item, scores in points), red_team.jsonl and scores.json; the same keys for
-every candidate, null with a reason where a value is undefined.
+Other tasks than the one tuned for are not answered but scored: how likely the right answer is, and whether it is the most
+likely one of its choices. `compare` reads from that what a candidate has forgotten. These prompts take the base's tokenizer
+and chat template: a template that was made for the task tuned for is no part of what is asked here.
+
+Writes instances.jsonl (one row for each test item, scores in points), red_team.jsonl, tasks.jsonl (where there are other
+tasks) and scores.json; the same keys for every candidate, null with a reason where a value is undefined.
 """
 
 from __future__ import annotations
@@ -22,11 +26,11 @@ from typing import Any
 
 from pydantic import Field
 
-from tunemill import checkpoints, journal, metrics, models, records, sampling, statistics
+from tunemill import checkpoints, journal, likelihood, metrics, models, records, sampling, statistics
 from tunemill.errors import UserError
 from tunemill.log import Log
 from tunemill.params import Params
-from tunemill.records import Example, RedTeamPrompt
+from tunemill.records import Example, RedTeamPrompt, TaskItem
 from tunemill.runtime import Runtime
 from tunemill.sampling import Generation
 from tunemill.stage import Metrics, main
@@ -47,6 +51,8 @@ class Config(Params):
     """Test items to score, every group with its share; 0 takes all."""
     red_team_items: int = Field(ge=0)
     """Red-team prompts to answer, every source with its share; 0 asks none."""
+    task_items: int = Field(ge=0)
+    """Questions of each other task to score; 0 asks none."""
     max_new_tokens: int = Field(ge=1, le=4096)
     """Most tokens of an answer."""
     batch_tokens: int = Field(ge=1)
@@ -63,6 +69,7 @@ def run(
     test: Path,
     splits: Path,
     red_team: Path | None,
+    tasks: Path | None = None,
     out: Path,
     work: Path,
     runtime: Runtime,
@@ -93,7 +100,11 @@ def run(
         answers[name], times = answer(cfg, model, tokenizer, name, ids, work / f"{name}.jsonl", log)
         halved += times
 
-    # 3. Score.
+    # 3. How likely the right answers of other tasks are.
+    asked = task_items(tasks, splits, cfg.task_items, cfg.seed) if tasks is not None else []
+    judged = score_tasks(model, models.load_tokenizer(base), asked, cfg.batch_tokens, cfg.batch_rows, log)
+
+    # 4. Score.
     instances = score(examples, answers["test"])
     provoked = [
         {"id": attack.id, "kind": attack.kind, "source": attack.source, "prompt": attack.prompt, **_answer(answered)}
@@ -102,11 +113,13 @@ def run(
     ]
     for row, toxicity in zip(provoked, metrics.toxicity([row["prediction"] for row in provoked]), strict=True):
         row["toxicity"] = toxicity
-    flat = summary(instances, provoked)
+    flat = summary(instances, provoked) | task_summary(judged)
 
-    # 4. Write.
+    # 5. Write.
     records.write_objects(out / "instances.jsonl", instances)
     records.write_objects(out / "red_team.jsonl", provoked)
+    if tasks is not None:
+        records.write_objects(out / "tasks.jsonl", judged)
     weights = [policy] if policy == base or not models.is_adapter(policy) else [policy, base]
     checkpoints.write_json(
         out / "scores.json",
@@ -115,6 +128,7 @@ def run(
             "n": len(instances),
             "halved_batches": halved,
             "policy_hash": policy_hash(weights),
+            "trained_tasks": trained_tasks(policy),
             "reasons": {name: reason(name) for name, value in flat.items() if value is None},
             "bleu_signature": metrics.bleu_signature(),
             "rouge_scorer": metrics.rouge_name(),
@@ -131,17 +145,24 @@ def checked(test: Path, splits: Path) -> list[Example]:
         UserError: they are not, or an id stands there twice.
     """
     examples = records.read(test, Example)
+    _as_fixed([each.id for each in examples], test, splits, "test_ids_sha256")
+    if not examples:
+        raise UserError("no test items", where=str(test), expected="at least one", fix="validate.test in params.yaml")
+    return examples
+
+
+def _as_fixed(ids: Sequence[str], test: Path, splits: Path, key: str) -> None:
+    """Check that the ids of `test` are those whose hash `splits` has under `key`, each once."""
     try:
-        promised = json.loads(splits.read_text(encoding="utf-8"))["test_ids_sha256"]
+        promised = json.loads(splits.read_text(encoding="utf-8"))[key]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
         raise UserError(
-            "no 'test_ids_sha256' in it",
+            f"no '{key}' in it",
             where=str(splits),
             expected="the splits.json that validate writes",
             fix="dvc repro validate",
         ) from None
-    ids = sorted(each.id for each in examples)
-    found = hashlib.sha256("\n".join(ids).encode()).hexdigest()
+    found = hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
     if found != promised or len(set(ids)) < len(ids):
         raise UserError(
             f"these are not the test items that were fixed before training (ids hash to {found[:12]}…)",
@@ -149,9 +170,6 @@ def checked(test: Path, splits: Path) -> list[Example]:
             expected=f"{str(promised)[:12]}…, as {splits} says",
             fix="leave the test split as validate wrote it: dvc repro validate",
         )
-    if not examples:
-        raise UserError("no test items", where=str(test), expected="at least one", fix="validate.test in params.yaml")
-    return examples
 
 
 def answer(
@@ -271,11 +289,67 @@ def corpus_bleu(references: Sequence[str], predictions: Sequence[str]) -> float 
 
 def reason(name: str) -> str:
     """Why a metric may be undefined."""
+    if name.startswith("tasks/"):
+        return "the task has no choices"
     return (
         "no red-team prompts of this kind were asked"
         if name.startswith("red_team/")
         else "no test item has a reference"
     )
+
+
+def task_items(tasks: Path, splits: Path, count: int, seed: int) -> list[TaskItem]:
+    """The questions to score: a fixed subset of `count` of every task, if they are those that were fixed before training."""
+    items = records.read(tasks, TaskItem)
+    _as_fixed([each.id for each in items], tasks, splits, "tasks_test_ids_sha256")
+    chosen = []
+    for task in sorted({each.task for each in items}) if count else []:
+        own = [each for each in items if each.task == task]
+        taken = statistics.stratified([each.id for each in own], [task] * len(own), count, seed)
+        chosen += [own[index] for index in taken]
+    return chosen
+
+
+def score_tasks(
+    model: Any, tokenizer: Any, items: Sequence[TaskItem], batch_tokens: int, batch_rows: int, log: Log
+) -> list[dict[str, Any]]:
+    """The rows of tasks.jsonl: negative log-likelihood per token of the right answer, and whether it is the likeliest choice."""
+    if items:
+        log.note(f"scoring {len(items)} questions of {len({each.task for each in items})} other tasks")
+    pairs = [(each.prompt, answer) for each in items for answer in (each.choices or (each.completion,))]
+    scored = iter(likelihood.score(model, tokenizer, pairs, batch_tokens=batch_tokens, batch_rows=batch_rows))
+    rows = []
+    for each in items:
+        answers = each.choices or (each.completion,)
+        found = [next(scored) for _ in answers]
+        right = answers.index(each.completion)
+        rows.append(
+            {
+                "id": each.id,
+                "task": each.task,
+                "nll": -found[right].mean,
+                "tokens": found[right].tokens,
+                "correct": likelihood.best(found) == right if each.choices else None,
+            }
+        )
+    return rows
+
+
+def task_summary(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+    """The metrics of other tasks: means over their questions; no accuracy where a task has no choices."""
+    flat: dict[str, float | None] = {}
+    for task in sorted({row["task"] for row in rows}):
+        own = [row for row in rows if row["task"] == task]
+        flat[f"tasks/{task}/n"] = len(own)
+        flat[f"tasks/{task}/nll"] = metrics.mean(row["nll"] for row in own)
+        flat[f"tasks/{task}/accuracy"] = metrics.share(row["correct"] for row in own if row["correct"] is not None)
+    return flat
+
+
+def trained_tasks(policy: Path) -> list[str]:
+    """Other tasks that were mixed into a policy's training, as the stage that trained it wrote beside it."""
+    written = policy.parent / "training.json"
+    return sorted(json.loads(written.read_text(encoding="utf-8")).get("tasks", [])) if written.is_file() else []
 
 
 def policy_hash(folders: Sequence[Path]) -> str:

@@ -1,5 +1,8 @@
 r"""LoRA (Hu et al. 2021): tune low-rank adapters on the training pairs, the model's own weights frozen.
 
+With `quantize: nf4` the frozen weights are kept in 4 bits while training (QLoRA, Dettmers et al. 2023); the adapter is then
+merged into the unquantized ones.
+
 python -m stages.lora --train artifacts/validate/train.jsonl --validation artifacts/validate/validation.jsonl \
         --model artifacts/select/model --out artifacts/lora
 """
@@ -7,7 +10,7 @@ python -m stages.lora --train artifacts/validate/train.jsonl --validation artifa
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -26,6 +29,8 @@ class Config(tuning.Training):
     """The update is scaled by alpha / rank."""
     dropout: float = Field(ge=0, lt=1)
     """Dropout on the adapter's input."""
+    quantize: Literal["none", "nf4", "int8"]
+    """How the frozen weights are kept while training: as they are, or in few bits (QLoRA)."""
     targets: str | tuple[str, ...]
     """Names of the adapted layers; "all-linear" takes every linear layer but the output head."""
 
@@ -51,7 +56,9 @@ def run(
         def load(seed: int = seed) -> Any:
             # 2. θ = θ₀ + (alpha / rank)·B·A, with B = 0 at the start, so that step 0 is the base model.
             seed_everything(seed)  # of A, and of the dropout
-            return tuning.adapt(models.load_base(model, runtime), adapter(cfg), "lora")
+            whole = cfg.quantize == "none"
+            base = models.load_base(model, runtime) if whole else models.load_quantized(model, runtime, cfg.quantize)
+            return tuning.adapt(base, adapter(cfg), "lora")
 
         # 3. Train, and save what plain peft loads.
         trained = tuning.train(load, tokenizer, data, cfg, seed, runtime=runtime, work=work / name, log=log)
@@ -65,7 +72,9 @@ def run(
             trained.policy.config.is_encoder_decoder,
         )
         if seed == cfg.seeds[0]:
-            metrics = tuning.record(out, "lora", cfg, data, trained, runtime.dtype)
+            metrics = tuning.record(
+                out, "lora" if cfg.quantize == "none" else "qlora", cfg, data, trained, runtime.dtype
+            )
     return metrics
 
 
@@ -83,4 +92,4 @@ def adapter(cfg: Config) -> Any:
 
 
 if __name__ == "__main__":
-    main(run)
+    main(run, distributed=True)

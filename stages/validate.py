@@ -2,8 +2,8 @@
 
     python -m stages.validate --data artifacts/collect
 
-Writes train.jsonl, validation.jsonl, test.jsonl, ratings.jsonl, red_team.jsonl, quarantine.jsonl (every refused row),
-splits.json (hashes of the ids, before anything is trained) and data_docs/ (HTML).
+Writes train.jsonl, validation.jsonl, test.jsonl, ratings.jsonl, red_team.jsonl, tasks_train.jsonl, tasks_test.jsonl,
+quarantine.jsonl (every refused row), splits.json (hashes of the ids, before anything is trained) and data_docs/ (HTML).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tunemill.errors import UserError
 from tunemill.log import Log
 from tunemill.params import Params
 from tunemill.quality import Refusal
-from tunemill.records import Example, Quarantined, Rating, RedTeamPrompt
+from tunemill.records import Example, Quarantined, Rating, RedTeamPrompt, TaskItem
 from tunemill.stage import Metrics, main
 
 SPLITS: tuple[quality.Split, ...] = ("train", "validation", "test")
@@ -49,6 +49,8 @@ class Threshold(Params):
     """Of the rated responses."""
     red_team: float = Field(ge=0, le=1)
     """Of the red-team prompts."""
+    tasks: float = Field(ge=0, le=1)
+    """Of the questions of other tasks."""
 
 
 class Config(Params):
@@ -70,12 +72,14 @@ class Config(Params):
     """What is reported on, and nothing is tuned on."""
     largest: int = Field(ge=1)
     """Rows of the largest group that may be held out: larger ones are needed for training."""
+    task_test: int = Field(ge=1)
+    """Rows of each other task to test on, half of its rows at most; the rest may be mixed into training."""
 
 
 def run(cfg: Config, *, data: Path, out: Path, work: Path, log: Log) -> Metrics:
     """Check every collected row, split the examples, find what repeats, and write what is left."""
     # 1. Rows that collect could not read are refused already.
-    refused: dict[str, list[Quarantined]] = {"examples": [], "ratings": [], "red_team": []}
+    refused: dict[str, list[Quarantined]] = {"examples": [], "ratings": [], "red_team": [], "tasks": []}
     for _, row in records.read_objects(data / "quarantine.jsonl"):
         refused[row["type"]].append(Quarantined(row["source"], row["line"], row["reason"], row["detail"], {}))
     total = {kind: len(rows) for kind, rows in refused.items()}
@@ -91,7 +95,7 @@ def run(cfg: Config, *, data: Path, out: Path, work: Path, log: Log) -> Metrics:
     # 2. Rules for one row.
     rows: dict[str, list[dict[str, Any]]] = {}
     kept: dict[str, list[Any]] = {}
-    checks = {"examples": _example, "ratings": _rating, "red_team": _red_team}
+    checks = {"examples": _example, "ratings": _rating, "red_team": _red_team, "tasks": _task}
     for kind, check in checks.items():
         rows[kind], kept[kind] = [], []
         for _, row in records.read_objects(data / f"{kind}.jsonl"):
@@ -123,7 +127,9 @@ def run(cfg: Config, *, data: Path, out: Path, work: Path, log: Log) -> Metrics:
     repeats = quality.find_repeats(texts, first, cfg.near_duplicate if cfg.near_duplicate < 1 else None)
     for index, repeat in sorted(repeats.items()):
         refuse("examples", rows["examples"][index], _repeated(repeat, sides, index, examples[repeat.of].source))
-    for kind, names in (("ratings", ("prompt", "response")), ("red_team", ("prompt",))):
+    # What other tasks share with each other is asked once: in the task that comes first.
+    compared = {"ratings": ("prompt", "response"), "red_team": ("prompt",), "tasks": ("prompt", "completion")}
+    for kind, names in compared.items():
         texts = ["\0".join(getattr(row, name) for name in names) for row in kept[kind]]
         again = quality.find_repeats(texts, range(len(texts)), None)
         for index, repeat in sorted(again.items()):
@@ -145,13 +151,14 @@ def run(cfg: Config, *, data: Path, out: Path, work: Path, log: Log) -> Metrics:
         # In random order: the first n of a split are a fair sample of it.
         random.Random(f"{cfg.seed}:{name}").shuffle(splits[name])
     unused = sum(counts.values()) - sum(map(len, splits.values()))
+    tasks = hold_out(kept["tasks"], cfg.task_test, cfg.seed)
 
     # 5. Write what was refused before deciding, so that it can be looked at when that is too much.
     everything = [row for kind in refused for row in sorted(refused[kind], key=lambda row: (row.source, row.line))]
     records.write(work / "quarantine.jsonl", everything)
     reasons = {kind: dict(sorted(Counter(row.reason for row in found).items())) for kind, found in refused.items()}
     for kind, share in cfg.refused.model_dump().items():
-        if total[kind] == 0:
+        if total[kind] == 0 and kind != "tasks":  # other tasks may be left out
             raise UserError(f"no {kind} at all", where="validate", fix=f"look at collect.{kind} in params.yaml")
         if len(refused[kind]) > share * total[kind]:
             raise _too_many(kind, refused[kind], total[kind], share, work / "quarantine.jsonl")
@@ -168,11 +175,15 @@ def run(cfg: Config, *, data: Path, out: Path, work: Path, log: Log) -> Metrics:
         records.write(out / f"{name}.jsonl", splits[name])
     records.write(out / "ratings.jsonl", kept["ratings"])
     records.write(out / "red_team.jsonl", kept["red_team"])
+    for name, items in tasks.items():
+        records.write(out / f"{name}.jsonl", items)
 
     # 6. Great Expectations says in public what the rows satisfy; it must agree.
     log.note("Great Expectations: suites and data docs")
-    tables: dict[str, Sequence[Example | Rating | RedTeamPrompt]] = {name: splits[name] for name in SPLITS}
-    expectations.check({**tables, "ratings": kept["ratings"], "red_team": kept["red_team"]}, out / "data_docs")
+    tables: dict[str, Sequence[expectations.Row]] = {name: splits[name] for name in SPLITS}
+    tables |= {"ratings": kept["ratings"], "red_team": kept["red_team"]}
+    tables |= {name: items for name, items in tasks.items() if items}
+    expectations.check(tables, out / "data_docs")
 
     # 7. The split as a contract: ids are hashed here, before the first training.
     lengths = {name: len(chosen) for name, chosen in splits.items()}
@@ -182,7 +193,13 @@ def run(cfg: Config, *, data: Path, out: Path, work: Path, log: Log) -> Metrics:
         {
             "by": by,
             "seed": cfg.seed,
-            "rows": {**lengths, "unused": unused, "ratings": len(kept["ratings"]), "red_team": len(kept["red_team"])},
+            "rows": {
+                **lengths,
+                "unused": unused,
+                "ratings": len(kept["ratings"]),
+                "red_team": len(kept["red_team"]),
+                **{name: len(items) for name, items in tasks.items()},
+            },
             "collected": total,
             "counts": {name: dict(sorted(Counter(row.group for row in splits[name]).items())) for name in SPLITS}
             if by == "group"
@@ -191,6 +208,10 @@ def run(cfg: Config, *, data: Path, out: Path, work: Path, log: Log) -> Metrics:
             "test_ids_sha256": _ids_sha256(splits["test"]),
             "validation_ids_sha256": _ids_sha256(splits["validation"]),
             "train_ids_sha256": _ids_sha256(splits["train"]),
+            "tasks_test_ids_sha256": _ids_sha256(tasks["tasks_test"]),
+            "tasks": {
+                name: dict(sorted(Counter(item.task for item in items).items())) for name, items in tasks.items()
+            },
             "quarantine": reasons,
         },
     )
@@ -199,10 +220,11 @@ def run(cfg: Config, *, data: Path, out: Path, work: Path, log: Log) -> Metrics:
     )
     metrics: dict[str, float | None] = {f"rows/{name}": count for name, count in lengths.items()}
     metrics |= {"rows/unused": unused, "rows/ratings": len(kept["ratings"]), "rows/red_team": len(kept["red_team"])}
+    metrics |= {f"rows/{name}": len(items) for name, items in tasks.items()}
     metrics |= {f"groups/{name}": len(packages[name]) for name in SPLITS}
     for kind, found in refused.items():
         metrics[f"quarantined/{kind}"] = len(found)
-        metrics[f"quarantined_share/{kind}"] = len(found) / total[kind]
+        metrics[f"quarantined_share/{kind}"] = len(found) / total[kind] if total[kind] else 0.0
         metrics |= {f"quarantined/{kind}/{reason}": count for reason, count in reasons[kind].items()}
     return metrics
 
@@ -254,6 +276,46 @@ def _red_team(row: dict[str, Any], cfg: Config) -> RedTeamPrompt | Refusal:
     return RedTeamPrompt(records.row_id(row["prompt"]), row["prompt"], row["kind"], row["set"], row["toxic"])
 
 
+def _task(row: dict[str, Any], cfg: Config) -> TaskItem | Refusal:
+    prompt, completion = row.get("prompt"), row.get("completion")
+    if prompt is None and row.get("messages") is not None:
+        messages = row["messages"]
+        if completion is not None and isinstance(messages, list):
+            messages = [*messages, {"role": "assistant", "content": completion}]
+        conversation = quality.check_messages(messages)
+        if isinstance(conversation, Refusal):
+            return conversation
+        prompt, completion = conversation
+    refusal = quality.check_texts({"prompt": prompt, "completion": completion}, ("prompt", "completion"))
+    if refusal is not None:
+        return refusal
+    assert isinstance(prompt, str)
+    assert isinstance(completion, str)
+    choices = quality.check_choices(row.get("choices"), completion)
+    if isinstance(choices, Refusal):
+        return choices
+    longest = max((completion, *choices), key=len)
+    refusal = quality.check_length(prompt, longest, cfg.context_tokens, cfg.bytes_per_token)
+    refusal = refusal or quality.find_personal("\n".join((prompt, completion, *choices)))
+    if refusal is not None:
+        return refusal
+    identity = records.row_id(row["task"], prompt, completion)
+    return TaskItem(identity, row["task"], prompt, completion, choices, f"{row['source']}:{row['line']}")
+
+
+def hold_out(items: Sequence[TaskItem], most: int, seed: int) -> dict[str, list[TaskItem]]:
+    """The tasks' items for training and for testing, every task by itself, in random order."""
+    sides: dict[str, list[TaskItem]] = {"tasks_train": [], "tasks_test": []}
+    for task in dict.fromkeys(item.task for item in items):
+        own = [item for item in items if item.task == task]
+        held_out = quality.hold_out([quality.normalised(item.prompt) for item in own], most, seed)
+        for item, tested in zip(own, held_out, strict=True):
+            sides["tasks_test" if tested else "tasks_train"].append(item)
+    for name, found in sides.items():
+        random.Random(f"{seed}:{name}").shuffle(found)
+    return sides
+
+
 def _texts(value: object) -> Iterator[str]:
     """Every text in a row's fields, however deep."""
     if isinstance(value, str):
@@ -290,7 +352,7 @@ def _too_many(kind: str, found: Sequence[Quarantined], total: int, most: float, 
     )
 
 
-def _ids_sha256(rows: Sequence[Example]) -> str:
+def _ids_sha256(rows: Sequence[Example | TaskItem]) -> str:
     return hashlib.sha256("\n".join(sorted(row.id for row in rows)).encode()).hexdigest()
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunemill.errors import UserError
-from tunemill.records import Example, Rating, RedTeamPrompt
+from tunemill.records import Example, Rating, RedTeamPrompt, TaskItem
 
 if TYPE_CHECKING:
     from great_expectations.expectations.expectation import Expectation
@@ -26,11 +26,14 @@ if TYPE_CHECKING:
 _RANDOM_ID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}|\b[0-9a-f]{32}\b")
 
 
-def check(tables: Mapping[str, Sequence[Example | Rating | RedTeamPrompt]], docs: Path) -> None:
+Row = Example | Rating | RedTeamPrompt | TaskItem
+
+
+def check(tables: Mapping[str, Sequence[Row]], docs: Path) -> None:
     """Validate every table against the suite of its record type, and render the data docs.
 
     Args:
-        tables: train, validation, test, ratings and red_team → rows.
+        tables: train, validation, test, ratings, red_team, tasks_train and tasks_test → rows.
         docs: folder for the HTML pages.
 
     Raises:
@@ -84,11 +87,14 @@ def check(tables: Mapping[str, Sequence[Example | Rating | RedTeamPrompt]], docs
         _settle(Path(folder), docs)
 
 
-def _columns(row: Example | Rating | RedTeamPrompt) -> dict[str, Any]:
+def _columns(row: Row) -> dict[str, Any]:
     fields = dataclasses.asdict(row)
     if isinstance(row, Rating):
         fields["scores"] = len(row.scores)
         fields["lowest_score"], fields["highest_score"] = min(row.scores), max(row.scores)
+    if isinstance(row, TaskItem):
+        fields["choices"] = len(row.choices)
+        fields["answers_among_choices"] = row.choices.count(row.completion) if row.choices else 1
     return fields
 
 
@@ -97,7 +103,12 @@ def _suite(table: str, frames: Mapping[str, Any]) -> list[Expectation]:
 
     # The module offers its names through `import *`, which a type checker does not follow.
     gxe: Any = importlib.import_module("great_expectations.expectations")
-    texts = {"ratings": ("prompt", "response"), "red_team": ("prompt",)}.get(table, ("prompt", "completion", "group"))
+    texts = {
+        "ratings": ("prompt", "response"),
+        "red_team": ("prompt",),
+        "tasks_train": ("task", "prompt", "completion"),
+        "tasks_test": ("task", "prompt", "completion"),
+    }.get(table, ("prompt", "completion", "group"))
     suite: list[Expectation] = [
         gxe.ExpectTableRowCountToBeBetween(min_value=1),
         gxe.ExpectColumnValuesToMatchRegex(column="id", regex="^[0-9a-f]{12}$"),
@@ -115,6 +126,8 @@ def _suite(table: str, frames: Mapping[str, Any]) -> list[Expectation]:
             gxe.ExpectColumnValuesToBeBetween(column="highest_score", min_value=0, max_value=1),
             gxe.ExpectColumnValuesToBeBetween(column="scores", min_value=1),
         ]
+    if table in ("tasks_train", "tasks_test"):
+        suite.append(gxe.ExpectColumnValuesToBeBetween(column="answers_among_choices", min_value=1, max_value=1))
     if table == "red_team":
         suite.append(gxe.ExpectColumnValuesToBeInSet(column="kind", value_set=["instruction", "continuation"]))
     return suite

@@ -25,6 +25,7 @@ REASONS = {
     "several_turns": "the conversation has more than one exchange",
     "completion_masked": "nothing is left to learn: no answer, or the prompt alone fills the context window",
     "too_long": "prompt and completion do not fit the context window",
+    "bad_choices": "the choices are no list of different texts, or the answer is none of them",
     "bad_score": "a score is no number from 0 to 1",
     "personal_data": "an e-mail address",
     "secret": "a key, a token or a password",
@@ -114,6 +115,26 @@ def check_messages(messages: object) -> Conversation | Refusal:
     if len(exchange) > 2:
         return Refusal("several_turns", f"{len(exchange) // 2} exchanges; only one can be learnt")
     return Conversation("\n\n".join(text for text in (system, exchange[0][1]) if text), exchange[1][1])
+
+
+def check_choices(value: object, completion: str) -> tuple[str, ...] | Refusal:
+    """The answers of a multiple-choice question: at least two different texts, the right one among them.
+
+    Args:
+        value: the choices; None or an empty list where the answer is free, which gives ().
+        completion: the right answer.
+    """
+    if value is None or value == []:
+        return ()
+    if not isinstance(value, list):
+        return Refusal("bad_choices", f"choices is {type(value).__name__}, not a list")
+    if any(not isinstance(each, str) or not each.strip() for each in value):
+        return Refusal("bad_choices", "a choice is no text, or blank")
+    if len(set(value)) < max(2, len(value)):
+        return Refusal("bad_choices", "fewer than two choices, or one twice")
+    if completion not in value:
+        return Refusal("bad_choices", "the completion is none of the choices")
+    return tuple(value)
 
 
 def check_scores(value: object) -> tuple[float, ...] | Refusal:
@@ -270,6 +291,26 @@ def split(
     for position, group in enumerate(candidates):
         side[group] = "test" if position < in_test else "validation" if position < held_out else "train"
     return [side[group] for group in groups], "group"
+
+
+def hold_out(prompts: Sequence[str], most: int, seed: int) -> list[bool]:
+    """Which rows of one task to test on: whole prompts drawn at random, half of the rows at most; True means held out.
+
+    Args:
+        prompts: each row's prompt; rows with the same one stay together.
+        most: rows to hold out.
+        seed: of the draw, which depends on the prompts and not on their order.
+    """
+    sizes = Counter(prompts)
+    order = sorted(sizes)
+    random.Random(seed).shuffle(order)
+    left = min(most, len(prompts) // 2)
+    chosen = set()
+    for prompt in order:
+        if sizes[prompt] <= left:
+            chosen.add(prompt)
+            left -= sizes[prompt]
+    return [prompt in chosen for prompt in prompts]
 
 
 def cap_groups(groups: Sequence[str], most: int, seed: int) -> list[bool]:

@@ -75,6 +75,27 @@ class RedTeamPrompt:
 
 
 @dataclass(frozen=True)
+class TaskItem:
+    """A question of another task than the one being tuned for, and its right answer.
+
+    Attributes:
+        id: 12 hexadecimal digits, a hash of task, prompt and completion.
+        task: name of the task.
+        prompt: the whole user message, instruction included.
+        completion: the right answer.
+        choices: the answers to choose among, `completion` one of them; empty where the answer is free.
+        source: `package==version:member:line` or `file:line`.
+    """
+
+    id: str
+    task: str
+    prompt: str
+    completion: str
+    choices: tuple[str, ...]
+    source: str
+
+
+@dataclass(frozen=True)
 class Quarantined:
     """A row that was refused, and why.
 
@@ -93,7 +114,7 @@ class Quarantined:
     row: dict[str, Any]
 
 
-Record = TypeVar("Record", Example, Rating, RedTeamPrompt, Quarantined)
+Record = TypeVar("Record", Example, Rating, RedTeamPrompt, TaskItem, Quarantined)
 
 
 def row_id(*texts: str) -> str:
@@ -101,7 +122,7 @@ def row_id(*texts: str) -> str:
     return hashlib.sha256(json.dumps(texts, ensure_ascii=False).encode()).hexdigest()[:12]
 
 
-def write(path: Path, rows: Iterable[Example | Rating | RedTeamPrompt | Quarantined]) -> None:
+def write(path: Path, rows: Iterable[Example | Rating | RedTeamPrompt | TaskItem | Quarantined]) -> None:
     """Write rows as JSON Lines, the whole file or nothing."""
     write_objects(path, (dataclasses.asdict(row) for row in rows))
 

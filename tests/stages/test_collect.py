@@ -31,11 +31,19 @@ def table(folder: Path, name: str, rows: list[dict[str, Any]] | bytes) -> dict[s
 
 
 def config(folder: Path, examples: dict[str, Any], **more: Any) -> collect.Config:
-    """A whole configuration with small ratings and red-team prompts."""
+    """A whole configuration with small ratings, red-team prompts and one other task."""
     ratings = [{"prompt": f"ask {n}", "response": f"answer {n}", "scores": [0.0, 0.5]} for n in range(4)]
     prompts = [{"prompt": f"do harm {n}"} for n in range(4)]
     red_team = {"mine": {"kind": "continuation", "toxic": True, "rows": table(folder, "red_team.jsonl", prompts)}}
-    told = {"examples": examples, "ratings": table(folder, "ratings.jsonl", ratings), "red_team": red_team, **more}
+    questions = [{"prompt": f"is {n} even?", "completion": ("yes", "no")[n % 2]} for n in range(12)]
+    tasks = {"parity": {"choices": ["yes", "no"], "rows": table(folder, "parity.jsonl", questions)}}
+    told = {
+        "examples": examples,
+        "ratings": table(folder, "ratings.jsonl", ratings),
+        "red_team": red_team,
+        "tasks": tasks,
+        **more,
+    }
     return collect.Config.model_validate(told)
 
 
@@ -49,6 +57,7 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         "ratings.jsonl",
         "red_team.jsonl",
         "sources.json",
+        "tasks.jsonl",
     ]
     place = str(tmp_path / "in" / "mine.jsonl")
     assert [row for _, row in records.read_objects(tmp_path / "out" / "examples.jsonl")] == [
@@ -69,13 +78,50 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         "source": str(tmp_path / "in" / "red_team.jsonl"),
         "line": 1,
     }
+    tasks = [row for _, row in records.read_objects(tmp_path / "out" / "tasks.jsonl")]
+    assert tasks[1] == {
+        "prompt": "is 1 even?",
+        "completion": "no",
+        "task": "parity",
+        "choices": ["yes", "no"],
+        "source": str(tmp_path / "in" / "parity.jsonl"),
+        "line": 2,
+    }
     assert metrics == {
         "rows/examples": 3,
         "rows/ratings": 4,
         "rows/red_team": 4,
         "rows/red_team/mine": 4,
+        "rows/tasks": 12,
+        "rows/tasks/parity": 12,
         "unreadable": 1,
     }
+
+
+def test_rows_of_a_task_may_have_choices_of_their_own(tmp_path: Path) -> None:
+    rows = [
+        {"q": "1 + 1?", "a": "2", "option_1": "1", "option_2": "2"},
+        {"q": "2 + 2?", "a": "4", "option_1": "4", "option_2": "5"},
+    ]
+    columns = {"prompt": "q", "completion": "a", "choices": "option_*"}
+    sums = {"rows": {**table(tmp_path / "in", "sums.jsonl", rows), "columns": columns}}
+    shared = {"choices": ["2", "3"], "rows": {**sums["rows"], "columns": {"prompt": "q", "completion": "a"}}}
+    cfg = config(tmp_path / "in", table(tmp_path / "in", "x.jsonl", []), tasks={"sums": sums, "shared": shared})
+    collect.run(cfg, out=tmp_path / "out", work=tmp_path / "work", log=Log())
+    tasks = [row for _, row in records.read_objects(tmp_path / "out" / "tasks.jsonl")]
+    assert [(row["task"], row["choices"]) for row in tasks] == [
+        ("sums", ["1", "2"]),
+        ("sums", ["4", "5"]),
+        ("shared", ["2", "3"]),
+        ("shared", ["2", "3"]),
+    ]
+
+
+def test_no_other_tasks(tmp_path: Path) -> None:
+    cfg = config(tmp_path / "in", table(tmp_path / "in", "x.jsonl", []), tasks={})
+    metrics = collect.run(cfg, out=tmp_path / "out", work=tmp_path / "work", log=Log())
+    assert metrics["rows/tasks"] == 0
+    assert (tmp_path / "out" / "tasks.jsonl").read_text() == ""
 
 
 def test_documentation(tmp_path: Path) -> None:
@@ -160,11 +206,21 @@ def test_what_the_edge_says(tmp_path: Path) -> None:
             "examples: {source: hub, repo: a/b, revision: main, split: train}",
             'collect.examples.revision: "main" is not allowed',
         ),
+        (
+            "tasks: {mine: {rows: {source: file, path: a.csv, columns: {answer: a}}}}\n  "
+            "examples: {source: file, path: a.csv}",
+            "columns names 'answer', allowed are prompt, completion, messages, choices",
+        ),
+        (
+            "tasks: {My Task: {rows: {source: file, path: a.csv}}}\n  examples: {source: file, path: a.csv}",
+            "string should match pattern '^[a-z0-9][a-z0-9_-]*$'",
+        ),
     ],
 )
 def test_mistakes_in_params(tmp_path: Path, wrong: str, message: str) -> None:
     table = "{source: file, path: a.csv}"
-    rest = f"  ratings: {table}\n  red_team: {{x: {{kind: instruction, rows: {table}}}}}\n"
+    tasks = "" if "tasks:" in wrong else "  tasks: {}\n"
+    rest = f"{tasks}  ratings: {table}\n  red_team: {{x: {{kind: instruction, rows: {table}}}}}\n"
     (tmp_path / "params.yaml").write_text(f"collect:\n  {wrong}\n{rest}")
     with pytest.raises(UserError) as error:
         ParamsFile(tmp_path / "params.yaml").section("collect", collect.Config)

@@ -97,3 +97,18 @@ def test_an_encoder_decoder_is_tuned_by_changing_the_model_alone(tmp_path: Path)
     )
     assert policy.peft_config["default"].task_type == "SEQ_2_SEQ_LM"
     assert metrics["parameters/trainable"]
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_qlora_keeps_the_frozen_weights_in_few_bits_and_learns(kind: str, place: Path, tmp_path: Path) -> None:
+    import torch
+
+    model = models.load_quantized(place / "model", tuned.CPU, kind)
+    weight = model.model.layers[0].self_attn.q_proj.weight
+    assert weight.dtype == (torch.uint8 if kind == "nf4" else torch.int8)
+    assert weight.numel() * (2 if kind == "nf4" else 1) == 64 * 64
+    metrics = tuned.run("lora", place, tmp_path, "one", quantize=kind, steps=12, learning_rate=0.02)
+    assert metrics["validation/loss_last"] < metrics["validation/loss_first"] - 0.5  # type: ignore[operator]
+    assert json.loads((tmp_path / "one/training.json").read_text())["method"] == "qlora"
+    merged, _ = models.load_policy(tmp_path / "one/adapter", place / "model", tuned.CPU)
+    assert merged.model.layers[0].self_attn.q_proj.weight.dtype == torch.float32

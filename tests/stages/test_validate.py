@@ -18,7 +18,7 @@ from tunemill.checkpoints import tree_hash
 from tunemill.errors import UserError
 from tunemill.log import Log
 from tunemill.params import ParamsFile
-from tunemill.records import Example, Quarantined, Rating, RedTeamPrompt
+from tunemill.records import Example, Quarantined, Rating, RedTeamPrompt, TaskItem
 
 ROOT = Path(__file__).parents[2]
 WORDS = [
@@ -48,7 +48,8 @@ def settings(**more: Any) -> validate.Config:
         "bytes_per_token": 3.0,
         "near_duplicate": 0.7,
         "largest": 100,
-        "refused": {"examples": 0.5, "ratings": 0.5, "red_team": 0.5},
+        "refused": {"examples": 0.5, "ratings": 0.5, "red_team": 0.5, "tasks": 0.5},
+        "task_test": 4,
         "test": held_out,
         "validation": {"groups": 2, "per_group": 20, "rows": 0.1},
     }
@@ -222,7 +223,7 @@ def test_too_many_refused_rows_fail_with_a_table(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         run(
             tmp_path,
-            settings(refused={"examples": 0.1, "ratings": 1.0, "red_team": 1.0}),
+            settings(refused={"examples": 0.1, "ratings": 1.0, "red_team": 1.0, "tasks": 1.0}),
             table(tmp_path / "in", "mine.jsonl", rows),
         )
     place = tmp_path / "in" / "mine.jsonl"
@@ -248,7 +249,7 @@ def test_ratings_and_red_team_prompts_are_checked_too(tmp_path: Path) -> None:
     red_team = {"mine": {"kind": "instruction", "rows": table(tmp_path / "in", "r.jsonl", prompts)}}
     metrics = run(
         tmp_path,
-        settings(refused={"examples": 0, "ratings": 0.75, "red_team": 0.5}),
+        settings(refused={"examples": 0, "ratings": 0.75, "red_team": 0.5, "tasks": 0}),
         table(tmp_path / "in", "mine.jsonl", clean_rows(30)),
         ratings=table(tmp_path / "in", "s.jsonl", ratings),
         red_team=red_team,
@@ -258,6 +259,90 @@ def test_ratings_and_red_team_prompts_are_checked_too(tmp_path: Path) -> None:
     assert told["quarantine"]["red_team"] == {"duplicate": 1, "empty": 1}
     assert metrics["rows/ratings"] == 1
     assert metrics["rows/red_team"] == 2
+
+
+def test_other_tasks_are_checked_and_split(tmp_path: Path) -> None:
+    good = [{"prompt": f"is {n} even?", "completion": ("yes", "no")[n % 2]} for n in range(20)]
+    address = "jane.doe@" + "gmail.com"
+    planted: list[tuple[dict[str, Any], str, str]] = [
+        ({"prompt": "is 3.5 even?", "completion": "neither"}, "bad_choices", "the completion is none of the choices"),
+        ({"prompt": "no answer"}, "missing_field", "completion"),
+        ({"prompt": "is it?", "completion": ["yes"]}, "wrong_type", "completion is list, not text"),
+        ({"prompt": f"who is {address}?", "completion": "yes"}, "personal_data", "an e-mail address at gmail.com"),
+        (
+            {"prompt": "word " * 400, "completion": "yes"},
+            "completion_masked",
+            "the prompt alone has about 667 tokens of 512",
+        ),
+        ({"prompt": "is it?", "completion": "a", "choices": ["a", "a"]}, "bad_choices", "fewer than two choices"),
+        ({"prompt": "is it?", "completion": "a", "choices": "ab"}, "bad_choices", "choices is str, not a list"),
+        ({"prompt": "is it?", "completion": "a", "choices": ["a", " "]}, "bad_choices", "a choice is no text"),
+        (good[4], "duplicate", "even.jsonl:5"),
+    ]
+    chats = [
+        {
+            "input": [{"role": "system", "content": "Count."}, {"role": "user", "content": f"{n} + 1"}],
+            "ideal": f"{n + 1}",
+        }
+        for n in range(7)
+    ]
+    chats.append({"input": [{"role": "user", "content": "is 2 even?"}], "ideal": "yes"})  # a question of the first task
+    chats.append({"input": [{"role": "assistant", "content": "?"}], "ideal": "1"})
+    rows = [*good, *(row for row, _, _ in planted)]
+    tasks = {
+        "parity": {"choices": ["yes", "no"], "rows": table(tmp_path / "in", "even.jsonl", rows)},
+        "sums": {
+            "rows": table(tmp_path / "in", "sums.jsonl", chats)
+            | {"columns": {"messages": "input", "completion": "ideal"}}
+        },
+    }
+    source = table(tmp_path / "in", "mine.jsonl", clean_rows(30))
+    metrics = run(
+        tmp_path,
+        settings(refused=dict.fromkeys(("examples", "ratings", "red_team", "tasks"), 0.5)),
+        source,
+        tasks=tasks,
+    )
+
+    found = [row for row in records.read(tmp_path / "out" / "quarantine.jsonl", Quarantined)]
+    assert len(found) == len(planted) + 2
+    for row, (_, reason, detail) in zip(found, planted, strict=False):
+        assert row.reason == reason and detail in row.detail, row
+    assert [(row.line, row.reason) for row in found[len(planted) :]] == [(8, "duplicate"), (9, "wrong_role_order")]
+    assert found[-2].detail == f"the same as {tmp_path}/in/even.jsonl:3"
+
+    train, test = (records.read(tmp_path / "out" / f"tasks_{name}.jsonl", TaskItem) for name in ("train", "test"))
+    # Four of each task are held out, and of the smaller one half of its seven rows, rounded down.
+    assert Counter(item.task for item in test) == {"parity": 4, "sums": 3}
+    assert Counter(item.task for item in train) == {"parity": 16, "sums": 4}
+    assert not {item.prompt for item in train} & {item.prompt for item in test}
+    by_prompt = {item.prompt: item for item in (*train, *test)}
+    assert by_prompt["is 3 even?"].choices == ("yes", "no") and by_prompt["is 3 even?"].completion == "no"
+    sums = by_prompt["Count.\n\n3 + 1"]
+    assert (sums.completion, sums.choices, sums.source) == ("4", (), f"{tmp_path}/in/sums.jsonl:4")
+    told = json.loads((tmp_path / "out" / "splits.json").read_text())
+    ids = "\n".join(sorted(item.id for item in test))
+    assert told["tasks_test_ids_sha256"] == hashlib.sha256(ids.encode()).hexdigest()
+    assert told["tasks"] == {"tasks_train": {"parity": 16, "sums": 4}, "tasks_test": {"parity": 4, "sums": 3}}
+    assert (told["rows"]["tasks_train"], told["rows"]["tasks_test"]) == (20, 7)
+    assert (metrics["rows/tasks_train"], metrics["rows/tasks_test"]) == (20, 7)
+    assert metrics["quarantined/tasks/bad_choices"] == 4
+    pages = "".join(path.read_text() for path in (tmp_path / "out" / "data_docs").rglob("*.html"))
+    assert "tasks_test" in pages and "answers_among_choices" in pages
+
+
+def test_too_many_refused_questions_fail(tmp_path: Path) -> None:
+    rows = [{"prompt": "x", "completion": "y"}, {"prompt": "y"}]
+    tasks = {"mine": {"rows": table(tmp_path / "in", "t.jsonl", rows)}}
+    cfg = settings(refused={"examples": 0, "ratings": 0, "red_team": 0, "tasks": 0.4})
+    with pytest.raises(UserError, match=r"1 of 2 tasks were refused \(50.0%\)"):
+        run(tmp_path, cfg, table(tmp_path / "in", "mine.jsonl", clean_rows(30)), tasks=tasks)
+
+
+def test_no_other_tasks(tmp_path: Path) -> None:
+    metrics = run(tmp_path, settings(), table(tmp_path / "in", "mine.jsonl", clean_rows(30)), tasks={})
+    assert (metrics["rows/tasks_train"], metrics["rows/tasks_test"], metrics["quarantined_share/tasks"]) == (0, 0, 0)
+    assert (tmp_path / "out" / "tasks_test.jsonl").read_text() == ""
 
 
 def test_too_few_rows(tmp_path: Path) -> None:
