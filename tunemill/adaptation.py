@@ -17,6 +17,7 @@ from tunemill.wording import number, plural, tick, visible
 TRAINED = {
     "full": "all weights",
     "lora": "low-rank adapters",
+    "qlora": "low-rank adapters on quantised weights",
     "prompt_tuning": "a soft prompt",
     "ia3": "scales of keys, values and layers (IA³)",
 }
@@ -310,7 +311,7 @@ def _relative(of: Estimate, whole: float | None) -> Estimate:
 def rivals(trainings: Sequence[Tuned], policies: Mapping[str, str]) -> tuple[str, str] | None:
     """The candidates tuned with LoRA and in full; None unless there are both."""
     made = {each.record["method"]: candidate_of(each.name, policies) for each in reversed(trainings)}
-    lora, full = made.get("lora"), made.get("full")
+    lora, full = made.get("lora") or made.get("qlora"), made.get("full")
     return (lora, full) if lora and full else None
 
 
