@@ -25,7 +25,9 @@ def documented() -> list[str]:
 @pytest.mark.timeout(1800)
 def test_a_sweep_over_ranks_is_one_table_and_one_plot(finished: Path, browser: Any, tmp_path: Path) -> None:
     place = tmp_path / "sweep"
-    shutil.copytree(finished, place, symlinks=True)
+    shutil.copytree(
+        finished, place, symlinks=True, ignore=lambda folder, names: {"tmp"} if Path(folder).name == ".dvc" else set()
+    )
     checkout.run(place, "git", "add", "-A")
     checkout.run(place, "git", "commit", "-q", "-m", "results")
     commands = [each.replace("4,8,16,32", "2,4") for each in documented()]
