@@ -213,9 +213,9 @@ def test_a_policy_brings_its_own_chat_template_and_decoding(
     (tmp_path / "policy/prompt.json").write_text(json.dumps({"decoding": decoding}))
     generate, asked = sampling.generate, []
 
-    def noted(first: Any, second: Any, prompts: Any, **given: Any) -> Any:
+    def noted(_model: Any, _tokenizer: Any, prompts: Any, **given: Any) -> Any:
         asked.append((prompts, given))
-        return generate(first, second, prompts, **given)
+        return generate(_model, _tokenizer, prompts, **given)
 
     monkeypatch.setattr(sampling, "generate", noted)
     evaluated(model, tmp_path, data, policy=tmp_path / "policy")
