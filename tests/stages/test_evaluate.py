@@ -169,6 +169,76 @@ def test_an_adapter_gets_the_same_items_and_keys(model: Path, data: dict[str, Pa
     assert hashes[0] != hashes[1]
 
 
+@pytest.mark.parametrize("family", ["decoder-only", "encoder-decoder"])
+def test_encoder_decoders_and_soft_prompts_get_the_same_items_and_keys(
+    data: dict[str, Path], tmp_path: Path, family: Any
+) -> None:
+    import torch
+    from peft import PromptTuningConfig, get_peft_model
+
+    from tunemill import models
+
+    models.make_random(tmp_path / "model", 2, 32, 5, "float32", family)
+    sharper = models.load_base(tmp_path / "model", CPU)
+    for name, weights in sharper.named_parameters():
+        if family == "encoder-decoder" and any(part in name for part in ("Attention", "Dense")):
+            weights.data.mul_(3)  # as initialised it repeats one token, whatever it reads
+    sharper.save_pretrained(tmp_path / "model")
+    task = "CAUSAL_LM" if family == "decoder-only" else "SEQ_2_SEQ_LM"
+    torch.manual_seed(1)
+    config = PromptTuningConfig(task_type=task, num_virtual_tokens=4, num_transformer_submodules=1)
+    adapted = get_peft_model(models.load_base(tmp_path / "model", CPU), config)
+    with torch.no_grad():
+        adapted.prompt_encoder["default"].embedding.weight.normal_(std=2.0)
+    adapted.save_pretrained(tmp_path / "adapter")
+    base = evaluated(tmp_path / "model", tmp_path / "base", data)
+    soft = evaluated(tmp_path / "model", tmp_path / "soft", data, policy=tmp_path / "adapter")
+    assert base.keys() == soft.keys() and base["red_team/continuation/n"] == 2
+    ours, theirs = (lines(tmp_path / name / "out/instances.jsonl") for name in ("base", "soft"))
+    assert [row["id"] for row in ours] == [row["id"] for row in theirs]
+    assert [row["prediction"] for row in ours] != [row["prediction"] for row in theirs]
+
+
+def test_a_policy_brings_its_own_chat_template_and_decoding(
+    model: Path, data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    from tunemill import models, prompting
+
+    shutil.copytree(model, tmp_path / "policy")
+    tokenizer = models.load_tokenizer(model)
+    shots, template = [("first shot {}", "its answer")], "In short:\n{prompt}"
+    tokenizer.chat_template = prompting.chat_template(tokenizer, template, shots)
+    tokenizer.save_pretrained(tmp_path / "policy")
+    decoding = {"max_new_tokens": 4, "temperature": 0.7, "top_k": 20, "top_p": 0.9}
+    (tmp_path / "policy/prompt.json").write_text(json.dumps({"decoding": decoding}))
+    generate, asked = sampling.generate, []
+
+    def noted(_model: Any, _tokenizer: Any, prompts: Any, **given: Any) -> Any:
+        asked.append((prompts, given))
+        return generate(_model, _tokenizer, prompts, **given)
+
+    monkeypatch.setattr(sampling, "generate", noted)
+    evaluated(model, tmp_path, data, policy=tmp_path / "policy")
+    own = models.load_tokenizer(model)
+    items = lines(tmp_path / "out/instances.jsonl")
+    assert asked[0][0] == [prompting.render(own, row["prompt"], template=template, shots=shots) for row in items]
+    assert asked[2][0] == [own(row["prompt"])["input_ids"] for row in lines(tmp_path / "out/red_team.jsonl")[4:]]
+    assert all({name: given[name] for name in decoding} == decoding and given["seed"] == 3 for _, given in asked)
+    assert json.loads((tmp_path / "out/scores.json").read_text())["decoding"] == decoding
+    assert max(row["tokens"] for row in items) == 4
+
+    monkeypatch.setattr(sampling, "generate", generate)
+    evaluated(model, tmp_path / "greedy", data)
+    assert json.loads((tmp_path / "greedy/out/scores.json").read_text())["decoding"] == {
+        "max_new_tokens": 6,
+        "temperature": 0.0,
+        "top_k": 0,
+        "top_p": 1.0,
+    }
+
+
 def test_all_items_and_no_red_team(model: Path, data: dict[str, Path], tmp_path: Path) -> None:
     cfg = CONFIG.model_copy(update={"test_items": 0, "red_team_items": 0})
     found = evaluated(model, tmp_path, {**data, "red_team": None}, cfg)
