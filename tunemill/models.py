@@ -7,6 +7,7 @@ checkpoint brings along is never run.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +24,12 @@ ADAPTER = "adapter_config.json"
 def is_adapter(folder: Path) -> bool:
     """Whether `folder` holds a PEFT adapter and no whole model."""
     return (folder / ADAPTER).is_file()
+
+
+def is_encoder_decoder(folder: Path) -> bool:
+    """Whether the checkpoint in `folder` is an encoder-decoder; read from its configuration."""
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return bool(config.get("is_encoder_decoder", False))
 
 
 def load_base(folder: Path, runtime: Runtime) -> Any:
@@ -42,6 +49,60 @@ def load_base(folder: Path, runtime: Runtime) -> Any:
             fix="run the stage that writes it: dvc repro",
         ) from None
     return model.to(runtime.device).eval()
+
+
+def load_quantized(folder: Path, runtime: Runtime, kind: str) -> Any:
+    """A language model whose linear layers are kept in few bits, to train an adapter on (QLoRA, Dettmers et al. 2023).
+
+    Args:
+        folder: the model.
+        runtime: device; the number format that is computed in.
+        kind: "nf4" (4 bits, with doubly quantized scales: section 3) or "int8".
+
+    Raises:
+        UserError: bitsandbytes is not there, or not for this machine.
+    """
+    from peft import prepare_model_for_kbit_training
+    from transformers import BitsAndBytesConfig
+
+    settings = (
+        BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=runtime.torch_dtype,
+        )
+        if kind == "nf4"
+        else BitsAndBytesConfig(load_in_8bit=True)
+    )
+    try:
+        model = _auto(folder).from_pretrained(
+            folder,
+            dtype=runtime.torch_dtype,
+            quantization_config=settings,
+            device_map={"": _device(runtime)},
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except (ImportError, RuntimeError) as error:
+        raise UserError(
+            f"cannot quantize: {_first_line(error)}",
+            where="params.yaml: lora.quantize",
+            expected="bitsandbytes, on Linux",
+            fix="set quantize: none",
+        ) from None
+    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+
+
+def _device(runtime: Runtime) -> str:
+    import torch
+
+    return f"cuda:{torch.cuda.current_device()}" if runtime.device == "cuda" else runtime.device
+
+
+def load_trainable(folder: Path, runtime: Runtime) -> Any:
+    """A language model whose weights are to be trained: in float32, whatever is computed in."""
+    return load_base(folder, replace(runtime, dtype="float32"))
 
 
 def _auto(source: Path | str, revision: str | None = None) -> Any:
@@ -136,7 +197,7 @@ def convert_gguf(file: Path, out: Path, dtype: str) -> None:
     """Write a GGUF file's model in the standard form.
 
     Args:
-        file: the GGUF file; quantised weights are expanded.
+        file: the GGUF file; quantized weights are expanded.
         out: folder to write.
         dtype: number format of the weights on disk.
     """

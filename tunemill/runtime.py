@@ -46,6 +46,10 @@ class Runtime:
     device: str
     dtype: Dtype
     threads: int
+    processes: int = 1
+    """Processes that compute one result together, started by torchrun or accelerate."""
+    rank: int = 0
+    """Which of them this is; the first one writes."""
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -66,8 +70,13 @@ def set_threads(threads: int) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forking after its threads start would deadlock
 
 
+def workers() -> tuple[int, int]:
+    """(processes that torchrun or accelerate started for one result, which of them this is)."""
+    return int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+
+
 def resolve(params: RuntimeParams, memory: Path) -> Runtime:
-    """Choose device and number format by capability.
+    """Choose device and number format by capability; of several devices each process takes its own.
 
     Args:
         params: section `runtime`.
@@ -88,15 +97,27 @@ def resolve(params: RuntimeParams, memory: Path) -> Runtime:
             expected="one of auto, " + ", ".join(name for name, found in there.items() if found),
             exit_code=2,
         )
+    processes, rank = workers()
+    if device == "cuda" and processes > 1:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if params.dtype != "auto":
-        return Runtime(device, params.dtype, params.threads)
-    if device == "cuda":
-        return Runtime(
-            device, "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32", params.threads
-        )
-    if device == "mps":
-        return Runtime(device, "float32", params.threads)
-    return Runtime(device, _faster_cpu_dtype(params.threads, memory), params.threads)
+        dtype = params.dtype
+    elif device == "cuda":
+        dtype = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    elif device == "mps":
+        dtype = "float32"
+    else:
+        dtype = _faster_cpu_dtype(params.threads, memory)
+    return Runtime(device, dtype, params.threads, processes, rank)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on any device."""
+    import torch
+
+    # CPU and MPS raise a plain RuntimeError.
+    texts = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in str(error).lower() for text in texts)
 
 
 def _faster_cpu_dtype(threads: int, memory: Path) -> Dtype:
