@@ -87,6 +87,7 @@ def run(
         [each.id for each in attacks], [each.source for each in attacks], cfg.red_team_items, cfg.seed
     )
     attacks = [attacks[index] for index in chosen]
+    questions = task_items(tasks, splits, cfg.task_items, cfg.seed) if tasks is not None else []
 
     # 2. Generate. Instructions are messages to the model; a text to continue is given as it stands.
     model, tokenizer = models.load_policy(policy, base, runtime)
@@ -102,8 +103,7 @@ def run(
         halved += times
 
     # 3. How likely the right answers of other tasks are.
-    asked = task_items(tasks, splits, cfg.task_items, cfg.seed) if tasks is not None else []
-    judged = score_tasks(model, models.load_tokenizer(base), asked, cfg.batch_tokens, cfg.batch_rows, log)
+    judged = score_tasks(model, models.load_tokenizer(base), questions, cfg.batch_tokens, cfg.batch_rows, log)
 
     # 4. Score.
     instances = score(examples, answers["test"])

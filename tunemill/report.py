@@ -660,6 +660,40 @@ def _within(value: float | None, limit: float | None, unit: float) -> bool | Non
     return None if value is None or limit is None else value <= limit * unit
 
 
+# ---------------------------------------------------------------- other tasks
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """A candidate against the reference on another task."""
+
+    estimate: Estimate
+    verdict: str
+    """worse, better or unclear."""
+    trained: bool
+    """Whether the task was mixed into the candidate's training."""
+
+
+FORGETTING = {"nll": ("", 1, 2), "accuracy": (", accuracy in points", 100, 1)}
+"""How comparison.json's measures are shown: what follows the task's name, a factor, and digits."""
+
+
+def forgetting(material: Material) -> list[tuple[str, int, dict[str, Forgotten]]]:
+    """What tuning has made of other tasks: rows of (label, digits, candidate → difference), the mean over tasks last."""
+    entries = material.comparison.get("forgetting", ())
+    rows: dict[tuple[str, str | None], dict[str, Forgotten]] = {}
+    for each in sorted(entries, key=lambda each: (list(FORGETTING).index(each["measure"]), each["task"] is None)):
+        _, factor, _ = FORGETTING[each["measure"]]
+        scaled = {key: None if each[key] is None else factor * each[key] for key in ("diff", "ci_low", "ci_high")}
+        rows.setdefault((each["measure"], each["task"]), {})[each["candidate"]] = Forgotten(
+            estimate({**each, **scaled}, "diff"), each["verdict"], each["trained"]
+        )
+    return [
+        ((task or "mean of tasks not trained on") + FORGETTING[measure][0], FORGETTING[measure][2], found)
+        for (measure, task), found in rows.items()
+    ]
+
+
 # ---------------------------------------------------------------- safety and efficiency
 
 
@@ -816,6 +850,7 @@ def page(material: Material, *, title: str, group: str, count: int, seed: int) -
         curve=curve(material.curve),
         samples=samples(material, count, seed),
         seed=seed,
+        forgetting=forgetting(material),
         safety=safety(material),
         form=form(material),
         pairs=material.comparison.get("pairs", ()),

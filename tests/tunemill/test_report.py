@@ -243,6 +243,35 @@ def test_shares_come_with_their_number_or_a_reason():
     assert report.safety(material()) == []
 
 
+def test_other_tasks_stand_beside_the_reference():
+    def entry(task: str | None, measure: str, diff: float, **more: Any) -> dict[str, Any]:
+        about = {"candidate": "lora", "task": task, "measure": measure, "trained": False, "n": 20, "p": 0.01}
+        return about | {"diff": diff, "ci_low": diff - 0.1, "ci_high": diff + 0.1, "verdict": "worse"} | more
+
+    entries = [
+        entry("sums", "nll", 0.5),
+        entry(None, "nll", 0.5),
+        entry("sums", "accuracy", -0.25),
+        entry("lists", "nll", -0.02, ci_low=None, ci_high=None, verdict="unclear", trained=True),
+    ]
+    found = material()
+    found = replace(found, comparison={**found.comparison, "forgetting": entries})
+    rows = report.forgetting(found)
+    assert [label for label, _, _ in rows] == [
+        "sums",
+        "lists",
+        "mean of tasks not trained on",
+        "sums, accuracy in points",
+    ]
+    assert rows[3][2]["lora"].estimate.value == -25.0
+    words = Tags(page(found)).words
+    assert "sums +0.50 +0.40 to +0.60 worse" in words
+    assert "lists −0.02 no interval unclear, trained on it" in words
+    assert "sums, accuracy in points −25.0 −35.0 to −15.0 worse" in words
+    assert report.forgetting(material()) == []
+    assert "No other tasks were measured." in Tags(page(material())).words
+
+
 # ------------------------------------------------------------ the page
 
 
