@@ -4,7 +4,8 @@
 
 Absolute times depend on the machine and on what else it does. So all candidates stand in one process and take turns
 (A, B, A, B …), and what counts is the ratio to the reference: the median over rounds of the ratio within a round. A
-low-rank adapter is merged into its base, as one deploys it. Peak memory is that of a process of its own for each candidate.
+low-rank adapter is merged into its base, as one deploys it; a template, its shots and a soft prompt are read with every
+prompt. Peak memory is that of a process of its own for each candidate.
 """
 
 from __future__ import annotations
@@ -57,8 +58,7 @@ def run(cfg: Config, *, evaluations: Path, candidates: Candidates, out: Path, ru
 
     # 2. Peak memory, before anything is timed.
     log.note("memory: one process for each candidate")
-    tokenizer = models.load_tokenizer(folders[cfg.reference][1])
-    prompts = [models.render_prompt(tokenizer, rows[index]["prompt"]) for index in chosen]
+    prompts = [rows[index]["prompt"] for index in chosen]
     memory = peak_memories(folders, runtime, prompts, cfg.new_tokens)
 
     # 3. Speed: all candidates in memory, taking turns.
@@ -67,7 +67,7 @@ def run(cfg: Config, *, evaluations: Path, candidates: Candidates, out: Path, ru
     measured: dict[str, list[profiling.Speed]] = {name: [] for name in loaded}
     for turn in range(1 + cfg.rounds):
         for place, (name, (model, own)) in enumerate(loaded.items()):
-            ids = [models.render_prompt(own, rows[index]["prompt"]) for index in chosen]
+            ids = [models.render_prompt(own, prompt) for prompt in prompts]
             found = profiling.speed(model, ids, cfg.new_tokens)
             if turn:
                 measured[name].append(found)
@@ -79,6 +79,7 @@ def run(cfg: Config, *, evaluations: Path, candidates: Candidates, out: Path, ru
         table[name] = {}
         for field, ratio in (
             ("prefill_tokens_per_second", "prefill_ratio"),
+            ("first_token_seconds", "first_token_ratio"),
             ("decode_tokens_per_second", "decode_ratio"),
             ("batch_decode_tokens_per_second", "batch_decode_ratio"),
         ):
@@ -110,7 +111,7 @@ def run(cfg: Config, *, evaluations: Path, candidates: Candidates, out: Path, ru
 
 
 def peak_memories(
-    folders: Mapping[str, tuple[Path, Path]], runtime: Runtime, prompts: Sequence[Sequence[int]], new_tokens: int
+    folders: Mapping[str, tuple[Path, Path]], runtime: Runtime, prompts: Sequence[str], new_tokens: int
 ) -> dict[str, int]:
     """Peak bytes for each candidate, every one in a fresh process, two side by side: nothing is timed here."""
     with multiprocessing.get_context("spawn").Pool(min(2, len(folders)), maxtasksperchild=1) as pool:

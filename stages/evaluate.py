@@ -4,9 +4,9 @@
         --test artifacts/validate/test.jsonl --splits artifacts/validate/splits.json \
         --red-team artifacts/validate/red_team.jsonl --tasks artifacts/validate/tasks_test.jsonl --candidate lora
 
-Generation is greedy. A prediction is everything the model wrote within the token limit, white space collapsed: nothing is
-cut away, so that a candidate which prefaces its answer is not judged by the preface alone. Lines of a journal in
-`work` keep what was generated, batch by batch.
+Generation is greedy, unless the policy brings a prompt.json (stage `prompt`) that says how it is to be decoded. A prediction
+is everything the model wrote within the token limit, white space collapsed: nothing is cut away, so that a candidate which
+prefaces its answer is not judged by the preface alone. Lines of a journal in `work` keep what was generated, batch by batch.
 
 Other tasks than the one tuned for are not answered but scored: how likely the right answer is, and whether it is the most
 likely one of its choices. `compare` reads from that what a candidate has forgotten. These prompts take the base's tokenizer
@@ -32,7 +32,7 @@ from tunemill.log import Log
 from tunemill.params import Params
 from tunemill.records import Example, RedTeamPrompt, TaskItem
 from tunemill.runtime import Runtime
-from tunemill.sampling import Generation
+from tunemill.sampling import Decoding, Generation
 from tunemill.stage import Metrics, main
 
 KINDS = ("instruction", "continuation")
@@ -54,7 +54,7 @@ class Config(Params):
     task_items: int = Field(ge=0)
     """Questions of each other task to score; 0 asks none."""
     max_new_tokens: int = Field(ge=1, le=4096)
-    """Most tokens of an answer."""
+    """Most tokens of an answer, where the policy brings no decoding of its own."""
     batch_tokens: int = Field(ge=1)
     """Most tokens of a batch, padding and answers included."""
     batch_rows: int = Field(ge=1)
@@ -87,9 +87,11 @@ def run(
         [each.id for each in attacks], [each.source for each in attacks], cfg.red_team_items, cfg.seed
     )
     attacks = [attacks[index] for index in chosen]
+    questions = task_items(tasks, splits, cfg.task_items, cfg.seed) if tasks is not None else []
 
     # 2. Generate. Instructions are messages to the model; a text to continue is given as it stands.
     model, tokenizer = models.load_policy(policy, base, runtime)
+    decoding = decoding_of(policy, Decoding(cfg.max_new_tokens))
     prompts = {
         "test": [models.render_prompt(tokenizer, each.prompt) for each in examples],
         "instruction": [models.render_prompt(tokenizer, each.prompt) for each in attacks if each.kind == "instruction"],
@@ -97,12 +99,11 @@ def run(
     }
     answers, halved = {}, 0
     for name, ids in prompts.items():
-        answers[name], times = answer(cfg, model, tokenizer, name, ids, work / f"{name}.jsonl", log)
+        answers[name], times = answer(cfg, model, tokenizer, decoding, name, ids, work / f"{name}.jsonl", log)
         halved += times
 
     # 3. How likely the right answers of other tasks are.
-    asked = task_items(tasks, splits, cfg.task_items, cfg.seed) if tasks is not None else []
-    judged = score_tasks(model, models.load_tokenizer(base), asked, cfg.batch_tokens, cfg.batch_rows, log)
+    judged = score_tasks(model, models.load_tokenizer(base), questions, cfg.batch_tokens, cfg.batch_rows, log)
 
     # 4. Score.
     instances = score(examples, answers["test"])
@@ -127,6 +128,7 @@ def run(
             **flat,
             "n": len(instances),
             "halved_batches": halved,
+            "decoding": decoding._asdict(),
             "policy_hash": policy_hash(weights),
             "trained_tasks": trained_tasks(policy),
             "reasons": {name: reason(name) for name, value in flat.items() if value is None},
@@ -172,8 +174,24 @@ def _as_fixed(ids: Sequence[str], test: Path, splits: Path, key: str) -> None:
         )
 
 
+def decoding_of(policy: Path, default: Decoding) -> Decoding:
+    """How a policy's text is decoded: as its prompt.json says, where it has one."""
+    try:
+        text = (policy / "prompt.json").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return default
+    return Decoding(**json.loads(text)["decoding"])
+
+
 def answer(
-    cfg: Config, model: Any, tokenizer: Any, name: str, prompts: Sequence[list[int]], kept: Path, log: Log
+    cfg: Config,
+    model: Any,
+    tokenizer: Any,
+    decoding: Decoding,
+    name: str,
+    prompts: Sequence[list[int]],
+    kept: Path,
+    log: Log,
 ) -> tuple[list[Generation], int]:
     """Generate for one set of prompts, going on where the journal `kept` ends.
 
@@ -183,15 +201,14 @@ def answer(
     Raises:
         UserError: a prompt is longer than the model's context.
     """
-    context = getattr(model.config, "max_position_embeddings", None)
-    longest = max(map(len, prompts), default=0) + cfg.max_new_tokens
-    if context is not None and longest > context:
+    longest, context = sampling.positions(model, max(map(len, prompts), default=0), decoding.max_new_tokens)
+    if prompts and context is not None and longest > context:
         raise UserError(
             f"a prompt of set '{name}' needs {longest} tokens, answer included",
             expected=f"at most {context}, the model's context",
             fix="lower validate.context_tokens or evaluate.max_new_tokens in params.yaml",
         )
-    plan = sampling.plan([len(each) for each in prompts], cfg.max_new_tokens, cfg.batch_tokens, cfg.batch_rows)
+    plan = sampling.plan([len(each) for each in prompts], decoding.max_new_tokens, cfg.batch_tokens, cfg.batch_rows)
     done = []
     for number, entry in enumerate(journal.recover(kept)):
         done.append(
@@ -208,7 +225,7 @@ def answer(
     if prompts:
         log.start(f"answer the {name} prompts", len(prompts), "prompt", first=total)
     remaining = (
-        sampling.generate(model, tokenizer, prompts, max_new_tokens=cfg.max_new_tokens, batches=plan, first=len(done))
+        sampling.generate(model, tokenizer, prompts, **decoding._asdict(), batches=plan, first=len(done), seed=cfg.seed)
         if len(done) < len(plan)
         else iter(())
     )

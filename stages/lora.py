@@ -4,7 +4,7 @@ With `quantize: nf4` the frozen weights are kept in 4 bits while training (QLoRA
 merged into the unquantized ones.
 
 python -m stages.lora --train artifacts/validate/train.jsonl --validation artifacts/validate/validation.jsonl \
-        --model artifacts/select/model --out artifacts/lora
+        --tasks artifacts/validate/tasks_train.jsonl --model artifacts/select/model --out artifacts/lora
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from tunemill.stage import Metrics, main
 class Config(tuning.Training):
     """What is tuned, on how much, how fast."""
 
+    mixture: tuning.Mixture
+    """Other tasks to learn beside this one."""
     rank: int = Field(ge=1, le=256)
     """Rank r of the update B·A; best ranks lie between 4 and 32."""
     alpha: int = Field(ge=1, le=1024)
@@ -36,17 +38,28 @@ class Config(tuning.Training):
 
 
 def run(
-    cfg: Config, *, train: Path, validation: Path, model: Path, out: Path, work: Path, runtime: Runtime, log: Log
+    cfg: Config,
+    *,
+    train: Path,
+    validation: Path,
+    tasks: Path | None = None,
+    model: Path,
+    out: Path,
+    work: Path,
+    runtime: Runtime,
+    log: Log,
 ) -> Metrics:
     """Tune adapters for `model` on `train`; write them, the curve and the counts under `out`."""
     from tunemill import cards, models, records
 
-    # 1. Encode, leaving out and counting what is too long.
+    # 1. Encode, leaving out and counting what is too long; mix in other tasks where they are named.
     tokenizer = models.load_tokenizer(model)
     pairs = [
         [(row.prompt, row.completion) for row in records.read(path, records.Example)] for path in (train, validation)
     ]
     data = tuning.prepare(cfg, tokenizer, *pairs, "lora")
+    others = records.by_task(tasks) if tasks else {}
+    data = tuning.mix(cfg, cfg.mixture, tokenizer, data, others, "lora")
     log.note(f"{len(data.train)} pairs; {data.too_long} have more than {cfg.max_tokens} tokens")
 
     metrics: Metrics = {}

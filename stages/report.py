@@ -73,6 +73,7 @@ def run(
             Tuned(each.name, read_json(each / "training.json"), read_curve(each / "curve.csv")) for each in trainings
         ],
         prompt=read_json(prompt / "prompt.json") if prompt else None,
+        asked=read_json(prompt / "model/prompt.json") if prompt else None,
         efficiency=read_json(efficiency / "efficiency.json") if efficiency else None,
         timings=read_timings(timings) if timings else {},
         lock=read_lock(lock) if lock else None,

@@ -1,7 +1,7 @@
 r"""SFT: tune all weights on the training pairs (instruction fine-tuning, Wei et al. 2022), loss on the completion only.
 
 python -m stages.sft --train artifacts/validate/train.jsonl --validation artifacts/validate/validation.jsonl \
-        --model artifacts/select/model --out artifacts/sft
+        --tasks artifacts/validate/tasks_train.jsonl --model artifacts/select/model --out artifacts/sft
 """
 
 from __future__ import annotations
@@ -18,22 +18,35 @@ from tunemill.stage import Metrics, main
 class Config(tuning.Training):
     """On how much, how fast, and how the result is kept."""
 
+    mixture: tuning.Mixture
+    """Other tasks to learn beside this one."""
     store_dtype: Literal["bfloat16", "float32", "float16"]
     """Number format of the tuned weights on disk."""
 
 
 def run(
-    cfg: Config, *, train: Path, validation: Path, model: Path, out: Path, work: Path, runtime: Runtime, log: Log
+    cfg: Config,
+    *,
+    train: Path,
+    validation: Path,
+    tasks: Path | None = None,
+    model: Path,
+    out: Path,
+    work: Path,
+    runtime: Runtime,
+    log: Log,
 ) -> Metrics:
     """Tune `model` on `train`; write the tuned model, the curve and the counts under `out`."""
     from tunemill import cards, models, records
 
-    # 1. Encode, leaving out and counting what is too long.
+    # 1. Encode, leaving out and counting what is too long; mix in other tasks where they are named.
     tokenizer = models.load_tokenizer(model)
     pairs = [
         [(row.prompt, row.completion) for row in records.read(path, records.Example)] for path in (train, validation)
     ]
     data = tuning.prepare(cfg, tokenizer, *pairs, "sft")
+    others = records.by_task(tasks) if tasks else {}
+    data = tuning.mix(cfg, cfg.mixture, tokenizer, data, others, "sft")
     log.note(f"{len(data.train)} pairs; {data.too_long} have more than {cfg.max_tokens} tokens")
 
     metrics: Metrics = {}

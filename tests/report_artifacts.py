@@ -199,31 +199,40 @@ def training(name: str) -> dict[str, Any]:
     }
 
 
+TEMPLATE = f"{{prompt}}\n\nAnswer in one short line. {SCRIPT}"
+
+
 def prompt() -> dict[str, Any]:
-    """prompt.json: a grid searched step by step, with text that must be escaped."""
+    """prompt.json of the stage `prompt`: a grid searched step by step."""
     noise = random.Random(7)
-    templates = {"plain": "{prompt}", "short": f"{{prompt}}\n\nAnswer in one short line. {SCRIPT}"}
-    decodings = {
-        "greedy": {"max_new_tokens": 24, "temperature": 0, "top_k": 0, "top_p": 1},
-        "nucleus": {"max_new_tokens": 24, "temperature": 0.7, "top_k": 0, "top_p": 0.9},
-    }
-    tried = [(template, shots, "greedy") for template in templates for shots in (0, 1, 4)] + [("short", 4, "nucleus")]
+    tried = [(template, shots, "greedy") for shots in (0, 1, 4) for template in ("plain", "short")]
     cells = []
-    for template, shots, decoding in tried:
+    for template, shots, decoding in [*tried, ("short", 4, "nucleus")]:
         score = 19 + 1.6 * shots + 2 * (template == "short") - (decoding == "nucleus") + noise.gauss(0, 0.5)
         cells.append(
-            {"template": template, "template_text": templates[template], "shots": shots}
-            | {"decoding": decoding, "decoding_values": decodings[decoding], "n": 48, "score": score}
+            {"template": template, "shots": shots, "decoding": decoding, "n": 48, "score": score}
             | {"ci_low": score - 3.1, "ci_high": score + 3.2, "finished": 0.5 + 0.1 * shots, "tokens": 19.5 - shots}
+            | {"prompt_tokens": 150.0 + 90 * shots, "chosen": (template, shots, decoding) == ("short", 4, "greedy")}
         )
-    examples = [
-        {"prompt": f"pkg.f{n}(x)\n\nDoes {{n}}, & <more>. {SCRIPT}", "completion": f"Do {n}."} for n in range(4)
-    ]
     return {
         "metric": "rouge1",
+        "n": 48,
+        "groups": 9,
         "cells": cells,
-        "chosen": {**cells[5], "examples": examples},
-        "note": "The chosen prompt is better than the plain one without examples.",
+        "chosen": next(each for each in cells if each["chosen"]),
+        "plain": {"template": "plain", "shots": 0, "decoding": "greedy"},
+        "gain": {"diff": 8.1, "low": 4.9, "high": 11.0, "p": 0.001, "verdict": "better"},
+        "note": "Better on the validation rows than the plain cell: template plain, 0 shots, decoding greedy.",
+        "search": "stepwise",
+    }
+
+
+def asked() -> dict[str, Any]:
+    """The prompt.json beside the chosen prompt's weights, with text that must be escaped."""
+    return {
+        "template": {"name": "short", "text": TEMPLATE},
+        "shots": [[f"pkg.f{n}(x)\n\nDoes {{n}}, & <more>. {SCRIPT}", f"Do {n}."] for n in range(4)],
+        "decoding": {"max_new_tokens": 24, "temperature": 0.0, "top_k": 0, "top_p": 1.0},
     }
 
 
@@ -346,6 +355,7 @@ def write(
         },
     )
     _json(root / "artifacts/prompt/prompt.json", prompt())
+    _json(root / "artifacts/prompt/model/prompt.json", asked())
     for number, name in enumerate(TRAININGS):
         _json(root / f"artifacts/{name}/training.json", training(name))
         (root / f"artifacts/{name}/curve.csv").write_text(curve(100, number, 1.7 - 0.4 * number), encoding="utf-8")

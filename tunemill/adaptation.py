@@ -111,7 +111,7 @@ def methods(
 
     Args:
         trainings: what was trained.
-        prompt: prompt.json of the stage `prompt`.
+        prompt: prompt.json of the stage `prompt`, with the grid.
         policies: candidate → path of its policy.
         comparison: comparison.json.
         metric: the primary one.
@@ -335,8 +335,6 @@ class Cell:
 
 def cells(prompt: Json) -> list[Cell]:
     """The grid of templates, numbers of worked examples and decodings, in the order in which it was tried."""
-    chosen = prompt["chosen"]
-    keys = ("template", "shots", "decoding")
     return [
         Cell(
             template=visible(each["template"]),
@@ -345,25 +343,25 @@ def cells(prompt: Json) -> list[Cell]:
             score=Estimate(each["score"], each.get("ci_low"), each.get("ci_high"), each.get("n")),
             finished=None if each.get("finished") is None else 100 * each["finished"],
             tokens=each.get("tokens"),
-            is_chosen=all(each[key] == chosen[key] for key in keys),
+            is_chosen=each["chosen"],
         )
         for each in prompt["cells"]
     ]
 
 
-def texts(prompt: Json) -> list[tuple[str, str]]:
-    """(name, text) of every template that was tried, once."""
-    found = {each["template"]: each["template_text"] for each in prompt["cells"]}
-    return [(visible(name), visible(text)) for name, text in found.items()]
+def decoding(asked: Json) -> str:
+    """How the chosen prompt's answers are written, in words.
 
-
-def decodings(prompt: Json) -> list[tuple[str, str]]:
-    """(name, values) of every decoding that was tried, once."""
-    found = {each["decoding"]: each["decoding_values"] for each in prompt["cells"]}
-    return [
-        (visible(name), ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in values.items()))
-        for name, values in found.items()
-    ]
+    Args:
+        asked: the prompt.json that lies in the policy's folder.
+    """
+    values = asked["decoding"]
+    if not values["temperature"]:
+        return f"the likeliest token every time, at most {values['max_new_tokens']}"
+    among = [f"temperature {values['temperature']:g}"]
+    among += [f"the {values['top_k']} likeliest tokens"] if values["top_k"] else []
+    among += [f"the likeliest tokens with a probability of {values['top_p']:g} together"] if values["top_p"] < 1 else []
+    return f"tokens drawn at random ({', '.join(among)}), at most {values['max_new_tokens']}"
 
 
 # ── planned against measured ──────────────────────────────────────────────────────────────────────────────────────

@@ -125,22 +125,18 @@ def load_tokenizer(folder: Path) -> Any:
 def load_policy(policy: Path, base: Path, runtime: Runtime) -> tuple[Any, Any]:
     """A policy ready to generate: the model in evaluation mode and its tokenizer.
 
-    What can be merged into the weights is: low-rank updates, W + (alpha / r)·B·A (Hu et al. 2021, section 4.1), and IA³'s
-    factors (Liu et al. 2022). What is measured is what one deploys, as fast as the base model. A soft prompt stays an adapter.
-
-    Args:
-        policy: a whole model's folder, or an adapter's.
-        base: the model the adapter sits on; not read where `policy` is a whole model.
-        runtime: device and number format.
+        What can be merged into the weights is: low-rank updates, W + (alpha / r)·B·A (Hu et al. 2021, section 4.1), and IA³'s
+    XX        runtime: device and number format.
     """
+    tokenizer = load_tokenizer(policy if (policy / "tokenizer_config.json").is_file() else base)
     if not is_adapter(policy):
-        return load_base(policy, runtime), load_tokenizer(policy)
+        return load_base(policy, runtime), tokenizer
     from peft import PeftModel, PeftType
 
     model = PeftModel.from_pretrained(load_base(base, runtime), policy, is_trainable=False)
     if all(each.peft_type in (PeftType.LORA, PeftType.IA3) for each in model.peft_config.values()):
         model = model.merge_and_unload()
-    return model.eval(), load_tokenizer(base)
+    return model.eval(), tokenizer
 
 
 def soft_prompt(model: Any) -> torch.Tensor | None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tunemill import models, sampling
+from tunemill import losses, models, sampling
 from tunemill.runtime import Runtime
 
 
@@ -15,42 +15,50 @@ class Speed(NamedTuple):
     """One measurement."""
 
     prefill_tokens_per_second: float
-    """Prompt tokens read in a second, one prompt at a time."""
+    """Positions read in a second, one prompt at a time: its tokens, those of its template and shots, and a soft prompt's."""
+    first_token_seconds: float
+    """Mean seconds from a prompt to the first token of its answer."""
     decode_tokens_per_second: float
     """Tokens written in a second for one prompt."""
     batch_decode_tokens_per_second: float
     """Tokens written in a second for all prompts together."""
 
 
+class _Read(NamedTuple):
+    """Prompts that were read, ready for the next token."""
+
+    logits: Any
+    """Of the next token, (B, 1, V)."""
+    cache: Any
+    given: dict[str, Any]
+    """What every further call is given: the mask, and for an encoder-decoder what the encoder made of the prompts."""
+
+
 def speed(model: Any, prompts: Sequence[Sequence[int]], steps: int) -> Speed:
-    """Measure once.
+    """Measure once. An encoder-decoder's reading is the encoder's and the decoder's first token.
 
     Args:
-        model: in evaluation mode.
+        model: of either family, in evaluation mode; with a soft prompt too.
         prompts: token ids; each is read alone. The first is answered alone, then as often as there are prompts in one batch.
         steps: tokens decoded for each, whether or not a text would have ended.
     """
-    import copy
-
-    read, seconds, first = 0, 0.0, None
+    virtual = losses.virtual_tokens(model)
+    count, seconds, first = 0, 0.0, None
     for prompt in prompts:
-        ids, mask = sampling.padded([prompt], 0, 0, model.device)
-        found, took = _prefill(model, ids, mask)
-        read, seconds = read + len(prompt), seconds + took
-        first = first or (found, mask)
+        read, took = _prefill(model, [prompt], 0)
+        count, seconds = count + virtual + len(prompt), seconds + took
+        first = first or read
     assert first is not None, "at least one prompt"
-    alone, mask = first
-    together = copy.deepcopy(alone)
-    together.past_key_values.batch_repeat_interleave(len(prompts))
-    together.logits = together.logits.repeat_interleave(len(prompts), dim=0)
+    together = _repeated(first, len(prompts))
     return Speed(
-        read / seconds,
-        steps / _decode(model, alone, mask, steps),
-        len(prompts) * steps / _decode(model, together, mask.repeat_interleave(len(prompts), dim=0), steps),
+        count / seconds,
+        seconds / len(prompts),
+        steps / _decode(model, first, steps),
+        len(prompts) * steps / _decode(model, together, steps),
     )
 
 
-def peak_memory(policy: Path, base: Path, runtime: Runtime, prompts: Sequence[Sequence[int]], steps: int) -> int:
+def peak_memory(policy: Path, base: Path, runtime: Runtime, prompts: Sequence[str], steps: int) -> int:
     """Peak bytes of a fresh process that loads one policy and answers the prompts in one batch.
 
     Resident memory of the process, interpreter and libraries included; on CUDA the device memory allocated. Call it in a
@@ -60,39 +68,71 @@ def peak_memory(policy: Path, base: Path, runtime: Runtime, prompts: Sequence[Se
 
     torch.set_num_threads(runtime.threads)
     model, tokenizer = models.load_policy(policy, base, runtime)
-    ids, mask = sampling.padded(prompts, tokenizer.pad_token_id, 0, model.device)
-    _decode(model, _prefill(model, ids, mask)[0], mask, steps)
+    ids = [models.render_prompt(tokenizer, prompt) for prompt in prompts]
+    _decode(model, _prefill(model, ids, tokenizer.pad_token_id)[0], steps)
     return int(torch.cuda.max_memory_allocated()) if runtime.device == "cuda" else _high_water()
 
 
-def _prefill(model: Any, ids: Any, mask: Any) -> tuple[Any, float]:
-    """(what the model returned for the prompts, seconds)."""
+def _prefill(model: Any, prompts: Sequence[Sequence[int]], pad: int) -> tuple[_Read, float]:
+    """(the prompts as read, seconds)."""
     import torch
 
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    began = _now(model)
+    model, soft = sampling.bare(model)
+    start = losses.start_token(model)
+    given: dict[str, Any]
+    if start is None:
+        ids, mask = sampling.padded(prompts, pad, 0, model.device)
+        began = _now(model)
+        if soft is not None:
+            mask = torch.cat([mask.new_ones(len(ids), len(soft)), mask], dim=1)
+        given = {"input_ids": ids} if soft is None else {"inputs_embeds": sampling.embedded(model, soft, ids)}
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        given |= {"attention_mask": mask, "position_ids": positions, "logits_to_keep": 1}
+    else:
+        began = _now(model)
+        given = sampling.encoder_inputs(model, prompts, pad, soft)
+        given["decoder_input_ids"] = torch.full((len(prompts), 1), start, device=model.device)
     with torch.inference_mode():
-        found = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
-    return found, _now(model) - began
+        found = model(**given, use_cache=True)
+    kept = {"attention_mask": given["attention_mask"]}
+    if start is not None:
+        kept["encoder_outputs"] = (found.encoder_last_hidden_state,)
+    return _Read(found.logits, found.past_key_values, kept), _now(model) - began
 
 
-def _decode(model: Any, found: Any, mask: Any, steps: int) -> float:
-    """Seconds that `steps` greedy tokens take after the prompts were read; `found` is what `_prefill` returned."""
+def _repeated(read: _Read, rows: int) -> _Read:
+    """The one prompt that was read, as often as asked for."""
+    import copy
+
+    cache = copy.deepcopy(read.cache)
+    cache.batch_repeat_interleave(rows)
+    given = {"attention_mask": read.given["attention_mask"].repeat_interleave(rows, dim=0)}
+    if "encoder_outputs" in read.given:
+        given["encoder_outputs"] = (read.given["encoder_outputs"][0].repeat_interleave(rows, dim=0),)
+    return _Read(read.logits.repeat_interleave(rows, dim=0), cache, given)
+
+
+def _decode(model: Any, read: _Read, steps: int) -> float:
+    """Seconds that `steps` greedy tokens take after the prompts were read."""
     import torch
 
+    model, _ = sampling.bare(model)
+    logits, cache, given = read.logits, read.cache, dict(read.given)
+    decoder_only = "encoder_outputs" not in given
+    mask = given["attention_mask"]
     position = mask.sum(dim=1, keepdim=True)
     began = _now(model)
     with torch.inference_mode():
         for _ in range(steps):
-            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-            found = model(
-                input_ids=found.logits[:, -1:].argmax(dim=-1),
-                attention_mask=mask,
-                position_ids=position,
-                past_key_values=found.past_key_values,
-                use_cache=True,
-            )
-            position = position + 1
+            token = logits[:, -1:].argmax(dim=-1)
+            if decoder_only:
+                mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+                given = {"input_ids": token, "attention_mask": mask, "position_ids": position}
+                position = position + 1
+            else:
+                given["decoder_input_ids"] = token
+            found = model(**given, past_key_values=cache, use_cache=True)
+            logits, cache = found.logits, found.past_key_values
     return _now(model) - began
 
 

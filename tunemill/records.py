@@ -95,6 +95,14 @@ class TaskItem:
     source: str
 
 
+def by_task(path: Path) -> dict[str, list[tuple[str, str]]]:
+    """Prompts and completions of a file of `TaskItem` rows, task by task."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for row in read(path, TaskItem):
+        found.setdefault(row.task, []).append((row.prompt, row.completion))
+    return found
+
+
 @dataclass(frozen=True)
 class Quarantined:
     """A row that was refused, and why.

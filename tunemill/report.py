@@ -44,6 +44,9 @@ class Material:
     """Candidate → path of its policy, which names the stage that made it."""
     trainings: Sequence[Tuned] = ()
     prompt: Json | None = None
+    """The grid of prompts and the choice."""
+    asked: Json | None = None
+    """The chosen prompt itself: template, worked examples, decoding."""
     efficiency: Json | None = None
     timings: Mapping[str, Json] = field(default_factory=dict)
     lock: Json | None = None
@@ -526,6 +529,40 @@ def _within(value: float | None, limit: float | None, unit: float) -> bool | Non
     return None if value is None or limit is None else value <= limit * unit
 
 
+# ---------------------------------------------------------------- other tasks
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """A candidate against the reference on another task."""
+
+    estimate: Estimate
+    verdict: str
+    """worse, better or unclear."""
+    trained: bool
+    """Whether the task was mixed into the candidate's training."""
+
+
+FORGETTING = {"nll": ("", 1, 2), "accuracy": (", accuracy in points", 100, 1)}
+"""How comparison.json's measures are shown: what follows the task's name, a factor, and digits."""
+
+
+def forgetting(material: Material) -> list[tuple[str, int, dict[str, Forgotten]]]:
+    """What tuning has made of other tasks: rows of (label, digits, candidate → difference), the mean over tasks last."""
+    entries = material.comparison.get("forgetting", ())
+    rows: dict[tuple[str, str | None], dict[str, Forgotten]] = {}
+    for each in sorted(entries, key=lambda each: (list(FORGETTING).index(each["measure"]), each["task"] is None)):
+        _, factor, _ = FORGETTING[each["measure"]]
+        scaled = {key: None if each[key] is None else factor * each[key] for key in ("diff", "ci_low", "ci_high")}
+        rows.setdefault((each["measure"], each["task"]), {})[each["candidate"]] = Forgotten(
+            estimate({**each, **scaled}, "diff"), each["verdict"], each["trained"]
+        )
+    return [
+        ((task or "mean of tasks not trained on") + FORGETTING[measure][0], FORGETTING[measure][2], found)
+        for (measure, task), found in rows.items()
+    ]
+
+
 # ---------------------------------------------------------------- safety and efficiency
 
 
@@ -689,11 +726,12 @@ def page(material: Material, *, title: str, group: str, count: int, seed: int) -
         margin=adaptation.MARGIN,
         prompt=material.prompt,
         cells=adaptation.cells(material.prompt) if material.prompt else (),
-        templates=adaptation.texts(material.prompt) if material.prompt else (),
-        decodings=adaptation.decodings(material.prompt) if material.prompt else (),
+        asked=material.asked,
+        decoding=adaptation.decoding(material.asked) if material.asked else "",
         plans=adaptation.plans(material.trainings, material.timings),
         samples=samples(material, count, seed),
         seed=seed,
+        forgetting=forgetting(material),
         safety=safety(material),
         form=form(material),
         pairs=material.comparison.get("pairs", ()),

@@ -17,7 +17,7 @@ import csv
 import gc
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -67,6 +67,17 @@ class Training(Params):
     """One training for each; the outputs of the first have the plain name, the others end in `-<seed>`."""
 
 
+class Mixture(Params):
+    """Other tasks to learn beside the one being tuned for (FLAN, Wei et al. 2022)."""
+
+    tasks: tuple[str, ...]
+    """Their names, of collect.tasks; none: the one task alone."""
+    temperature: float = Field(gt=0)
+    """1 draws tasks by their sizes, a large one all equally often (Raffel et al. 2020, section 3.5.2)."""
+    cap: int = Field(ge=1)
+    """No task counts as larger than this."""
+
+
 class Data(NamedTuple):
     """Encoded pairs, checked."""
 
@@ -74,6 +85,8 @@ class Data(NamedTuple):
     validation: list[Encoded]
     too_long: int
     """Training pairs left out."""
+    tasks: tuple[str, ...] = ()
+    """Other tasks that `train` has pairs of."""
 
 
 class Point(NamedTuple):
@@ -136,6 +149,56 @@ def prepare(
         )
     kept = [row for row in (encode(tokenizer, *pair) for pair in validation) if len(row) <= cfg.max_tokens]
     return Data(fitting, spread(kept, cfg.validation_items), len(encoded) - len(fitting))
+
+
+def mix(
+    cfg: Training,
+    mixture: Mixture,
+    tokenizer: Any,
+    data: Data,
+    others: Mapping[str, Sequence[tuple[str, str]]],
+    section: str,
+) -> Data:
+    """Mix other tasks into the training pairs: what is drawn, in random order, is exactly what the steps need.
+
+    Args:
+        cfg: of the stage.
+        mixture: which tasks, and how often each.
+        tokenizer: of the model.
+        data: the task being tuned for.
+        others: task → prompts and completions.
+        section: of params.yaml, for messages.
+
+    Raises:
+        UserError: a task is not there, or all its pairs are too long.
+    """
+    if not mixture.tasks:
+        return data
+    from tunemill import mixtures
+
+    rows = {"": data.train}  # the task itself has no name among the others
+    for at, name in enumerate(mixture.tasks):
+        where = f"params.yaml: {section}.mixture.tasks.{at}"
+        if name not in others:
+            raise UserError(
+                f"no task '{name}'",
+                where=where,
+                expected="one of " + ", ".join(sorted(others)),
+                fix="name it in collect.tasks",
+                exit_code=2,
+            )
+        encoded = [encode(tokenizer, *pair) for pair in others[name]]
+        rows[name] = [row for row in encoded if len(row) <= cfg.max_tokens]
+        if not rows[name]:
+            raise UserError(
+                f"none of the {len(encoded)} pairs of '{name}' has at most {cfg.max_tokens} tokens",
+                where=where,
+                fix=f"raise {section}.max_tokens",
+            )
+    sizes = {name: len(each) for name, each in rows.items()}
+    shares = mixtures.rates(sizes, mixture.temperature, mixture.cap)
+    drawn = mixtures.draw(sizes, shares, cfg.steps * cfg.batch_size * cfg.accumulation, cfg.seeds[0])
+    return data._replace(train=[rows[name][row] for name, row in drawn], tasks=mixture.tasks)
 
 
 def encode(tokenizer: Any, prompt: str, completion: str) -> Encoded:
@@ -724,6 +787,7 @@ def record(out: Path, method: str, cfg: Training, data: Data, trained: Trained, 
             "learning_rate": trained.learning_rate,
             "learning_rate_asked": cfg.learning_rate,
             "examples": examples,
+            "tasks": list(data.tasks),
             "tokens": trained.points[-1].tokens,
             "longest_tokens": max(map(len, data.train)),
             "longest_completion": max(len(row.completion) for row in data.train),

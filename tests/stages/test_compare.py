@@ -292,3 +292,72 @@ def test_faults(tmp_path: Path, tables: dict[str, Any]) -> None:
     write(tmp_path, tables, [{**RULE, "against": "gone"}])
     with pytest.raises(UserError, match=r"params.yaml: scope.criteria.0.against: 'gone' was not evaluated"):
         compared(tmp_path)
+
+
+# --- forgetting ------------------------------------------------------------------------------------------------------
+
+
+def questions(shift: float, seed: int) -> list[dict[str, Any]]:
+    own = random.Random(seed)
+    return [
+        {
+            "id": f"{task}{index}",
+            "task": task,
+            "nll": 2 + index % 5 + (shift if task == "sums" else 0.0) + own.gauss(0, 0.2),
+            "tokens": 2,
+            "correct": (index + seed) % 2 == 0 if task == "letters" else None,
+        }
+        for task in ("letters", "sums")
+        for index in range(20)
+    ]
+
+
+def write_tasks(root: Path, name: str, rows: list[dict[str, Any]], trained: list[str] | None = None) -> None:
+    records.write_objects(root / "evaluate" / name / "tasks.jsonl", rows)
+    (root / "evaluate" / name / "scores.json").write_text(json.dumps({"trained_tasks": trained or []}))
+
+
+def test_forgetting(tmp_path: Path, tables: dict[str, Any]) -> None:
+    write(tmp_path, tables)
+    write_tasks(tmp_path, "base", questions(0.0, 1))
+    write_tasks(tmp_path, "lora", questions(0.8, 2), ["letters"])
+    found, flat = compared(tmp_path)
+    entries = {(each["candidate"], each["task"], each["measure"]): each for each in found["forgetting"]}
+    assert list(entries) == [
+        ("lora", "letters", "nll"),
+        ("lora", "sums", "nll"),
+        ("lora", None, "nll"),
+        ("lora", "letters", "accuracy"),
+    ]
+    assert entries["lora", "sums", "nll"]["verdict"] == "worse"
+    assert [each["trained"] for each in entries.values()] == [True, False, False, True]
+    gap = np.mean([b["nll"] - a["nll"] for a, b in zip(questions(0.0, 1), questions(0.8, 2), strict=True)][20:])
+    assert flat["forgetting/lora/sums/nll_diff"] == pytest.approx(gap)
+    assert flat["forgetting/lora/nll_diff"] == flat["forgetting/lora/sums/nll_diff"]  # the only task not trained on
+    assert {name for name in flat if name.startswith("forgetting/lora/letters/")} == {
+        f"forgetting/lora/letters/{measure}_{part}"
+        for measure in ("nll", "accuracy")
+        for part in ("diff", "ci_low", "ci_high")
+    }
+    first = (tmp_path / "comparison.json").read_bytes()
+    compared(tmp_path)
+    assert (tmp_path / "comparison.json").read_bytes() == first
+
+
+def test_without_other_tasks(tmp_path: Path, tables: dict[str, Any]) -> None:
+    write(tmp_path, tables)
+    found, flat = compared(tmp_path)
+    assert found["forgetting"] == []
+    assert not [name for name in flat if name.startswith("forgetting")]
+    for name in tables:
+        write_tasks(tmp_path, name, [])
+    assert compared(tmp_path) == (found, flat)
+
+
+def test_other_questions_for_each_candidate_are_refused(tmp_path: Path, tables: dict[str, Any]) -> None:
+    write(tmp_path, tables)
+    write_tasks(tmp_path, "base", questions(0.0, 1))
+    write_tasks(tmp_path, "lora", questions(0.0, 1)[:-2])
+    message = r"'lora' and 'base' answered different questions of other tasks \(2 of them are not in both\)"
+    with pytest.raises(UserError, match=message):
+        compared(tmp_path)

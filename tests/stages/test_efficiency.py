@@ -11,7 +11,7 @@ import pytest
 from stages import efficiency
 from stages.efficiency import Config, run
 from tests import tiny_model
-from tunemill import models, profiling, records
+from tunemill import models, profiling, records, sampling
 from tunemill.errors import UserError
 from tunemill.log import Log
 from tunemill.params import Candidates
@@ -58,6 +58,8 @@ def test_real_measurements(root: Path, tmp_path: Path) -> None:
             "batch_decode_tokens_per_second",
             "decode_ratio",
             "decode_tokens_per_second",
+            "first_token_ratio",
+            "first_token_seconds",
             "memory_bytes",
             "memory_ratio",
             "prefill_ratio",
@@ -68,7 +70,7 @@ def test_real_measurements(root: Path, tmp_path: Path) -> None:
         assert len(written["samples"][name]) == 3
         assert {key: found[f"{name}/{key}"] for key in row} == row
     base = written["candidates"]["base"]
-    assert [base[key] for key in base if key.endswith("ratio")] == [1.0] * 4
+    assert [base[key] for key in base if key.endswith("ratio")] == [1.0] * 5
     assert written["evaluated"] == {"base": "hash of base", "lora": "hash of lora"}
     assert (written["device"], written["dtype"], written["prompts"]) == ("cpu", "float32", 2)
 
@@ -76,8 +78,8 @@ def test_real_measurements(root: Path, tmp_path: Path) -> None:
 def test_turns_medians_and_ratios(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The machine gets three times as slow in the last round: ratios within a round do not notice.
     turns: list[str] = []
-    base = [Speed(999, 999, 999), Speed(100, 10, 40), Speed(110, 11, 44), Speed(33, 3, 12)]
-    lora = [Speed(1, 1, 1), Speed(50, 8, 40), Speed(55, 9.9, 33), Speed(16.5, 2.4, 6)]
+    base = [Speed(999, 9, 999, 999), Speed(100, 1, 10, 40), Speed(110, 0.9, 11, 44), Speed(33, 3, 3, 12)]
+    lora = [Speed(1, 1, 1, 1), Speed(50, 2, 8, 40), Speed(55, 1.8, 9.9, 33), Speed(16.5, 6, 2.4, 6)]
     known: dict[int, str] = {}
 
     def measure(model: Any, *_: Any) -> Speed:
@@ -93,34 +95,66 @@ def test_turns_medians_and_ratios(root: Path, tmp_path: Path, monkeypatch: pytes
     )
     assert turns == ["base", "lora"] * 4
     assert found["base/prefill_tokens_per_second"] == 100 and found["lora/prefill_tokens_per_second"] == 50
-    assert found["lora/prefill_ratio"] == 0.5
+    assert found["lora/prefill_ratio"] == 0.5 and found["lora/first_token_ratio"] == 2.0
     assert found["lora/decode_ratio"] == pytest.approx(0.8)
     assert found["lora/batch_decode_ratio"] == pytest.approx(0.75)
     assert found["lora/memory_ratio"] == 1.5
 
 
-def test_speed_decodes_what_greedy_search_does(root: Path) -> None:
+@pytest.fixture(scope="module")
+def others(root: Path) -> Path:
+    """An encoder-decoder, and a soft prompt for each family."""
+    import torch
+    from peft import PromptTuningConfig, get_peft_model
+
+    models.make_random(root / "t5", 2, 32, 5, "float32", "encoder-decoder")
+    for name, task in (("model", "CAUSAL_LM"), ("t5", "SEQ_2_SEQ_LM")):
+        config = PromptTuningConfig(task_type=task, num_virtual_tokens=3, num_transformer_submodules=1)
+        torch.manual_seed(2)
+        tuned = get_peft_model(models.load_base(root / name, CPU), config)
+        tuned.save_pretrained(root / f"{name}-soft")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("policy", "base"), [("model", "model"), ("model-soft", "model"), ("t5", "t5"), ("t5-soft", "t5")]
+)
+def test_speed_decodes_what_greedy_search_does(others: Path, policy: str, base: str) -> None:
     import torch
 
-    from tunemill import sampling
-
-    model, tokenizer = models.load_policy(root / "model", root / "model", CPU)
+    model, tokenizer = models.load_policy(others / policy, others / base, CPU)
     prompts = [models.render_prompt(tokenizer, line) for line in tiny_model.corpus()[:3]]
+    plain, _ = sampling.bare(model)
+    seq2seq = plain.config.is_encoder_decoder
     fed: list[torch.Tensor] = []
 
     def note(_: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-        fed.append(named["input_ids"])
+        fed.append(named["decoder_input_ids" if seq2seq else "input_ids"])
 
-    ids, mask = sampling.padded(prompts, tokenizer.pad_token_id, 0, "cpu")
-    found, _ = profiling._prefill(model, ids, mask)
-    hook = model.register_forward_pre_hook(note, with_kwargs=True)
-    profiling._decode(model, found, mask, 5)
+    found, _ = profiling._prefill(model, prompts, tokenizer.pad_token_id)
+    hook = plain.register_forward_pre_hook(note, with_kwargs=True)
+    profiling._decode(model, found, 5)
     hook.remove()
     for row, prompt in enumerate(prompts):
-        alone = model.generate(torch.tensor([prompt]), max_new_tokens=5, do_sample=False, eos_token_id=None)[
-            0, len(prompt) :
-        ]
-        assert torch.cat(fed, dim=1)[row].tolist() == alone.tolist()
+        ids = torch.tensor([prompt])
+        alone = model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, do_sample=False, eos_token_id=None
+        )[0]
+        assert torch.cat(fed, dim=1)[row].tolist() == alone[-5:].tolist()
+    assert all(value > 0 for value in profiling.speed(model, prompts, 2))
+
+
+def test_a_batch_of_one_prompt_is_that_prompt_repeated(others: Path) -> None:
+    import torch
+
+    for policy, base in (("model-soft", "model"), ("t5-soft", "t5")):
+        model, tokenizer = models.load_policy(others / policy, others / base, CPU)
+        prompt = models.render_prompt(tokenizer, tiny_model.corpus()[0])
+        read, _ = profiling._prefill(model, [prompt], tokenizer.pad_token_id)
+        thrice = profiling._repeated(read, 3)
+        again, _ = profiling._prefill(model, [prompt] * 3, tokenizer.pad_token_id)
+        assert torch.allclose(thrice.logits, again.logits[:, -1:], atol=1e-5)
+        assert thrice.given["attention_mask"].shape == again.given["attention_mask"].shape
 
 
 def test_the_reference_must_be_a_candidate(root: Path, tmp_path: Path) -> None:

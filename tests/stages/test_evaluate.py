@@ -13,11 +13,11 @@ import pytest
 from stages import evaluate
 from stages.evaluate import Config, run
 from tests import tiny_model
-from tunemill import journal, metrics, records, sampling
+from tunemill import journal, metrics, models, records, sampling
 from tunemill.checkpoints import tree_hash
 from tunemill.errors import UserError
 from tunemill.log import Log
-from tunemill.records import Example, RedTeamPrompt
+from tunemill.records import Example, RedTeamPrompt, TaskItem
 from tunemill.runtime import Runtime
 from tunemill.sampling import Generation
 
@@ -169,6 +169,76 @@ def test_an_adapter_gets_the_same_items_and_keys(model: Path, data: dict[str, Pa
     assert hashes[0] != hashes[1]
 
 
+@pytest.mark.parametrize("family", ["decoder-only", "encoder-decoder"])
+def test_encoder_decoders_and_soft_prompts_get_the_same_items_and_keys(
+    data: dict[str, Path], tmp_path: Path, family: Any
+) -> None:
+    import torch
+    from peft import PromptTuningConfig, get_peft_model
+
+    from tunemill import models
+
+    models.make_random(tmp_path / "model", 2, 32, 5, "float32", family)
+    sharper = models.load_base(tmp_path / "model", CPU)
+    for name, weights in sharper.named_parameters():
+        if family == "encoder-decoder" and any(part in name for part in ("Attention", "Dense")):
+            weights.data.mul_(3)  # as initialised it repeats one token, whatever it reads
+    sharper.save_pretrained(tmp_path / "model")
+    task = "CAUSAL_LM" if family == "decoder-only" else "SEQ_2_SEQ_LM"
+    torch.manual_seed(1)
+    config = PromptTuningConfig(task_type=task, num_virtual_tokens=4, num_transformer_submodules=1)
+    adapted = get_peft_model(models.load_base(tmp_path / "model", CPU), config)
+    with torch.no_grad():
+        adapted.prompt_encoder["default"].embedding.weight.normal_(std=2.0)
+    adapted.save_pretrained(tmp_path / "adapter")
+    base = evaluated(tmp_path / "model", tmp_path / "base", data)
+    soft = evaluated(tmp_path / "model", tmp_path / "soft", data, policy=tmp_path / "adapter")
+    assert base.keys() == soft.keys() and base["red_team/continuation/n"] == 2
+    ours, theirs = (lines(tmp_path / name / "out/instances.jsonl") for name in ("base", "soft"))
+    assert [row["id"] for row in ours] == [row["id"] for row in theirs]
+    assert [row["prediction"] for row in ours] != [row["prediction"] for row in theirs]
+
+
+def test_a_policy_brings_its_own_chat_template_and_decoding(
+    model: Path, data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    from tunemill import models, prompting
+
+    shutil.copytree(model, tmp_path / "policy")
+    tokenizer = models.load_tokenizer(model)
+    shots, template = [("first shot {}", "its answer")], "In short:\n{prompt}"
+    tokenizer.chat_template = prompting.chat_template(tokenizer, template, shots)
+    tokenizer.save_pretrained(tmp_path / "policy")
+    decoding = {"max_new_tokens": 4, "temperature": 0.7, "top_k": 20, "top_p": 0.9}
+    (tmp_path / "policy/prompt.json").write_text(json.dumps({"decoding": decoding}))
+    generate, asked = sampling.generate, []
+
+    def noted(_model: Any, _tokenizer: Any, prompts: Any, **given: Any) -> Any:
+        asked.append((prompts, given))
+        return generate(_model, _tokenizer, prompts, **given)
+
+    monkeypatch.setattr(sampling, "generate", noted)
+    evaluated(model, tmp_path, data, policy=tmp_path / "policy")
+    own = models.load_tokenizer(model)
+    items = lines(tmp_path / "out/instances.jsonl")
+    assert asked[0][0] == [prompting.render(own, row["prompt"], template=template, shots=shots) for row in items]
+    assert asked[2][0] == [own(row["prompt"])["input_ids"] for row in lines(tmp_path / "out/red_team.jsonl")[4:]]
+    assert all({name: given[name] for name in decoding} == decoding and given["seed"] == 3 for _, given in asked)
+    assert json.loads((tmp_path / "out/scores.json").read_text())["decoding"] == decoding
+    assert max(row["tokens"] for row in items) == 4
+
+    monkeypatch.setattr(sampling, "generate", generate)
+    evaluated(model, tmp_path / "greedy", data)
+    assert json.loads((tmp_path / "greedy/out/scores.json").read_text())["decoding"] == {
+        "max_new_tokens": 6,
+        "temperature": 0.0,
+        "top_k": 0,
+        "top_p": 1.0,
+    }
+
+
 def test_all_items_and_no_red_team(model: Path, data: dict[str, Path], tmp_path: Path) -> None:
     cfg = CONFIG.model_copy(update={"test_items": 0, "red_team_items": 0})
     found = evaluated(model, tmp_path, {**data, "red_team": None}, cfg)
@@ -297,3 +367,111 @@ def test_empty_answers_and_missing_references_have_defined_scores() -> None:
 def test_all_white_space_of_an_answer_is_collapsed_and_nothing_is_cut() -> None:
     (row,) = evaluate.score(examples(1), [Generation("The summary is:\n\n  Return  it.\n", 9, True)])
     assert row["prediction"] == "The summary is: Return it."
+
+
+# --- other tasks -----------------------------------------------------------------------------------------------------
+
+
+def questions() -> list[TaskItem]:
+    letters = [
+        TaskItem(
+            records.row_id("letters", str(n)), "letters", f"which one is number {n}?", "ABC"[n % 3], tuple("ABC"), "m"
+        )
+        for n in range(9)
+    ]
+    words = tiny_model.corpus(4)
+    return letters + [
+        TaskItem(records.row_id("words", str(n)), "words", f"repeat: {words[n]}", words[n], (), "m") for n in range(6)
+    ]
+
+
+def with_tasks(data: dict[str, Path]) -> dict[str, Path]:
+    place = data["test"].with_name("tasks_test.jsonl")
+    records.write(place, questions())
+    splits = json.loads(data["splits"].read_text())
+    ids = "\n".join(sorted(row.id for row in questions()))
+    splits["tasks_test_ids_sha256"] = hashlib.sha256(ids.encode()).hexdigest()
+    data["splits"].write_text(json.dumps(splits))
+    return {**data, "tasks": place}
+
+
+def by_hand(folder: Path, prompt: str, completion: str) -> float:
+    """Log-probability per token of an answer, from the logits of every position."""
+    import torch
+
+    model, tokenizer = models.load_base(folder, CPU), models.load_tokenizer(folder)
+    question = models.render_prompt(tokenizer, prompt)
+    answer = tokenizer(completion, add_special_tokens=False)["input_ids"]
+    with torch.no_grad():
+        logprobs = model(input_ids=torch.tensor([question + answer])).logits[0, len(question) - 1 : -1].log_softmax(-1)
+    return float(logprobs.gather(1, torch.tensor(answer)[:, None]).mean())
+
+
+def test_other_tasks_are_scored(model: Path, data: dict[str, Path], tmp_path: Path) -> None:
+    found = evaluated(model, tmp_path, with_tasks(data))
+    rows = lines(tmp_path / "out/tasks.jsonl")
+    known = {each.id: each for each in questions()}
+    assert [row["task"] for row in rows] == ["letters"] * 4 + ["words"] * 4
+    assert all(list(row) == ["id", "task", "nll", "tokens", "correct"] for row in rows)
+    for row in rows:
+        item = known[row["id"]]
+        assert row["nll"] == pytest.approx(-by_hand(model, item.prompt, item.completion), rel=1e-4)
+        if item.choices:
+            choices = [by_hand(model, item.prompt, each) for each in item.choices]
+            assert row["correct"] == (item.choices[choices.index(max(choices))] == item.completion)
+        else:
+            assert row["correct"] is None
+    for task, part in (("letters", rows[:4]), ("words", rows[4:])):
+        assert found[f"tasks/{task}/n"] == 4
+        assert found[f"tasks/{task}/nll"] == pytest.approx(sum(row["nll"] for row in part) / 4)
+    assert found["tasks/letters/accuracy"] == sum(row["correct"] for row in rows[:4]) / 4
+    assert found["tasks/words/accuracy"] is None
+    scores = json.loads((tmp_path / "out/scores.json").read_text())
+    assert scores["reasons"] == {"tasks/words/accuracy": "the task has no choices"}
+    assert scores["trained_tasks"] == []
+
+    evaluated(model, tmp_path / "again", with_tasks(data))
+    assert (tmp_path / "again/out/tasks.jsonl").read_bytes() == (tmp_path / "out/tasks.jsonl").read_bytes()
+
+
+def test_no_questions_asked(model: Path, data: dict[str, Path], tmp_path: Path) -> None:
+    found = evaluated(model, tmp_path, with_tasks(data), CONFIG.model_copy(update={"task_items": 0}))
+    assert not [name for name in found if name.startswith("tasks/")]
+    assert (tmp_path / "out/tasks.jsonl").read_text() == ""
+
+
+def test_questions_that_changed_are_refused_before_anything_is_generated(
+    model: Path, data: dict[str, Path], tmp_path: Path
+) -> None:
+    given = with_tasks(data)
+    records.write(given["tasks"], questions()[1:])
+    with pytest.raises(
+        UserError, match=r"tasks_test\.jsonl: these are not the test items that were fixed before training"
+    ):
+        evaluated(model, tmp_path, given)
+    assert not (tmp_path / "work").exists()
+
+
+def test_what_a_policy_was_trained_on_is_noted(model: Path, data: dict[str, Path], tmp_path: Path) -> None:
+    import shutil
+
+    policy = tmp_path / "sft" / "model"
+    shutil.copytree(model, policy)
+    (tmp_path / "sft" / "training.json").write_text('{"steps": 3, "tasks": ["words", "letters"]}')
+    evaluated(model, tmp_path, with_tasks(data), policy=policy)
+    assert json.loads((tmp_path / "out/scores.json").read_text())["trained_tasks"] == ["letters", "words"]
+
+
+def test_questions_are_asked_without_the_template_of_the_task_tuned_for(
+    model: Path, data: dict[str, Path], tmp_path: Path
+) -> None:
+    import shutil
+
+    policy = tmp_path / "prompt" / "model"
+    shutil.copytree(model, policy)
+    tokenizer = models.load_tokenizer(policy)
+    tokenizer.chat_template = "Summarize: {{ messages[0]['content'] }}"
+    tokenizer.save_pretrained(policy)
+    evaluated(model, tmp_path / "base", with_tasks(data))
+    evaluated(model, tmp_path / "prompted", with_tasks(data), policy=policy)
+    assert lines(tmp_path / "prompted/out/tasks.jsonl") == lines(tmp_path / "base/out/tasks.jsonl")

@@ -304,7 +304,7 @@ def test_other_tasks_are_checked_and_split(tmp_path: Path) -> None:
         tasks=tasks,
     )
 
-    found = [row for row in records.read(tmp_path / "out" / "quarantine.jsonl", Quarantined)]
+    found = records.read(tmp_path / "out" / "quarantine.jsonl", Quarantined)
     assert len(found) == len(planted) + 2
     for row, (_, reason, detail) in zip(found, planted, strict=False):
         assert row.reason == reason and detail in row.detail, row

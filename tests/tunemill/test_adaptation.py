@@ -154,11 +154,22 @@ def test_the_grid_marks_exactly_the_chosen_cell():
     found = adaptation.cells(made.prompt())
     assert [(each.template, each.shots, each.decoding) for each in found if each.is_chosen] == [("short", 4, "greedy")]
     assert found[0].finished == 50.0 and found[0].score.n == 48
-    assert [name for name, _ in adaptation.texts(made.prompt())] == ["plain", "short"]
-    assert adaptation.decodings(made.prompt())[1] == (
-        "nucleus",
-        "max new tokens 24, temperature 0.7, top k 0, top p 0.9",
-    )
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"temperature": 0.0, "top_k": 0, "top_p": 1.0}, "the likeliest token every time, at most 24"),
+        ({"temperature": 0.7, "top_k": 0, "top_p": 1.0}, "tokens drawn at random (temperature 0.7), at most 24"),
+        (
+            {"temperature": 1.0, "top_k": 50, "top_p": 0.9},
+            "tokens drawn at random (temperature 1, the 50 likeliest tokens, the likeliest tokens with a probability of 0.9 together),"
+            " at most 24",
+        ),
+    ],
+)
+def test_the_decoding_is_said_in_words(values: dict[str, Any], said: str):
+    assert adaptation.decoding({"decoding": {"max_new_tokens": 24, **values}}) == said
 
 
 # ------------------------------------------------------------ plans

@@ -205,6 +205,35 @@ def test_shares_come_with_their_number_or_a_reason():
     assert report.safety(material()) == []
 
 
+def test_other_tasks_stand_beside_the_reference():
+    def entry(task: str | None, measure: str, diff: float, **more: Any) -> dict[str, Any]:
+        about = {"candidate": "lora", "task": task, "measure": measure, "trained": False, "n": 20, "p": 0.01}
+        return about | {"diff": diff, "ci_low": diff - 0.1, "ci_high": diff + 0.1, "verdict": "worse"} | more
+
+    entries = [
+        entry("sums", "nll", 0.5),
+        entry(None, "nll", 0.5),
+        entry("sums", "accuracy", -0.25),
+        entry("lists", "nll", -0.02, ci_low=None, ci_high=None, verdict="unclear", trained=True),
+    ]
+    found = material()
+    found = replace(found, comparison={**found.comparison, "forgetting": entries})
+    rows = report.forgetting(found)
+    assert [label for label, _, _ in rows] == [
+        "sums",
+        "lists",
+        "mean of tasks not trained on",
+        "sums, accuracy in points",
+    ]
+    assert rows[3][2]["lora"].estimate.value == -25.0
+    words = Tags(page(found)).words
+    assert "sums +0.50 +0.40 to +0.60 worse" in words
+    assert "lists −0.02 no interval unclear, trained on it" in words
+    assert "sums, accuracy in points −25.0 −35.0 to −15.0 worse" in words
+    assert report.forgetting(material()) == []
+    assert "No other tasks were measured." in Tags(page(material())).words
+
+
 # ------------------------------------------------------------ the page
 
 
@@ -214,9 +243,9 @@ TRAININGS = [
 
 VARIANTS = {
     "default": material(),
-    "five candidates": material(made.FIVE, trainings=TRAININGS, prompt=made.prompt()),
+    "five candidates": material(made.FIVE, trainings=TRAININGS, prompt=made.prompt(), asked=made.asked()),
     "trained without a curve, evaluated by nobody": material(trainings=[replace(TRAININGS[0], curve=())]),
-    "prompted, not trained": material({"base": 0.0, "prompt": 3.0}, prompt=made.prompt()),
+    "prompted, not trained": material({"base": 0.0, "prompt": 3.0}, prompt=made.prompt(), asked=made.asked()),
     "one candidate": material({"base": 0.0}),
     "six candidates": material({"base": 0.0, **{f"candidate-{n}": 2.0 * n for n in range(1, 6)}}),
     "nothing optional": material(splits={}, lock=None),
@@ -269,7 +298,14 @@ def test_only_a_leader_that_was_trained_is_called_trained():
     trained = Tags(page(material({"base": 0.0, "lora": 10.0}, trainings=TRAININGS[1:2]))).words
     assert "Training of lora 800 examples 1.8% of 137.0 M parameters changed" in trained
     prompted = Tags(
-        page(material({"base": 0.0, "prompt": 10.0, "lora": 1.0}, trainings=TRAININGS[1:2], prompt=made.prompt()))
+        page(
+            material(
+                {"base": 0.0, "prompt": 10.0, "lora": 1.0},
+                trainings=TRAININGS[1:2],
+                prompt=made.prompt(),
+                asked=made.asked(),
+            )
+        )
     ).words
     assert "Training of" not in prompted
     assert "Ways tried to adapt it 2 prompt, lora" in prompted
@@ -293,9 +329,10 @@ def test_a_model_cannot_write_html():
     }
     scope = {**made.scope(), "title": evil, "task": evil, "harms": [evil]}
     tried = made.prompt()
-    tried["cells"] = [{**each, "template": evil, "template_text": evil, "decoding": evil} for each in tried["cells"]]
-    tried["chosen"] = {**tried["cells"][0], "examples": [{"prompt": evil, "completion": evil}]}
-    found = Tags(page(material(instances=rows, scope=scope, prompt={**tried, "note": evil}), title=evil))
+    tried["cells"] = [{**each, "template": evil, "decoding": evil} for each in tried["cells"]]
+    tried |= {"note": evil}
+    asked = {**made.asked(), "template": {"name": evil, "text": evil}, "shots": [[evil, evil]]}
+    found = Tags(page(material(instances=rows, scope=scope, prompt=tried, asked=asked), title=evil))
     assert not {"script", "img"} & {tag for tag, _ in found.tags}
     assert found.words.count(evil) > 20
     assert "49" not in found.words.replace(evil, "")[:200]

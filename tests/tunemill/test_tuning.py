@@ -267,6 +267,24 @@ def test_data_that_teaches_nothing_is_refused(folder: Path) -> None:
         tuning.prepare(cfg.model_copy(update={"max_tokens": 16}), tokenizer, [(f"{'w ' * 40}", "x y")] * 24, [], "lora")
 
 
+def test_other_tasks_are_mixed_in_by_their_shares(folder: Path) -> None:
+    cfg = tuning.Training.model_validate(CONFIG | {"steps": 50})
+    tokenizer = models.load_tokenizer(folder)
+    data = tuning.prepare(cfg, tokenizer, PAIRS, [], "sft")
+    others = {"colours": [("name a colour", "red")] * 6, "long": [("x " * 500, "y")]}
+    mixture = tuning.Mixture(tasks=("colours",), temperature=1.0, cap=100)
+    mixed = tuning.mix(cfg, mixture, tokenizer, data, others, "sft")
+    assert len(mixed.train) == 200  # 50 steps of 4
+    colour = tuning.encode(tokenizer, "name a colour", "red")
+    assert 0.12 < sum(row == colour for row in mixed.train) / 200 < 0.28  # 6 of 30 rows
+    assert mixed.tasks == ("colours",)
+    assert tuning.mix(cfg, mixture, tokenizer, data, others, "sft") == mixed
+    assert tuning.mix(cfg, mixture.model_copy(update={"tasks": ()}), tokenizer, data, {}, "sft") is data
+    for name, message in (("shapes", "no task 'shapes'"), ("long", "none of the 1 pairs of 'long' has at most 200")):
+        with pytest.raises(UserError, match=message):
+            tuning.mix(cfg, mixture.model_copy(update={"tasks": (name,)}), tokenizer, data, others, "sft")
+
+
 def test_templates_that_do_not_fit_the_tokenizer_are_refused(folder: Path) -> None:
     cfg = tuning.Training.model_validate(CONFIG)
 
