@@ -405,11 +405,21 @@ class Kept:
 
 
 def plans(trainings: Sequence[Tuned], timings: Mapping[str, Json]) -> list[Kept]:
-    """Every training's plan beside what it took; what is missing on either side is None."""
+    """Every training's plan beside what it took; what is missing on either side is None.
+
+    Memory was planned by the training itself (training.json: planned). Time was foretold by `select`, which measures a step
+    of each method on this machine, and is no part of any result: it stands among the timings.
+
+    Args:
+        trainings: what was trained.
+        timings: stage → seconds, peak memory, and what else was measured.
+    """
     found = []
     for each in trainings:
         planned: Mapping[str, Any] = each.record.get("planned") or {}
-        spent, memory, minutes = timings.get(each.name, {}), planned.get("bytes") or {}, planned.get("minutes")
+        spent, memory = timings.get(each.name, {}), planned.get("bytes") or {}
+        step = timings.get("select", {}).get(f"step_seconds/{each.record['method']}")
+        minutes = planned.get("minutes", None if step is None else step * each.record["steps"] / 60)
         found.append(
             Kept(
                 each.name,

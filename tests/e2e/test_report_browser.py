@@ -154,6 +154,16 @@ def test_the_first_screen_answers_who_won_and_how_sure_that_is(opened: Any, widt
     assert "240 held-out items from 34 packages" in page.locator(".lead").first.inner_text()
 
 
+def test_curves_are_told_apart_without_colour(opened: Any):
+    page = opened("usual")
+    dashes = page.evaluate(
+        "[...document.querySelectorAll('path.curve')].map(each => getComputedStyle(each).strokeDasharray)"
+    )
+    assert len(dashes) == 2 * len(set(dashes)) == 2 * len(report_artifacts.TRAININGS)  # in the legend and in the chart
+    markers = page.evaluate("[...document.querySelectorAll('.legend path.dot')].map(each => each.getAttribute('d'))")
+    assert len(set(markers)) == len(report_artifacts.TRAININGS)
+
+
 def test_outputs_of_a_model_are_text(opened: Any):
     page = opened("usual")
     assert page.title() == "Tunemill report: One-line summaries of API documentation"

@@ -198,3 +198,5 @@ def test_plans_stand_beside_what_was_measured():
     assert (sft.time.planned, sft.time.measured) == (150.0, 210.0)
     assert sum(size for _, size in sft.parts) == sft.memory.planned
     assert (soft.memory.said, soft.time.said, soft.parts) == ("not planned", "not planned", ())
+    timings["select"] = {"seconds": 30.0, "step_seconds/prompt_tuning": 1.5}
+    assert adaptation.plans([tuned("prompt_tune")], timings)[0].time.planned == 150.0  # of 100 steps
