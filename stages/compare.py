@@ -47,6 +47,8 @@ class Config(Params):
     """The candidate that the others are compared with."""
     min_groups: int = Field(ge=2)
     """Fewest groups whose resampling gives an interval to rely on; below, items are resampled."""
+    pairs: tuple[tuple[str, str], ...]
+    """Further pairs to compare, beside those with the reference, the baselines and the scope's criteria."""
 
 
 class Measured(NamedTuple):
@@ -126,9 +128,10 @@ def run(
             **_reason(estimate.value, estimate.low, len(sums[method])),
         }
 
-    # 5. Paired differences: against the reference, against the baselines, and what the scope's criteria name.
+    # 5. Paired differences: against the reference, against the baselines, and what params and the scope's criteria name.
     compared: dict[tuple[str, str, str], dict[str, statistics.Comparison]] = {}
-    for a, b in asked(names, [name for name in systems if name not in names], cfg.reference, goal["criteria"]):
+    extracts = [name for name in systems if name not in names]
+    for a, b in asked(names, extracts, cfg.reference, cfg.pairs, goal["criteria"]):
         for metric in METRICS:
             of_a, of_b = columns[a, metric], columns[b, metric]
             compared[a, b, metric] = {
@@ -303,16 +306,31 @@ def tabulate(
 
 
 def asked(
-    names: Sequence[str], baselines: Sequence[str], reference: str, criteria: Sequence[Mapping[str, Any]]
+    names: Sequence[str],
+    baselines: Sequence[str],
+    reference: str,
+    further: Sequence[tuple[str, str]],
+    criteria: Sequence[Mapping[str, Any]],
 ) -> list[tuple[str, str]]:
     """The pairs to compare, each once.
 
     Raises:
-        UserError: a criterion names neither a candidate nor a baseline.
+        UserError: a pair or a criterion names neither a candidate nor a baseline.
     """
     pairs = [(name, reference) for name in names if name != reference]
     pairs += [(name, baseline) for name in names for baseline in baselines]
     known = {*names, *baselines}
+    for index, pair in enumerate(further):
+        for name in pair:
+            if name not in known:
+                raise UserError(
+                    f"'{name}' was not evaluated",
+                    where=f"params.yaml: compare.pairs.{index}",
+                    expected="one of " + ", ".join(sorted(known)),
+                    fix="name another one, or take the pair out",
+                    exit_code=2,
+                )
+        pairs.append(pair)
     for index, rule in enumerate(criteria):
         for role in ("candidate", "against"):
             if rule[role] not in known:

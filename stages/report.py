@@ -1,8 +1,9 @@
 """Report: what was asked, what was done, which candidate won and how sure that is, as one HTML file.
 
 python -m stages.report --scope artifacts/scope --data artifacts/validate --select artifacts/select \
-        --lora artifacts/lora --evaluations artifacts/evaluate --efficiency artifacts/efficiency \
-        --comparison reports/comparison.json --timings metrics --lock dvc.lock --out reports/report.html
+        --trainings artifacts/sft artifacts/lora artifacts/prompt_tune --prompt artifacts/prompt \
+        --evaluations artifacts/evaluate --efficiency artifacts/efficiency --comparison reports/comparison.json \
+        --timings metrics --lock dvc.lock --out reports/report.html --out-tradeoff reports/tradeoff.csv
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from typing import Any
 
 from pydantic import Field
 
+from tunemill.adaptation import CurvePoint, Tuned, tradeoff_csv
 from tunemill.checkpoints import write_text
 from tunemill.errors import UserError
 from tunemill.log import Log
 from tunemill.params import Candidates, Params
-from tunemill.report import CurvePoint, Material, criteria, page
+from tunemill.report import Material, criteria, methods, page
 from tunemill.stage import Metrics, main
 
 AGAIN = "run the stage that makes it again: dvc repro"
@@ -43,7 +45,8 @@ def run(
     scope: Path,
     data: Path,
     select: Path,
-    lora: Path | None,
+    trainings: tuple[Path, ...],
+    prompt: Path | None,
     evaluations: Path,
     efficiency: Path | None,
     comparison: Path,
@@ -51,9 +54,10 @@ def run(
     lock: Path | None,
     candidates: Candidates,
     out: Path,
+    out_tradeoff: Path,
     log: Log,
 ) -> Metrics:
-    """Write the report as `out`."""
+    """Write the report as `out`, and quality against trained parameters for `dvc plots` as `out_tradeoff`."""
     # 1. Read: only what the candidates name; an optional part that is not there is said to be missing on the page.
     names = tuple(candidates.root)
     material = Material(
@@ -64,8 +68,11 @@ def run(
         instances={name: read_rows(evaluations / name / "instances.jsonl") for name in names},
         scores={name: read_json(evaluations / name / "scores.json") for name in names},
         plan=read_json(select / "plan.json"),
-        training=read_json(lora / "training.json") if lora and (lora / "training.json").exists() else None,
-        curve=read_curve(lora / "curve.csv") if lora and (lora / "curve.csv").exists() else (),
+        policies={name: candidate.policy for name, candidate in candidates.root.items()},
+        trainings=[
+            Tuned(each.name, read_json(each / "training.json"), read_curve(each / "curve.csv")) for each in trainings
+        ],
+        prompt=read_json(prompt / "prompt.json") if prompt else None,
         efficiency=read_json(efficiency / "efficiency.json") if efficiency else None,
         timings=read_timings(timings) if timings else {},
         lock=read_lock(lock) if lock else None,
@@ -74,6 +81,7 @@ def run(
     # 2. Say it.
     html = page(material, title=cfg.title, group=cfg.group, count=cfg.samples, seed=cfg.seed)
     write_text(out, html)
+    write_text(out_tradeoff, tradeoff_csv(methods(material), material.scope["primary_metric"]))
     log.note(f"{len(html.encode()) / 1024:.0f} KiB, opens in any browser")
     outcomes = [each.outcome for each in criteria(material)]
     return {"criteria": len(outcomes), "criteria_met": outcomes.count("met")}

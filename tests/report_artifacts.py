@@ -13,8 +13,11 @@ import math
 import random
 import statistics
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from tunemill.params import Candidates
 
 SCRIPT = "<script>document.title='owned'</script>"
 TEXTS = (
@@ -29,6 +32,16 @@ TEXTS = (
     ("Compute the eigenvalues of a Hermitian matrix.", "Computes, computes, computes, computes, computes, computes."),
     ("Register a callback that runs after every request.", "Register\x1b[31m a\u202ecallback\x00."),
 )
+FIVE = {"base": 0.0, "prompt": 4.0, "sft": 9.0, "lora": 10.0, "prompt_tune": 3.0}
+"""The default run's candidates, and how many points of ROUGE-1 each lies above the level of the texts."""
+POLICIES = {
+    "base": "artifacts/select/model",
+    "prompt": "artifacts/prompt/model",
+    "sft": "artifacts/sft/model",
+    "lora": "artifacts/lora/adapter",
+    "prompt_tune": "artifacts/prompt_tune/adapter",
+}
+TRAININGS = ("sft", "lora", "prompt_tune")
 CRITERION = {
     "metric": "rouge1",
     "candidate": "lora",
@@ -116,7 +129,8 @@ def comparison(tables: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         measured[name]["bleu"] = {"value": 4.1, "ci_low": 3.2, "ci_high": 5.3, "n": len(first)}
     pairs = []
     for a in tables:
-        for b in (*(["base"] if a != "base" else []), *list(systems)[len(tables) :]):
+        others = [*(["base"] if a != "base" else []), *(["sft"] if a == "lora" and "sft" in tables else [])]
+        for b in (*others, *list(systems)[len(tables) :]):
             for key in ("rouge1", "rouge2", "rougeL"):
                 gaps = [systems[a][item][key] - systems[b][item][key] for item in systems[a]]
                 found = _interval("diff", gaps)
@@ -144,13 +158,82 @@ def _interval(key: str, values: list[float]) -> dict[str, Any]:
     return {key: mean, "ci_low": mean - 1.96 * error, "ci_high": mean + 1.96 * error, "n": len(values)}
 
 
-def curve(steps: int = 100) -> str:
+def policies(names: Iterable[str]) -> dict[str, str]:
+    """Where each candidate's policy lies, as params.yaml names it."""
+    return {name: POLICIES.get(name, f"models/{name}") for name in names}
+
+
+def candidates(names: Iterable[str]) -> Candidates:
+    """The section `candidates` of params.yaml."""
+    return Candidates.model_validate(
+        {name: {"policy": policy, "base": POLICIES["base"]} for name, policy in policies(names).items()}
+    )
+
+
+def training(name: str) -> dict[str, Any]:
+    """training.json of a tuning stage: one that ran out of memory and diverged, one as planned, one without a plan."""
+    method, trainable, rate, micro = {
+        "sft": ("full", 134515008, 5e-5, 2),
+        "lora": ("lora", 2442240, 8e-4, 8),
+        "prompt_tune": ("prompt_tuning", 11520, 0.03, 8),
+    }[name]
+    parts = {"process": 524288000, "weights": 538060032, "optimizer": 19537920, "gradients": 9768960}
+    parts |= {"logits": 411041792, "activations": 1610612736}
+    planned = {"bytes": {**parts, "total": sum(parts.values())}, "minutes": 2.5 if name == "sft" else 4.0}
+    return {
+        "method": method,
+        "steps": 100,
+        "batch_size": 8,
+        "micro_batch": micro,
+        "learning_rate": rate * 0.3 if name == "sft" else rate,
+        "learning_rate_asked": rate,
+        "examples": 800,
+        "tokens": 151400,
+        "longest_tokens": 192,
+        "longest_completion": 27,
+        "trainable_parameters": trainable,
+        "total_parameters": 134515008 + (0 if method == "full" else trainable),
+        "dtype": "float32",
+        "seeds": [17],
+        **({} if name == "prompt_tune" else {"planned": planned}),
+    }
+
+
+def prompt() -> dict[str, Any]:
+    """prompt.json: a grid searched step by step, with text that must be escaped."""
+    noise = random.Random(7)
+    templates = {"plain": "{prompt}", "short": f"{{prompt}}\n\nAnswer in one short line. {SCRIPT}"}
+    decodings = {
+        "greedy": {"max_new_tokens": 24, "temperature": 0, "top_k": 0, "top_p": 1},
+        "nucleus": {"max_new_tokens": 24, "temperature": 0.7, "top_k": 0, "top_p": 0.9},
+    }
+    tried = [(template, shots, "greedy") for template in templates for shots in (0, 1, 4)] + [("short", 4, "nucleus")]
+    cells = []
+    for template, shots, decoding in tried:
+        score = 19 + 1.6 * shots + 2 * (template == "short") - (decoding == "nucleus") + noise.gauss(0, 0.5)
+        cells.append(
+            {"template": template, "template_text": templates[template], "shots": shots}
+            | {"decoding": decoding, "decoding_values": decodings[decoding], "n": 48, "score": score}
+            | {"ci_low": score - 3.1, "ci_high": score + 3.2, "finished": 0.5 + 0.1 * shots, "tokens": 19.5 - shots}
+        )
+    examples = [
+        {"prompt": f"pkg.f{n}(x)\n\nDoes {{n}}, & <more>. {SCRIPT}", "completion": f"Do {n}."} for n in range(4)
+    ]
+    return {
+        "metric": "rouge1",
+        "cells": cells,
+        "chosen": {**cells[5], "examples": examples},
+        "note": "The chosen prompt is better than the plain one without examples.",
+    }
+
+
+def curve(steps: int = 100, seed: int = 3, start: float = 1.6) -> str:
     """curve.csv of a training that works."""
-    noise = random.Random(3)
+    noise = random.Random(seed)
     lines = ["step,loss,validation_loss,learning_rate,tokens"]
     for step in range(1, steps + 1):
-        loss = 1.9 + 1.6 * math.exp(-step / 18) + noise.gauss(0, 0.12)
-        checked = f"{2.0 + 1.4 * math.exp(-step / 20):.4f}" if step % 20 == 0 or step == 1 else ""
+        loss = 3.5 - start * (1 - math.exp(-step / 18)) + noise.gauss(0, 0.12)
+        checked = f"{3.4 - 0.9 * start * (1 - math.exp(-step / 20)):.4f}" if step % 20 == 0 or step == 1 else ""
         lines.append(f"{step},{loss:.4f},{checked},{8e-4 * (1 - step / steps):.6g},{step * 1500}")
     return "\n".join(lines) + "\n"
 
@@ -183,13 +266,15 @@ def lock(candidates: tuple[str, ...]) -> dict[str, Any]:
             "collect": stage([], ["artifacts/collect"], 7_700_000),
             "scope": stage([], ["artifacts/scope"], 900),
             "validate": stage(["artifacts/collect"], ["artifacts/validate"], 6_500_000),
-            "lora": stage(["artifacts/validate/train.jsonl", "artifacts/select/model"], ["artifacts/lora"], 9_800_000),
             **{
-                f"evaluate@{name}": stage(
-                    [*test, "artifacts/select/model", *(["artifacts/lora/adapter"] if name == "lora" else [])],
-                    [f"artifacts/evaluate/{name}"],
+                name: stage(
+                    ["artifacts/validate/train.jsonl", "artifacts/select/model"], [f"artifacts/{name}"], 9_800_000
                 )
-                for name in (*candidates, "gone")
+                for name in ("prompt", *TRAININGS)
+            },
+            **{
+                f"evaluate@{name}": stage([*test, "artifacts/select/model", policy], [f"artifacts/evaluate/{name}"])
+                for name, policy in policies((*candidates, "gone")).items()
             },
             "efficiency": stage(["artifacts/evaluate", test[0]], ["artifacts/efficiency"]),
             "compare": stage(
@@ -206,12 +291,12 @@ def write(
 
     Args:
         root: the folder.
-        lifts: candidate → points of ROUGE-1 above the level of the texts.
+        lifts: candidate → points of ROUGE-1 above the level of the texts; the default run's five if left out.
         count: test items.
         groups: test groups.
         reads_baselines: whether the extractive baselines were scored.
     """
-    lifts = lifts if lifts is not None else {"base": 0.0, "lora": 10.0}
+    lifts = lifts if lifts is not None else FIVE
     train = 2104
     _json(root / "artifacts/scope/scope.json", scope())
     _json(
@@ -260,18 +345,10 @@ def write(
             "store_dtype": "bfloat16",
         },
     )
-    (root / "artifacts/lora").mkdir(parents=True, exist_ok=True)
-    (root / "artifacts/lora/curve.csv").write_text(curve(), encoding="utf-8")
-    _json(
-        root / "artifacts/lora/training.json",
-        {
-            "steps": 100,
-            "trainable_parameters": 2442240,
-            "total_parameters": 136957248,
-            "examples": 800,
-            "tokens": 151400,
-        },
-    )
+    _json(root / "artifacts/prompt/prompt.json", prompt())
+    for number, name in enumerate(TRAININGS):
+        _json(root / f"artifacts/{name}/training.json", training(name))
+        (root / f"artifacts/{name}/curve.csv").write_text(curve(100, number, 1.7 - 0.4 * number), encoding="utf-8")
     tables = {name: instances(name, lift, count, groups, reads_baselines) for name, lift in lifts.items()}
     for name, rows in tables.items():
         folder = root / "artifacts/evaluate" / name
@@ -287,7 +364,10 @@ def write(
         "collect": 38.2,
         "validate": 17.9,
         "select": 34.0,
+        "prompt": 118.0,
+        "sft": 210.9,
         "lora": 262.4,
+        "prompt_tune": 196.3,
         "efficiency": 33.3,
         "compare": 5.2,
         "report": 2.2,
@@ -296,7 +376,7 @@ def write(
     for name, value in seconds.items():
         machine = (
             {"device": "cpu", "dtype": "bfloat16"}
-            if name.partition("/")[0] in ("lora", "evaluate", "efficiency")
+            if name.partition("/")[0] in (*TRAININGS, "prompt", "evaluate", "efficiency")
             else {}
         )
         _json(

@@ -17,51 +17,16 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-from tunemill import charts, lineage
-from tunemill.wording import duration, number, p_value, plural, signed, size, tick, visible
-
-Json = Mapping[str, Any]
-Judgement = Literal["better", "worse", "unproven"]
-
-VERDICTS: dict[str, Judgement] = {"better": "better", "worse": "worse", "not shown to be better": "unproven"}
-"""The words of comparison.json."""
-OPPOSITE: dict[Judgement, Judgement] = {"better": "worse", "worse": "better", "unproven": "unproven"}
+from tunemill import adaptation, charts, lineage
+from tunemill.adaptation import Tuned
+from tunemill.findings import METRICS, Difference, Estimate, Json, difference, estimate, metric
+from tunemill.wording import duration, number, p_value, plural, share, signed, size, tick, visible
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 SAMPLE_CHARACTERS = 1500
 """Longer texts are cut in the samples, with a count of what is left out."""
-CURVE_POINTS = 600
-"""Most points in a drawn curve."""
-
-
-class Metric(NamedTuple):
-    """How a metric is named and read."""
-
-    label: str
-    unit: str
-    meaning: str
-    lower_is_better: bool = False
-
-
-METRICS = {
-    "rouge1": Metric("ROUGE-1", "points", "overlap of single words with the reference: 0 is none, 100 the same words"),
-    "rouge2": Metric("ROUGE-2", "points", "overlap of pairs of neighbouring words with the reference, 0 to 100"),
-    "rougeL": Metric("ROUGE-L", "points", "longest run of words in the same order as in the reference, 0 to 100"),
-    "bleu": Metric("BLEU", "points", "precision of runs of up to four words over the whole test set, 0 to 100"),
-    "finished": Metric("Finished", "%", "share of outputs that ended by themselves within the token limit"),
-    "toxicity": Metric("Toxic share", "%", "share of outputs that a classifier calls offensive", True),
-}
-
-
-@dataclass(frozen=True)
-class CurvePoint:
-    """One row of the training curve."""
-
-    step: int
-    loss: float | None
-    validation_loss: float | None
 
 
 @dataclass(frozen=True)
@@ -75,39 +40,13 @@ class Material:
     instances: Mapping[str, Sequence[Json]] = field(default_factory=dict)
     scores: Mapping[str, Json] = field(default_factory=dict)
     plan: Json | None = None
-    training: Json | None = None
-    curve: Sequence[CurvePoint] = ()
+    policies: Mapping[str, str] = field(default_factory=dict)
+    """Candidate → path of its policy, which names the stage that made it."""
+    trainings: Sequence[Tuned] = ()
+    prompt: Json | None = None
     efficiency: Json | None = None
     timings: Mapping[str, Json] = field(default_factory=dict)
     lock: Json | None = None
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value with its 95% interval; None is undefined, and `reason` says why."""
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    n: int | None = None
-    p: float | None = None
-    reason: str = ""
-
-    def turned(self) -> Estimate:
-        """The same difference seen from the other side."""
-        value, low, high = (None if each is None else -each + 0.0 for each in (self.value, self.high, self.low))
-        return Estimate(value, low, high, self.n, self.p, self.reason)
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Candidate `a` minus `b` on one metric."""
-
-    a: str
-    b: str
-    metric: str
-    estimate: Estimate
-    judgement: Judgement
 
 
 @dataclass(frozen=True)
@@ -127,50 +66,6 @@ class Verdict:
 
 
 # ---------------------------------------------------------------- what the comparison says
-
-
-def metric(name: str) -> Metric:
-    """How a metric is named and read; an unknown one goes by its own name."""
-    known = METRICS.get(name)
-    if known is None and "toxic" in name:
-        known = METRICS["toxicity"]._replace(label=name)
-    return known or Metric(name, "", "")
-
-
-def estimate(entry: Json | None, key: str = "value") -> Estimate:
-    """One entry of comparison.json, of a candidate (`key` value) or of a pair (`key` diff)."""
-    if entry is None:
-        return Estimate(None, reason="not measured for this candidate")
-    value = entry.get(key)
-    reason = str(entry.get("reason") or ("" if value is not None else "undefined on this test set"))
-    p = entry.get("p") if entry.get("p_holm") is None else entry["p_holm"]
-    return Estimate(value, entry.get("ci_low"), entry.get("ci_high"), entry.get("n"), p, reason)
-
-
-def judge(difference: Estimate, lower_is_better: bool = False) -> Judgement:
-    """Better or worse only where the whole interval lies on one side of zero; everything else is not shown."""
-    low, high = difference.low, difference.high
-    if low is None or high is None:
-        return "unproven"
-    if lower_is_better:
-        low, high = -high, -low
-    return "better" if low > 0 else "worse" if high < 0 else "unproven"
-
-
-def difference(comparison: Json, a: str, b: str, name: str) -> Difference:
-    """Candidate `a` minus `b`, whichever way round comparison.json has the pair.
-
-    Its verdict is taken over (it may be corrected for the number of comparisons); without one the interval decides.
-    """
-    for pair in comparison.get("pairs", ()):
-        if pair["metric"] != name or {pair["a"], pair["b"]} != {a, b}:
-            continue
-        found = estimate(pair, "diff")
-        told = VERDICTS.get(pair.get("verdict", "")) or judge(found, metric(name).lower_is_better)
-        if (pair["a"], pair["b"]) == (a, b):
-            return Difference(a, b, name, found, told)
-        return Difference(a, b, name, found.turned(), OPPOSITE[told])
-    return Difference(a, b, name, Estimate(None, reason="this pair was not compared"), "unproven")
 
 
 def baselines(material: Material) -> tuple[str, ...]:
@@ -324,59 +219,6 @@ def _ticks(axis: charts.Scale, most: int) -> tuple[tuple[float, str], ...]:
     return tuple((axis(value), tick(value)) for value in axis.ticks(most))
 
 
-@dataclass(frozen=True)
-class Curve:
-    """The training curve, ready to draw in a view box of 100 by 100."""
-
-    loss: str
-    smooth: str
-    validation: str
-    points: tuple[tuple[float, float, str], ...]
-    """Validation points: x, y, and what is said of them."""
-    x_ticks: tuple[tuple[float, str], ...]
-    y_ticks: tuple[tuple[float, str], ...]
-    summary: str
-    window: int
-
-
-def curve(rows: Sequence[CurvePoint]) -> Curve | None:
-    """Training loss (as it is, and its running mean) and validation loss by step; None without a loss to draw."""
-    loss = [(float(row.step), row.loss) for row in rows if row.loss is not None]
-    validation = [(float(row.step), row.validation_loss) for row in rows if row.validation_loss is not None]
-    if not loss and not validation:
-        return None
-    window = max(1, round(len(loss) / 20))
-    smooth = list(zip([step for step, _ in loss], charts.running_mean([each for _, each in loss], window), strict=True))
-    x = charts.scale([step for step, _ in loss + validation], margin=0.0)
-    y = charts.scale([each for _, each in loss + validation], flip=True)
-    said = []
-    if loss:
-        said.append(
-            f"training loss from {number(loss[0][1], 2)} to {number(smooth[-1][1], 2)} "
-            f"(mean of the last {plural(min(window, len(loss)), 'step')})"
-        )
-    if validation:
-        best = min(validation, key=lambda point: point[1])
-        said.append(
-            f"validation loss from {number(validation[0][1], 2)} to {number(validation[-1][1], 2)}, "
-            f"lowest {number(best[1], 2)} at step {number(best[0], 0)}"
-        )
-    summary = "; ".join(said)
-    return Curve(
-        loss=charts.line(charts.thin(loss, CURVE_POINTS), x, y),
-        smooth=charts.line(charts.thin(smooth, CURVE_POINTS), x, y) if window > 1 else "",
-        validation=charts.line(validation, x, y),
-        points=tuple(
-            (x(step), y(each), f"step {number(step, 0)}: validation loss {number(each, 3)}")
-            for step, each in validation
-        ),
-        x_ticks=_ticks(x, 6),
-        y_ticks=_ticks(y, 5),
-        summary=summary[:1].upper() + summary[1:],
-        window=window,
-    )
-
-
 # ---------------------------------------------------------------- samples
 
 
@@ -470,6 +312,29 @@ def _clip(text: str, most: int = SAMPLE_CHARACTERS) -> tuple[str, int]:
 def _output(name: str, text: str, score: float | None, finished: bool = True) -> Output:
     shown, cut = _clip(text)
     return Output(name, shown, score, finished, cut)
+
+
+# ---------------------------------------------------------------- how the model was adapted
+
+
+def methods(material: Material) -> list[adaptation.Method]:
+    """A row for each way in which the model was made to fit the task."""
+    return adaptation.methods(
+        material.trainings,
+        material.prompt,
+        policies=material.policies,
+        comparison=material.comparison,
+        metric=material.scope["primary_metric"],
+        reference=reference(material),
+        timings=material.timings,
+    )
+
+
+def trained(material: Material) -> Json | None:
+    """The training that made the leader; None where it was not trained."""
+    leader = verdict(material).leader
+    made = {adaptation.candidate_of(each.name, material.policies): each.record for each in material.trainings}
+    return made.get(leader)
 
 
 # ---------------------------------------------------------------- data
@@ -585,7 +450,8 @@ def budgets(material: Material) -> list[Budget]:
     """The scope's constraints beside the plan and what was measured."""
     limits = material.scope.get("constraints", {})
     costs = stage_costs(material)
-    plan, training = material.plan or {}, material.training or {}
+    plan = material.plan or {}
+    training = next((each.record for each in material.trainings if each.record["method"] == "lora"), {})
     store = plan.get("bytes", {}).get("store", {})
     train = plan.get("bytes", {}).get("train", {}).get("lora", {})
     lora = material.timings.get("lora", {})
@@ -644,7 +510,7 @@ def budgets(material: Material) -> list[Budget]:
     trainable = training.get("trainable_parameters")
     expected = plan.get("lora", {}).get("trainable_parameters")
     if trainable is not None or expected is not None:
-        found.append(Budget("Trainable parameters", "—", number(expected, 0), number(trainable, 0), None))
+        found.append(Budget("Trainable parameters of LoRA", "—", number(expected, 0), number(trainable, 0), None))
     return found
 
 
@@ -814,6 +680,7 @@ def page(material: Material, *, title: str, group: str, count: int, seed: int) -
         signed=signed,
         bytes=size,
         duration=duration,
+        share=share,
         tick=tick,
         p=p_value,
         visible=visible,
@@ -826,6 +693,7 @@ def page(material: Material, *, title: str, group: str, count: int, seed: int) -
     everyone = (*material.candidates, *extracts)
     estimates = {each: {name: estimate(scores.get(each, {}).get(name)) for name in names} for each in everyone}
     forests = [differences_plot(material, name) for name in names]
+    rivals = adaptation.rivals(material.trainings, material.policies)
     html = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title=title,
         group=group,
@@ -846,8 +714,18 @@ def page(material: Material, *, title: str, group: str, count: int, seed: int) -
         apart=apart(material),
         quarantine=quarantine(material),
         plan=material.plan,
-        training=material.training,
-        curve=curve(material.curve),
+        methods=methods(material),
+        trained=trained(material),
+        incidents=adaptation.incidents(material.trainings),
+        curves=adaptation.curves(material.trainings),
+        rivals=rivals,
+        losses=adaptation.losses(*rivals, material.comparison) if rivals else (),
+        margin=adaptation.MARGIN,
+        prompt=material.prompt,
+        cells=adaptation.cells(material.prompt) if material.prompt else (),
+        templates=adaptation.texts(material.prompt) if material.prompt else (),
+        decodings=adaptation.decodings(material.prompt) if material.prompt else (),
+        plans=adaptation.plans(material.trainings, material.timings),
         samples=samples(material, count, seed),
         seed=seed,
         forgetting=forgetting(material),

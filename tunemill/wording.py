@@ -53,6 +53,13 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
+def share(percent: float | None) -> str:
+    """A percentage with two digits that say something, however small it is."""
+    if percent is None or percent == 0 or percent >= 10:
+        return number(percent, 0 if percent in (0, 100) else 1) + ("" if percent is None else "%")
+    return f"{percent:.2g}%" if percent >= 0.001 else "<0.001%"
+
+
 def p_value(value: float | None) -> str:
     """A p-value; below a thousandth only that."""
     if value is None:

@@ -15,7 +15,6 @@ import pytest
 from stages import report
 from tests import report_artifacts
 from tunemill.log import Log
-from tunemill.params import Candidates
 
 pytestmark = pytest.mark.e2e
 
@@ -72,7 +71,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         **{f"lora-r{n}": 2.0 * n for n in (2, 4, 8, 16)},
     }
     variants: dict[str, tuple[dict[str, float], dict[str, Any]]] = {
-        "usual": ({"base": 0.0, "lora": 10.0}, {}),
+        "usual": (report_artifacts.FIVE, {}),
         "little": ({"base": 0.0}, {"reads_baselines": False, "groups": 1, "count": 20}),
         "much": (six, {}),
     }
@@ -87,14 +86,16 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             scope=artifacts / "scope",
             data=artifacts / "validate",
             select=artifacts / "select",
-            lora=None if little else artifacts / "lora",
+            trainings=() if little else tuple(artifacts / each for each in report_artifacts.TRAININGS),
+            prompt=None if little else artifacts / "prompt",
             evaluations=artifacts / "evaluate",
             efficiency=None if little else artifacts / "efficiency",
             comparison=root / "reports/comparison.json",
             timings=None if little else root / "metrics",
             lock=None if little else root / "dvc.lock",
-            candidates=Candidates.model_validate({each: {"policy": "p", "base": "b"} for each in lifts}),
+            candidates=report_artifacts.candidates(lifts),
             out=found[name],
+            out_tradeoff=root / "tradeoff.csv",
             log=Log(),
         )
     return found

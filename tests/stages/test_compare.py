@@ -17,7 +17,7 @@ from tunemill.errors import UserError
 from tunemill.log import Log
 from tunemill.params import Candidates
 
-CONFIG = Config(seed=1, resamples=2000, reference="base", min_groups=5)
+CONFIG = Config(seed=1, resamples=2000, reference="base", min_groups=5, pairs=())
 SUMMARIES = [
     f"return the {word} value of item {index} in the list"
     for index in range(8)
@@ -255,6 +255,19 @@ def test_pairs_that_criteria_name_are_compared_too(tmp_path: Path, tables: dict[
     write(tmp_path, {**tables, "other": instances(0.4, 5)}, [{**RULE, "against": "other"}])
     found, _ = compared(tmp_path, ("base", "lora", "other"))
     assert pair(found, "lora", "other")["verdict"] == "better"
+
+
+def test_further_pairs_are_compared_and_no_part_of_the_family(tmp_path: Path, tables: dict[str, Any]) -> None:
+    write(tmp_path, {**tables, "sft": instances(0.6, 3)})
+    names = ("base", "lora", "sft")
+    found, _ = compared(tmp_path, names, CONFIG.model_copy(update={"pairs": (("lora", "sft"), ("lora", "base"))}))
+    direct = pair(found, "lora", "sft")
+    assert direct["ci_low"] < direct["diff"] < direct["ci_high"]
+    assert direct["diff"] == pytest.approx(pair(found, "lora", "base")["diff"] - pair(found, "sft", "base")["diff"])
+    assert direct["p_holm"] is None
+    with pytest.raises(UserError, match=r"params.yaml: compare.pairs.0: 'gone' was not evaluated") as caught:
+        compared(tmp_path, names, CONFIG.model_copy(update={"pairs": (("lora", "gone"),)}))
+    assert caught.value.exit_code == 2
 
 
 def test_faults(tmp_path: Path, tables: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
@@ -22,20 +23,22 @@ CONFIG = report.Config(title="Tunemill report", group="package", samples=12, see
 SCRIPT = "&lt;script&gt;document.title=&#39;owned&#39;&lt;/script&gt;"
 
 
-def run(root: Path, names: tuple[str, ...] = ("base", "lora"), **changes: Any) -> dict[str, float | None]:
+def run(root: Path, names: tuple[str, ...] = tuple(report_artifacts.FIVE), **changes: Any) -> dict[str, float | None]:
     artifacts = root / "artifacts"
     inputs: dict[str, Any] = {
         "scope": artifacts / "scope",
         "data": artifacts / "validate",
         "select": artifacts / "select",
-        "lora": artifacts / "lora",
+        "trainings": tuple(artifacts / name for name in report_artifacts.TRAININGS),
+        "prompt": artifacts / "prompt",
         "evaluations": artifacts / "evaluate",
         "efficiency": artifacts / "efficiency",
         "comparison": root / "reports/comparison.json",
         "timings": root / "metrics",
         "lock": root / "dvc.lock",
-        "candidates": Candidates.model_validate({name: {"policy": "p", "base": "b"} for name in names}),
+        "candidates": report_artifacts.candidates(names),
         "out": root / "out/report.html",
+        "out_tradeoff": root / "out/tradeoff.csv",
     }
     return dict(report.run(CONFIG, **{**inputs, **changes}, log=Log()))
 
@@ -44,7 +47,7 @@ def test_one_file_with_everything_in_it(tmp_path: Path):
     report_artifacts.write(tmp_path)
     metrics = run(tmp_path)
     assert metrics == {"criteria": 2, "criteria_met": 2}
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["report.html"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.html", "tradeoff.csv"]
     html = (tmp_path / "out/report.html").read_text(encoding="utf-8")
     for said in (
         "lora is better than base",
@@ -53,7 +56,7 @@ def test_one_file_with_everything_in_it(tmp_path: Path):
         "evaluate@lora",
         "4 min 22 s",
         SCRIPT,
-        "Training loss from",
+        "validation loss from",
         "134.5 M parameters",
         "Peak memory of any stage",
         "at most 8 GiB of memory, 4 GiB of disk and 12 minutes a run",
@@ -61,6 +64,16 @@ def test_one_file_with_everything_in_it(tmp_path: Path):
         assert said in html, said
     assert "<script" not in html
     assert str(tmp_path) not in html
+
+
+def test_quality_stands_beside_the_parameters_it_took(tmp_path: Path):
+    report_artifacts.write(tmp_path)
+    run(tmp_path)
+    rows = list(csv.DictReader((tmp_path / "out/tradeoff.csv").read_text().splitlines()))
+    assert [(row["candidate"], row["trainable_parameters"], row["metric"]) for row in rows] == [
+        ("sft", "134515008", "rouge1"), ("lora", "2442240", "rouge1"), ("prompt_tune", "11520", "rouge1"),
+    ]  # fmt: skip
+    assert all(float(row["ci_low"]) < float(row["value"]) < float(row["ci_high"]) for row in rows)
 
 
 def test_the_same_inputs_give_the_same_bytes(tmp_path: Path):
@@ -83,12 +96,13 @@ def test_the_report_does_not_depend_on_the_report_before_it(tmp_path: Path):
     assert (tmp_path / "out/report.html").read_bytes() == first
 
 
-@pytest.mark.parametrize("missing", ["lora", "efficiency", "timings", "lock"])
+@pytest.mark.parametrize("missing", ["trainings", "prompt", "efficiency", "timings", "lock"])
 def test_an_optional_input_may_be_missing(tmp_path: Path, missing: str):
     report_artifacts.write(tmp_path)
-    run(tmp_path, **{missing: None})
+    run(tmp_path, **{missing: () if missing == "trainings" else None})
     said = {
-        "lora": "No training curve",
+        "trainings": "No training curve",
+        "prompt": "No prompts were tried",
         "efficiency": "No speed was measured",
         "timings": "No timings were kept",
         "lock": "No dvc.lock was given",
@@ -113,7 +127,7 @@ def test_it_reads_what_compare_writes(tmp_path: Path):
     report_artifacts.write(tmp_path, {"base": 0.0, "lora": 10.0, "twin": 10.0})
     names = ("base", "lora", "twin")
     compare.run(
-        compare.Config(seed=0, resamples=1000, reference="base", min_groups=10),
+        compare.Config(seed=0, resamples=1000, reference="base", min_groups=10, pairs=()),
         evaluations=tmp_path / "artifacts/evaluate", scope=tmp_path / "artifacts/scope",
         candidates=Candidates.model_validate({name: {"policy": "p", "base": "b"} for name in names}),
         out=tmp_path / "reports/comparison.json", out_scores=tmp_path / "reports/scores.csv",
@@ -177,12 +191,14 @@ def test_from_the_command_line(tmp_path: Path):
         "scope": "scope",
         "data": "validate",
         "select": "select",
-        "lora": "lora",
+        "prompt": "prompt",
         "evaluations": "evaluate",
         "efficiency": "efficiency",
     }.items():
         command += [f"--{flag}", f"artifacts/{path}"]
+    command += ["--trainings", *(f"artifacts/{name}" for name in report_artifacts.TRAININGS)]
     command += ["--timings", "metrics", "--lock", "dvc.lock", "--out", "reports/report.html"]
+    command += ["--out-tradeoff", "reports/tradeoff.csv"]
     subprocess.run(
         command, cwd=tmp_path, check=True, env={**os.environ, "PYTHONPATH": str(ROOT), "TUNEMILL_TRACKING": "off"}
     )

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from tests import report_artifacts as made
-from tunemill import report
-from tunemill.report import CurvePoint, Estimate, Material
+from tunemill import findings, report
+from tunemill.adaptation import CurvePoint, Tuned
+from tunemill.findings import Estimate
+from tunemill.report import Material
 
 
 def material(lifts: dict[str, float] | None = None, **changes: Any) -> Material:
@@ -23,6 +25,7 @@ def material(lifts: dict[str, float] | None = None, **changes: Any) -> Material:
             candidates=tuple(lifts),
             comparison=made.comparison(tables),
             instances=tables,
+            policies=made.policies(lifts),
             splits={"by": "group", "groups": {"train": ["t"], "test": ["p"]}},
             lock=made.lock(tuple(lifts)),
         ),
@@ -70,40 +73,12 @@ class Tags(HTMLParser):
 # ------------------------------------------------------------ judgements
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "higher", "lower"),
-    [
-        (0.1, 4.0, "better", "worse"),
-        (-4.0, -0.1, "worse", "better"),
-        (-0.1, 4.0, "unproven", "unproven"),
-        (0.0, 4.0, "unproven", "unproven"),  # touching zero shows nothing
-        (None, None, "unproven", "unproven"),
-    ],
-)
-def test_better_needs_the_whole_interval(low: float | None, high: float | None, higher: str, lower: str):
-    shown = Estimate(None if low is None else 2.0, low, high)
-    assert report.judge(shown) == higher
-    assert report.judge(shown, lower_is_better=True) == lower
-
-
-def test_a_pair_reads_the_same_from_both_sides():
-    comparison = {
-        "pairs": [
-            {"a": "x", "b": "y", "metric": "rouge1", "diff": 2.0, "ci_low": -1.0, "ci_high": 5.0, "n": 9, "p": 0.2}
-        ]
-    }
-    there, back = report.difference(comparison, "x", "y", "rouge1"), report.difference(comparison, "y", "x", "rouge1")
-    assert (there.estimate.value, there.estimate.low, there.estimate.high) == (2.0, -1.0, 5.0)
-    assert (back.estimate.value, back.estimate.low, back.estimate.high) == (-2.0, -5.0, 1.0)
-    assert report.difference(comparison, "x", "z", "rouge1").estimate.reason == "this pair was not compared"
-
-
 def test_the_verdict_of_the_comparison_is_taken_over():
     pair = {"a": "lora", "b": "base", "metric": "rouge1", "diff": 2.0, "ci_low": 0.1, "ci_high": 5.0, "p": 0.04}
     held_back = {**pair, "p_holm": 0.08, "verdict": "not shown to be better"}
-    found = report.difference({"pairs": [held_back]}, "lora", "base", "rouge1")
+    found = findings.difference({"pairs": [held_back]}, "lora", "base", "rouge1")
     assert (found.judgement, found.estimate.p) == ("unproven", 0.08)
-    found = report.difference({"pairs": [{**pair, "verdict": "better"}]}, "base", "lora", "rouge1")
+    found = findings.difference({"pairs": [{**pair, "verdict": "better"}]}, "base", "lora", "rouge1")
     assert (found.judgement, found.estimate.p) == ("worse", 0.04)
     comparison = {**material().comparison, "pairs": [held_back]}
     words = Tags(page(material(comparison=comparison))).words
@@ -186,20 +161,7 @@ def test_a_corpus_metric_gives_random_samples():
     assert "—" in page(material(scope={**made.scope(), "primary_metric": "bleu"}))
 
 
-# ------------------------------------------------------------ curve, cost
-
-
-def test_a_curve_says_what_it_shows():
-    drawn = report.curve([CurvePoint(1, 4.0, 3.5), CurvePoint(2, 3.0, None), CurvePoint(3, 2.0, 2.5)])
-    assert drawn is not None
-    assert drawn.summary == (
-        "Training loss from 4.00 to 2.00 (mean of the last 1 step); "
-        "validation loss from 3.50 to 2.50, lowest 2.50 at step 3"
-    )
-    assert (drawn.loss.count("L"), drawn.validation.count("L"), len(drawn.points)) == (2, 1, 2)
-    assert report.curve([CurvePoint(1, None, None)]) is None
-    only = report.curve([CurvePoint(1, None, 2.0)])
-    assert only is not None and only.loss == ""
+# ------------------------------------------------------------ cost
 
 
 def test_costs_stand_beside_what_was_allowed_and_planned():
@@ -275,8 +237,15 @@ def test_other_tasks_stand_beside_the_reference():
 # ------------------------------------------------------------ the page
 
 
+TRAININGS = [
+    Tuned(name, made.training(name), [CurvePoint(1, 3.5, 3.4), CurvePoint(2, 3.0, 3.1)]) for name in made.TRAININGS
+]
+
 VARIANTS = {
     "default": material(),
+    "five candidates": material(made.FIVE, trainings=TRAININGS, prompt=made.prompt()),
+    "trained without a curve, evaluated by nobody": material(trainings=[replace(TRAININGS[0], curve=())]),
+    "prompted, not trained": material({"base": 0.0, "prompt": 3.0}, prompt=made.prompt()),
     "one candidate": material({"base": 0.0}),
     "six candidates": material({"base": 0.0, **{f"candidate-{n}": 2.0 * n for n in range(1, 6)}}),
     "nothing optional": material(splits={}, lock=None),
@@ -312,6 +281,29 @@ def test_every_variant_is_whole_html_that_needs_nothing_else(name: str):
     assert not re.search(r"\b(nan|inf|None|Undefined)\b", found.words)
 
 
+def test_every_way_of_adapting_has_its_row_with_quality_and_verdict():
+    words = Tags(page(VARIANTS["five candidates"])).words
+    assert "prompt nothing: a template, 4 worked examples 0 0% of all" in words
+    assert "sft all weights 134,515,008 100% of all 100 × 8 pairs" in words
+    assert "lora low-rank adapters 2,442,240 1.8% of all" in words
+    assert "prompt_tune a soft prompt 11,520 0.0086% of all" in words
+    assert "sft computed the 8 pairs of a step 2 at a time" in words
+    assert "a learning rate of 1.5e-5 instead of 5e-5" in words
+    assert "in percent of sft’s value" in words and "a margin of 3.2% of sft’s value" in words
+    assert words.count("✓ chosen") == 1
+    assert "4 worked examples before it" in words and "Do 3." in words
+
+
+def test_only_a_leader_that_was_trained_is_called_trained():
+    trained = Tags(page(material({"base": 0.0, "lora": 10.0}, trainings=TRAININGS[1:2]))).words
+    assert "Training of lora 800 examples 1.8% of 137.0 M parameters changed" in trained
+    prompted = Tags(
+        page(material({"base": 0.0, "prompt": 10.0, "lora": 1.0}, trainings=TRAININGS[1:2], prompt=made.prompt()))
+    ).words
+    assert "Training of" not in prompted
+    assert "Ways tried to adapt it 2 prompt, lora" in prompted
+
+
 def test_the_policy_allows_exactly_the_style_sheet():
     html = page(material())
     [style] = re.findall(r"<style>(.*?)</style>", html, flags=re.DOTALL)
@@ -329,7 +321,10 @@ def test_a_model_cannot_write_html():
         for name, table in material().instances.items()
     }
     scope = {**made.scope(), "title": evil, "task": evil, "harms": [evil]}
-    found = Tags(page(material(instances=rows, scope=scope), title=evil))
+    tried = made.prompt()
+    tried["cells"] = [{**each, "template": evil, "template_text": evil, "decoding": evil} for each in tried["cells"]]
+    tried["chosen"] = {**tried["cells"][0], "examples": [{"prompt": evil, "completion": evil}]}
+    found = Tags(page(material(instances=rows, scope=scope, prompt={**tried, "note": evil}), title=evil))
     assert not {"script", "img"} & {tag for tag, _ in found.tags}
     assert found.words.count(evil) > 20
     assert "49" not in found.words.replace(evil, "")[:200]

@@ -37,6 +37,11 @@ def test_numbers_read_like_numbers():
     ]
 
 
+def test_a_share_keeps_the_digits_that_say_something():
+    shares = {None: "—", 0: "0%", 0.0002: "<0.001%", 0.00856: "0.0086%", 1.783: "1.8%", 15.04: "15.0%", 100: "100%"}
+    assert {percent: wording.share(percent) for percent in shares} == shares
+
+
 def test_hidden_characters_show():
     assert wording.visible("a\x1b[31mb\x00\u202ec\ud800\x7f") == "a␛[31mb␀�c�␡"
     assert wording.visible("naïve 👩\u200d💻 नि\u200dप\nzwei\tTabs") == "naïve 👩\u200d💻 नि\u200dप\nzwei\tTabs"
