@@ -39,6 +39,9 @@ PETAFLOP_DAY = 1e15 * 86_400
 TOKENS_PER_PARAMETER = 20
 """Compute-optimal training, as a rule (Hoffmann et al. 2022)."""
 
+BUDGETS = (1, 10, 100, 1_000, 10_000)
+"""petaFLOP/s-days to say the compute-optimal model of: from a GPU's fortnight to the largest of the paper's time."""
+
 CHINCHILLA: tuple[tuple[float, float, float], ...] = (
     (400e6, 1.92e19, 8.0e9),
     (1e9, 1.21e20, 20.2e9),
@@ -501,15 +504,21 @@ class Storages:
         """Whether the tensor's storage was made while operations were followed, and is still there."""
         return _key(tensor) in self._open
 
-    def add(self, tensor: Any, wide: int) -> None:
-        """Begin the life of a tensor's storage, unless it is known."""
+    def add(self, tensor: Any, wide: int, in_place: bool = False) -> None:
+        """Begin the life of a tensor's storage, unless it is known.
+
+        Args:
+            tensor: what an operation made.
+            wide: size of the last dimension that marks logits and their kin.
+            in_place: on real tensors it would be one of the operands, which nothing needs any more.
+        """
         if self.knows(tensor):
             return
         storage = tensor.untyped_storage()
         self._open[_key(tensor)] = len(self.lives)
         self.lives.append(Life(storage.nbytes(), tensor.dim() > 0 and tensor.shape[-1] == wide, self.clock))
         self._now += storage.nbytes()
-        if self._now > self._worst:
+        if self._now > self._worst and not in_place:
             self._worst, self._when = self._now, self.clock
         weakref.finalize(storage, self._end, _key(tensor))
 
@@ -540,11 +549,13 @@ def alive(wide: int) -> Iterator[Storages]:
         def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             found.clock += 1
             before = {_key(each) for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)}
+            # Autograd adds gradients up in place, but not while someone watches.
+            in_place = function is torch.ops.aten.add.Tensor and not torch.is_grad_enabled()
             made = function(*args, **(kwargs or {}))
             for each in tree_leaves(made):
                 # A view of a weight is no new storage, and no storage of ours.
                 if isinstance(each, torch.Tensor) and _key(each) not in before:
-                    found.add(each, wide)
+                    found.add(each, wide, in_place)
             return made
 
     with Follow():  # type: ignore[no-untyped-call]
@@ -588,6 +599,7 @@ def plan(config: Any, assumed: Assumptions) -> dict[str, Any]:
         "full": (Method("full"), n, "float32"),
         "lora": (Method("lora", rank=assumed.rank), rank, "float32"),
         "prompt_tuning": (Method("prompt_tuning", virtual_tokens=assumed.virtual_tokens), soft, "float32"),
+        "qlora": (Method("qlora", rank=assumed.rank), rank, "bfloat16"),
     }
     tuned = {}
     if family(config) != "encoder-only":
@@ -621,6 +633,14 @@ def plan(config: Any, assumed: Assumptions) -> dict[str, Any]:
             "petaflop_days": petaflop_days(training_flops(n, optimal_tokens(n), "full")),
             "fitted_tokens": fitted_tokens(n) if CHINCHILLA[0][0] <= n <= CHINCHILLA[-1][0] else None,
         },
+        "budgets": [
+            {
+                "petaflop_days": days,
+                "parameters": optimal_parameters(days * PETAFLOP_DAY),
+                "tokens": optimal_tokens(optimal_parameters(days * PETAFLOP_DAY)),
+            }
+            for days in BUDGETS
+        ],
         "adapted_weights": len(shapes),
     }
 
@@ -666,5 +686,10 @@ def table(planned: Mapping[str, Any]) -> str:
         f"compute-optimal pre-training: {optimal['tokens']:.2e} tokens (20 for each parameter), {optimal['flops']:.2e} FLOPs,"
         f" {optimal['petaflop_days']:.2g} petaFLOP/s-days"
         + (f"; by the paper's own fit {optimal['fitted_tokens']:.2e} tokens" if optimal["fitted_tokens"] else ""),
+        "models for a budget: "
+        + ", ".join(
+            f"{each['petaflop_days']:,} petaFLOP/s-days {each['parameters']:.1e} ({each['tokens']:.1e} tokens)"
+            for each in planned["budgets"]
+        ),
     ]
     return "\n".join(lines)
