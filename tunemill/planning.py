@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import math
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
@@ -328,9 +328,30 @@ class Batch(NamedTuple):
 
     rows: int
     tokens: int
-    """Of the longest row, completion included."""
+    """Of the longest row, prompt and completion together; of an encoder-decoder the longest prompt and completion."""
     completion: int
-    """Tokens of the longest completion: logits are computed for these alone."""
+    """Tokens of the longest completion."""
+    window: int = 0
+    """Positions that logits are computed for: from where the first completion begins to where the last ends. 0: as many as
+    the longest completion has tokens, that is, all prompts are of one length."""
+
+
+def largest_batch(batches: Iterable[Sequence[tuple[Sequence[int], Sequence[int]]]], encoder_decoder: bool) -> Batch:
+    """The batch whose step takes most memory: the one with the most positions, padding included.
+
+    Args:
+        batches: of (prompt, completion) pairs, as token ids.
+        encoder_decoder: whether prompt and completion are read apart.
+    """
+    found = []
+    for pairs in batches:
+        prompts, completions = [len(prompt) for prompt, _ in pairs], [len(completion) for _, completion in pairs]
+        if encoder_decoder:
+            found.append(Batch(len(pairs), max(prompts) + max(completions), max(completions)))
+            continue
+        width = max(len(prompt) + len(completion) for prompt, completion in pairs)
+        found.append(Batch(len(pairs), width, max(completions), width - min(prompts)))
+    return max(found, key=lambda each: (each.rows * each.tokens, each.rows * each.window))
 
 
 class Memory(NamedTuple):
@@ -390,7 +411,7 @@ def step_memory(config: Any, method: Method, batch: Batch, dtype: str = "float32
             ]
             packed = sum(each.numel() for each in frozen)
             weights += store_bytes(packed)["4-bit"] - 2 * packed
-        with alive(config.vocab_size) as storages:
+        with _unpacked(), alive(config.vocab_size) as storages:
             loss = _loss(policy, config, method, batch)
             loss.backward()
             del loss
@@ -444,26 +465,41 @@ def _adapted(model: Any, config: Any, method: Method) -> Any:
 
 
 def _loss(policy: Any, config: Any, method: Method, batch: Batch) -> Any:
-    """As in training, with every row as long as the longest; shapes only, so no value may steer it."""
+    """As `losses.completion_loss`, with every row as long as the longest; shapes only, so no value may steer it."""
     import torch
 
-    rows, tokens, completion = batch
-    targets = torch.zeros((rows, completion), dtype=torch.long)  # (B, K)
+    rows, tokens, completion, window = batch._replace(window=batch.window or batch.completion)
     if family(config) == "encoder-decoder":
+        window = completion
         ids = torch.zeros((rows, tokens - completion), dtype=torch.long)  # (B, S)
-        logits = policy(input_ids=ids, attention_mask=torch.ones_like(ids), labels=targets).logits  # (B, K, V)
+        targets = torch.zeros((rows, completion), dtype=torch.long)  # (B, K)
+        mask = torch.ones_like(ids)
+        logits = policy(input_ids=ids, attention_mask=mask, decoder_input_ids=targets, use_cache=False).logits
     else:
         ids = torch.zeros((rows, tokens), dtype=torch.long)  # (B, T)
-        logits = policy(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            position_ids=torch.zeros_like(ids),
-            logits_to_keep=completion + 1,
-            use_cache=False,
-        ).logits[:, :-1]  # (B, K, V)
-    kept = torch.arange(rows * completion)  # stands for the choice of positions that carry loss, which copies
-    chosen = logits.flatten(0, 1)[kept].float()  # (B·K, V)
-    return torch.nn.functional.cross_entropy(chosen, targets.flatten(), reduction="sum") / completion
+        soft = method.virtual_tokens if method.name == "prompt_tuning" else 0
+        kept = torch.arange(tokens - window, tokens) + soft - 1  # (K,)
+        logits = policy(input_ids=ids, logits_to_keep=kept, use_cache=False).logits  # (B, K, V)
+    wanted = torch.arange(rows * completion)  # stands for the choice of positions that carry loss, which copies
+    chosen = logits.view(rows * window, -1)[wanted].float()  # (B·completion, V)
+    return torch.nn.functional.cross_entropy(chosen, torch.zeros_like(wanted), reduction="sum") / completion
+
+
+@contextlib.contextmanager
+def _unpacked() -> Iterator[None]:
+    """Each row is one sample. transformers reads the positions to see it, and fake tensors have none to read.
+
+    Left alone it would plan for packed rows: with a mask, so without the attention kernel that needs none.
+    """
+    from transformers import masking_utils
+
+    name = "find_packed_sequence_indices"
+    reads = getattr(masking_utils, name)
+    setattr(masking_utils, name, lambda position_ids: None)
+    try:
+        yield
+    finally:
+        setattr(masking_utils, name, reads)
 
 
 # ── what is alive, storage by storage ─────────────────────────────────────────────────────────────────────────────

@@ -161,34 +161,56 @@ METHODS = [
 ]
 
 
+def t5() -> Any:
+    from transformers import T5Config
+
+    return T5Config(
+        num_layers=2,
+        d_model=32,
+        d_ff=64,
+        d_kv=16,
+        num_heads=2,
+        vocab_size=512,
+        decoder_start_token_id=0,
+        dropout_rate=0,
+    )
+
+
+@pytest.mark.parametrize("config", [small(), t5()], ids=["llama", "t5"])
 @pytest.mark.parametrize("method", METHODS, ids=lambda each: each.name)
-def test_a_step_on_tensors_without_data_is_the_real_step(method: planning.Method) -> None:
+def test_a_step_on_tensors_without_data_is_the_real_step(method: planning.Method, config: Any) -> None:
     # The outside oracle: torch's own profiler, on real tensors, of the loss that training computes.
     from torch.profiler import ProfilerActivity, profile
 
-    from tunemill import tuning
+    from tunemill import losses
 
-    config, batch = small(), planning.Batch(4, 48, 12)
+    pairs = [losses.Encoded([7] * (36 - at), [9] * (12 - at % 2)) for at in range(4)]
+    batch = planning.largest_batch([pairs], config.is_encoder_decoder)
     planned = planning.step_memory(config, method, batch)
     policy = planning._adapted(planning.skeleton(config), config, method)
-    rows = [{"input_ids": [7] * 48, "labels": [tuning.IGNORED] * 36 + [9] * 12}] * 3
-    # As in training, not all rows are of one length: where none is padded, attention needs no mask, and less memory.
-    rows.append({"input_ids": [7] * 40, "labels": [tuning.IGNORED] * 30 + [9] * 10})
-    inputs = tuning.collate(rows, 0)
-    tuning.completion_loss(policy, inputs).backward()  # once before, so that nothing is made for the first time
+    inputs = losses.collate(pairs, 0, losses.start_token(policy))
+    soft = losses.virtual_tokens(policy)
+    losses.completion_loss(policy, inputs, None, soft).backward()  # once before: nothing is made for the first time
     policy.zero_grad(set_to_none=True)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, record_shapes=True, with_stack=True) as seen:
-        tuning.completion_loss(policy, inputs).backward()
+        losses.completion_loss(policy, inputs, None, soft).backward()
     now = peak = 0
     for event in seen.profiler.kineto_results.experimental_event_tree():
         for change in allocations(event):
             now += change
             peak = max(peak, now)
     step = planned.gradients + planned.logits + planned.activations
-    assert step == pytest.approx(peak, rel=0.01)
+    assert step == pytest.approx(peak, rel=0.05)  # what a kernel takes for itself and gives back is not seen
     weights = sum(each.numel() * 4 for each in policy.parameters())
     trained = sum(each.numel() * 4 for each in policy.parameters() if each.requires_grad)
     assert (planned.weights, planned.optimizer) == (weights, 2 * trained)
+
+
+def test_the_largest_batch_is_the_one_with_the_most_positions() -> None:
+    short, long = [([1] * 9, [2] * 3), ([1] * 6, [2] * 5)], [([1] * 20, [2]), ([1] * 4, [2] * 2)]
+    assert planning.largest_batch([short, long], encoder_decoder=False) == planning.Batch(2, 21, 2, window=17)
+    assert planning.largest_batch([short], encoder_decoder=False) == planning.Batch(2, 12, 5, window=6)
+    assert planning.largest_batch([short], encoder_decoder=True) == planning.Batch(2, 14, 5)
 
 
 def allocations(event: Any) -> Iterator[int]:
