@@ -45,7 +45,7 @@ def scope() -> dict[str, Any]:
         "title": "One-line summaries of API documentation",
         "task": "Write the one-line summary of a piece of Python API documentation from its body.",
         "audience": "Developers who skim the index of a library's documentation.",
-        "family": "decoder-only",
+        "kind": "summarisation",
         "harms": [
             "States something about a function that is not true.",
             "Repeats offensive text found in the documentation.",

@@ -23,6 +23,16 @@ from typing import Any, Literal, NamedTuple
 
 Family = Literal["encoder-only", "decoder-only", "encoder-decoder"]
 Sharding = Literal["ddp", "zero1", "zero2", "zero3", "fsdp"]
+Kind = Literal["summarisation", "translation", "text-generation", "classification", "token-classification"]
+
+FAMILIES: Mapping[Kind, tuple[Family, ...]] = {
+    "summarisation": ("encoder-decoder", "decoder-only"),
+    "translation": ("encoder-decoder", "decoder-only"),
+    "text-generation": ("decoder-only",),
+    "classification": ("encoder-only",),
+    "token-classification": ("encoder-only",),
+}
+"""The families of models that fit a kind of task, the one made for it first."""
 
 BYTES_PER_VALUE: Mapping[str, float] = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "4-bit": 0.5}
 """To store a weight. 8- and 4-bit formats also keep scales: `QUANTISATION_BITS`."""
@@ -266,6 +276,13 @@ def kv_cache_bytes(config: Any, rows: int, tokens: int, value_bytes: float = 2) 
     return int(2 * layers * heads * width * rows * tokens * value_bytes)
 
 
+def serving_bytes(config: Any, parameters: int, batch: Batch, dtype: str = "float32") -> int:
+    """Weights and the key-value cache of one batch: what answering takes, without the process itself."""
+    value = BYTES_PER_VALUE[dtype]
+    cache = kv_cache_bytes(config, batch.rows, batch.tokens, value)
+    return store_bytes(parameters)[dtype] + cache * (2 if family(config) == "encoder-decoder" else 1)
+
+
 # ── compute ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -374,6 +391,27 @@ class Memory(NamedTuple):
         return sum(self)
 
 
+PROCESS_BYTES = 500 * 2**20
+"""Python with torch, transformers, peft and trl imported, before any model: measured, as resident memory."""
+
+ALLOCATOR_SLACK = 1.25
+"""What malloc takes for each byte of tensors that come and go, holes between them included: measured on glibc 2.36 with
+`runtime.TIGHT_MALLOC`. Without those settings it is 1.7 to 2.0."""
+
+
+def process_bytes(memory: Memory, device: str = "cpu") -> int:
+    """What the operating system (or, on a GPU, the device) sees of a step: the number to compare with peak memory.
+
+    Args:
+        memory: from `step_memory`.
+        device: on "cuda", peak memory is measured as allocated by tensors, and no process is counted.
+    """
+    if device == "cuda":
+        return memory.total
+    lasting = memory.weights + memory.optimizer
+    return PROCESS_BYTES + lasting + round(ALLOCATOR_SLACK * (memory.total - lasting))
+
+
 def step_memory(config: Any, method: Method, batch: Batch, dtype: str = "float32") -> Memory:
     """The memory of one training step with AdamW, by running it on fake tensors; no gradient checkpointing.
 
@@ -395,7 +433,7 @@ def step_memory(config: Any, method: Method, batch: Batch, dtype: str = "float32
     if family(config) == "encoder-only":
         raise ValueError("an encoder-only model writes no completions")
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        policy = _adapted(skeleton(config, "bfloat16" if method.name == "qlora" else dtype), config, method)
+        policy = build(config, method, "bfloat16" if method.name == "qlora" else dtype)
     with FakeTensorMode():
         _place(policy)
         policy.train()
@@ -452,6 +490,11 @@ def _place(model: Any) -> None:
     numbers.update({name: torch.zeros(each.shape, dtype=each.dtype) for name, each in numbers.items()})
 
 
+def build(config: Any, method: Method, dtype: str = "float32") -> Any:
+    """An untrained model as a method tunes it: all weights, or an adapter on frozen ones; random on a real device."""
+    return _adapted(skeleton(config, dtype), config, method)
+
+
 def _adapted(model: Any, config: Any, method: Method) -> Any:
     from peft import LoraConfig, PromptTuningConfig, TaskType, get_peft_model
 
@@ -500,6 +543,19 @@ def _unpacked() -> Iterator[None]:
         yield
     finally:
         setattr(masking_utils, name, reads)
+
+
+def with_layers(config: Any, layers: int) -> Any:
+    """The same configuration with another number of layers, in each half of an encoder-decoder."""
+    import copy
+
+    changed = copy.deepcopy(config)
+    for name in ("num_hidden_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers"):
+        if getattr(changed, name, None) is not None:
+            setattr(changed, name, layers)
+    if getattr(changed, "layer_types", None):
+        changed.layer_types = changed.layer_types[:layers]
+    return changed
 
 
 # ── what is alive, storage by storage ─────────────────────────────────────────────────────────────────────────────
@@ -616,6 +672,16 @@ class Assumptions(NamedTuple):
     """That full tuning may be sharded over."""
 
 
+def methods(assumed: Assumptions) -> dict[str, Method]:
+    """Every way to tune that is planned, by name."""
+    return {
+        "full": Method("full"),
+        "lora": Method("lora", rank=assumed.rank),
+        "prompt_tuning": Method("prompt_tuning", virtual_tokens=assumed.virtual_tokens),
+        "qlora": Method("qlora", rank=assumed.rank),
+    }
+
+
 def plan(config: Any, assumed: Assumptions) -> dict[str, Any]:
     """Everything above for one model, as plain numbers: bytes, FLOPs, tokens.
 
@@ -629,18 +695,13 @@ def plan(config: Any, assumed: Assumptions) -> dict[str, Any]:
     counted = count_parameters(config)
     shapes = linear_shapes(config)
     n, tokens = counted.total, assumed.steps * assumed.batch.rows * assumed.batch.tokens
-    rank = lora_parameters(shapes, assumed.rank)
-    soft = assumed.virtual_tokens * config.hidden_size
-    methods = {
-        "full": (Method("full"), n, "float32"),
-        "lora": (Method("lora", rank=assumed.rank), rank, "float32"),
-        "prompt_tuning": (Method("prompt_tuning", virtual_tokens=assumed.virtual_tokens), soft, "float32"),
-        "qlora": (Method("qlora", rank=assumed.rank), rank, "bfloat16"),
-    }
+    adapter = lora_parameters(shapes, assumed.rank)
+    trained = {"full": n, "prompt_tuning": assumed.virtual_tokens * config.hidden_size}
     tuned = {}
     if family(config) != "encoder-only":
-        for name, (method, trainable, dtype) in methods.items():
-            memory = step_memory(config, method, assumed.batch, dtype)
+        for name, method in methods(assumed).items():
+            memory = step_memory(config, method, assumed.batch)
+            trainable = trained.get(name, adapter)
             tuned[name] = {
                 "trainable_parameters": trainable,
                 "trainable_share": trainable / n,

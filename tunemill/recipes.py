@@ -22,7 +22,7 @@ from tunemill.checkpoints import write_text
 from tunemill.errors import UserError, nearest
 from tunemill.runtime import ownership
 
-OPEN_SECTIONS = ("candidates",)
+OPEN_SECTIONS = ("candidates", "select.candidates")
 """Sections whose keys are names of the user's choosing."""
 
 # What a run makes belongs to the workspace it was made in, and is never copied or swept away.
@@ -128,7 +128,7 @@ def merged(base: Path, overlays: Sequence[tuple[Path, Mapping[str, Any] | None]]
 def _merge(tree: Any, overlay: Mapping[str, Any], where: Path, above: tuple[str, ...]) -> None:
     for key, value in overlay.items():
         dotted = ".".join((*above, str(key)))
-        if key not in tree and not (above and above[0] in OPEN_SECTIONS):
+        if key not in tree and not any(dotted.startswith(f"{each}.") for each in OPEN_SECTIONS):
             line = overlay.lc.data[key][0] + 1 if hasattr(overlay, "lc") and key in overlay.lc.data else None
             near = nearest(str(key), map(str, tree))
             raise UserError(

@@ -258,6 +258,7 @@ def execute(stage: Contract, arguments: argparse.Namespace) -> Metrics:
                 "seconds": round(time.time() - _process_start(began), 3),
                 "peak_memory_bytes": runtime.peak_memory_bytes(),
                 **({"device": machine.device, "dtype": machine.dtype} if machine else {}),
+                **log.measured,
             }
             for name, path in partial.items():
                 if not path.exists():

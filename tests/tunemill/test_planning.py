@@ -187,7 +187,7 @@ def test_a_step_on_tensors_without_data_is_the_real_step(method: planning.Method
     pairs = [losses.Encoded([7] * (36 - at), [9] * (12 - at % 2)) for at in range(4)]
     batch = planning.largest_batch([pairs], config.is_encoder_decoder)
     planned = planning.step_memory(config, method, batch)
-    policy = planning._adapted(planning.skeleton(config), config, method)
+    policy = planning.build(config, method)
     inputs = losses.collate(pairs, 0, losses.start_token(policy))
     soft = losses.virtual_tokens(policy)
     losses.completion_loss(policy, inputs, None, soft).backward()  # once before: nothing is made for the first time
