@@ -7,6 +7,7 @@ checkpoint brings along is never run.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -42,6 +43,11 @@ def load_base(folder: Path, runtime: Runtime) -> Any:
             fix="run the stage that writes it: dvc repro",
         ) from None
     return model.to(runtime.device).eval()
+
+
+def load_trainable(folder: Path, runtime: Runtime) -> Any:
+    """A language model whose weights are to be trained: in float32, whatever is computed in."""
+    return load_base(folder, replace(runtime, dtype="float32"))
 
 
 def _auto(source: Path | str, revision: str | None = None) -> Any:

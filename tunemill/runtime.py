@@ -46,6 +46,10 @@ class Runtime:
     device: str
     dtype: Dtype
     threads: int
+    processes: int = 1
+    """Processes that compute one result together, started by torchrun or accelerate."""
+    rank: int = 0
+    """Which of them this is; the first one writes."""
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -97,6 +101,15 @@ def resolve(params: RuntimeParams, memory: Path) -> Runtime:
     if device == "mps":
         return Runtime(device, "float32", params.threads)
     return Runtime(device, _faster_cpu_dtype(params.threads, memory), params.threads)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on any device."""
+    import torch
+
+    # CPU and MPS raise a plain RuntimeError.
+    texts = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in str(error).lower() for text in texts)
 
 
 def _faster_cpu_dtype(threads: int, memory: Path) -> Dtype:

@@ -13,6 +13,8 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tunemill.runtime import out_of_memory
+
 if TYPE_CHECKING:
     import torch
 
@@ -162,15 +164,6 @@ def _halving(
     left, before = _halving(model, tokenizer, prompts[:middle], prefix, ends, max_new_tokens)
     right, after = _halving(model, tokenizer, prompts[middle:], prefix, ends, max_new_tokens)
     return left + right, 1 + before + after
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on any device."""
-    import torch
-
-    # CPU and MPS raise a plain RuntimeError.
-    texts = ("can't allocate memory", "not enough memory", "out of memory")
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in str(error).lower() for text in texts)
 
 
 def _greedy(

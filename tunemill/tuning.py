@@ -1,39 +1,77 @@
-"""Supervised tuning of a causal language model on prompt–completion pairs, with the loss on the completion only.
+"""Supervised tuning on prompt-completion pairs, with the loss on the completion only, for every method and both families.
 
-TRL's `SFTTrainer` trains; set up here is what makes it fast on a small machine: batches of rows of like length
-(little padding), completions flush right, and logits for the completions' window only. Of 8 x 190 tokens the output
-layer then sees some 8 x 30 instead of all, which is most of a small model's memory and a third of its time.
+TRL's `SFTTrainer` trains decoder-only models, transformers' `Seq2SeqTrainer` encoder-decoders; set up here is what makes them
+fast on a small machine, exact, and hard to break:
 
-Checkpoints are sealed with a manifest of hashes, and training continues from the newest complete one.
+- Batches of rows of like length (little padding), logits for the completions' window only (`tunemill.losses`).
+- The loss is a mean over all completion tokens of an optimizer step, however its rows are spread over micro-batches and
+  processes: the same rows give the same step.
+- Checkpoints are sealed with a manifest of hashes, and training continues from the newest complete one.
+- Where memory runs out, micro-batches are made smaller and more; where a gradient is no number, training goes back to
+  the last checkpoint with a lower learning rate, once. Both are recorded.
 """
 
 from __future__ import annotations
 
 import csv
+import gc
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import Field
+
 from tunemill import checkpoints, losses
+from tunemill.errors import UserError
 from tunemill.log import Log
 from tunemill.losses import Encoded
+from tunemill.params import Params
+from tunemill.runtime import Runtime, out_of_memory
+
+LOWERED = 0.3
+"""What the learning rate is multiplied by after a gradient that was no number."""
 
 
-class Schedule(NamedTuple):
-    """How long and how fast to train."""
+class Training(Params):
+    """What every tuning stage has in its section."""
 
-    steps: int
-    batch_size: int
-    accumulation: int
-    learning_rate: float
-    warmup_steps: int
-    weight_decay: float
-    max_grad_norm: float
-    checkpoint_steps: int
-    validation_steps: int
-    seed: int
+    learning_rate: float = Field(gt=0, le=10)
+    """Peak AdamW learning rate."""
+    warmup_steps: int = Field(ge=0)
+    """Steps until the peak; afterwards linear to zero."""
+    weight_decay: float = Field(ge=0, le=1)
+    """AdamW weight decay."""
+    max_grad_norm: float = Field(gt=0)
+    """Gradients are clipped to this norm."""
+    steps: int = Field(ge=1)
+    """Optimizer steps."""
+    batch_size: int = Field(ge=1)
+    """Pairs in one forward pass."""
+    accumulation: int = Field(ge=1)
+    """Forward passes in one optimizer step; batch_size x accumulation pairs, over all processes."""
+    recompute: bool
+    """Compute activations again in the backward pass instead of keeping them: less memory, a third more time."""
+    max_tokens: int = Field(ge=16)
+    """Longer pairs are left out of training (counted in the metrics)."""
+    validation_items: int = Field(ge=0)
+    """Pairs that the validation loss is measured on; 0 turns it off."""
+    validation_steps: int = Field(ge=0)
+    """Steps between two such measurements."""
+    checkpoint_steps: int = Field(ge=1)
+    """Steps between two checkpoints: what a kill can cost."""
+    seeds: tuple[int, ...] = Field(min_length=1)
+    """One training for each; the outputs of the first have the plain name, the others end in `-<seed>`."""
+
+
+class Data(NamedTuple):
+    """Encoded pairs, checked."""
+
+    train: list[Encoded]
+    validation: list[Encoded]
+    too_long: int
+    """Training pairs left out."""
 
 
 class Point(NamedTuple):
@@ -44,6 +82,126 @@ class Point(NamedTuple):
     validation_loss: float | None
     learning_rate: float | None
     tokens: int
+
+
+class Trained(NamedTuple):
+    """What came out of a training."""
+
+    policy: Any
+    """The adapted model, on its device."""
+    points: list[Point]
+    """The training curve."""
+    micro_batch: int
+    """Pairs in one forward pass in the end: smaller than asked for where memory ran out."""
+    learning_rate: float
+    """The peak in the end: lower than asked for where a gradient was no number."""
+
+
+class Diverged(Exception):  # an event that is handled, not an error that is shown
+    """A gradient that is not finite, before it touched the weights."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"the gradient of step {step} is not finite")
+        self.step = step
+
+
+# ── the data ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def prepare(
+    cfg: Training, tokenizer: Any, train: Sequence[tuple[str, str]], validation: Sequence[tuple[str, str]], section: str
+) -> Data:
+    """Encode the pairs, check that something can be learnt from them, and leave out what is too long.
+
+    Args:
+        cfg: of the stage.
+        tokenizer: of the model.
+        train: prompts and completions.
+        validation: those that the curve is measured on, evenly thinned to `validation_items`.
+        section: of params.yaml, for messages.
+
+    Raises:
+        UserError: no pair fits, every completion is empty, or prompt and tokenizer do not fit each other.
+    """
+    encoded = [encode(tokenizer, *pair) for pair in train]
+    check(tokenizer, encoded)
+    fitting = [row for row in encoded if len(row) <= cfg.max_tokens]
+    if not fitting:
+        raise UserError(
+            f"none of the {len(encoded)} training pairs has at most {cfg.max_tokens} tokens",
+            where=f"params.yaml: {section}.max_tokens",
+            fix="raise it, or shorten the data",
+        )
+    kept = [row for row in (encode(tokenizer, *pair) for pair in validation) if len(row) <= cfg.max_tokens]
+    return Data(fitting, spread(kept, cfg.validation_items), len(encoded) - len(fitting))
+
+
+def encode(tokenizer: Any, prompt: str, completion: str) -> Encoded:
+    """A pair as the policy will see it: the prompt in the chat template, the completion with its end."""
+    from tunemill.models import render_completion, render_prompt
+
+    return Encoded(render_prompt(tokenizer, prompt), render_completion(tokenizer, completion))
+
+
+def check(tokenizer: Any, rows: Sequence[Encoded]) -> None:
+    """Refuse what would train without a word and teach nothing, or the wrong thing.
+
+    Raises:
+        UserError: all labels would be masked, prompts begin twice, or the chat template does not fit the tokenizer.
+    """
+    where = f"tokenizer of {tokenizer.name_or_path}"
+    if not any(len(row.completion) > 1 for row in rows):  # the end token alone
+        raise UserError(
+            f"every completion of the {len(rows)} training pairs is empty: all labels would be masked",
+            where="the training pairs, as the tokenizer reads them",
+            expected="completions with text",
+            fix="look at the data's completion column",
+        )
+    begin = tokenizer.bos_token_id
+    doubled = sum(row.prompt[:2] == [begin, begin] for row in rows) if begin is not None else 0
+    if doubled:
+        raise UserError(
+            f"{doubled} of {len(rows)} prompts begin with {tokenizer.bos_token} twice",
+            where=where,
+            expected="one, from the chat template or from the tokenizer",
+            fix="take it out of the chat template, or set add_bos_token to false in tokenizer_config.json",
+        )
+    if tokenizer.chat_template:
+        _check_template(tokenizer, where)
+
+
+def _check_template(tokenizer: Any, where: str) -> None:
+    import re
+
+    for mark in dict.fromkeys(re.findall(r"<\|[^|<>]+\|>|<(?:start|end)_of_turn>", str(tokenizer.chat_template))):
+        if len(tokenizer(mark, add_special_tokens=False)["input_ids"]) > 1:
+            raise UserError(
+                f"the chat template writes {mark}, which the tokenizer reads as ordinary letters",
+                where=where,
+                expected="a token of its own",
+                fix="use the chat template that belongs to this tokenizer, or add the token to both",
+            )
+    asked = [{"role": "user", "content": "a"}]
+    answered = [*asked, {"role": "assistant", "content": "b"}]
+    prompt = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=True, return_dict=True)
+    whole = tokenizer.apply_chat_template(answered, tokenize=True, return_dict=True)["input_ids"]
+    prompt = prompt["input_ids"]
+    # Some templates render an answered turn differently (without its thoughts): nothing to compare then.
+    if whole[: len(prompt)] == prompt and tokenizer.eos_token_id not in whole[len(prompt) :]:
+        written = tokenizer.decode(whole[len(prompt) :])
+        raise UserError(
+            f"the chat template ends an answer without {tokenizer.eos_token}: {written!r}",
+            where=where,
+            expected="the token that ends a text for the tokenizer",
+            fix="set eos_token in tokenizer_config.json to what the template ends an answer with",
+        )
+
+
+def spread(rows: Sequence[Encoded], most: int) -> list[Encoded]:
+    """At most `most` rows, evenly spaced: the first ones may all be of one kind."""
+    if len(rows) <= most:
+        return list(rows)
+    return [rows[at * len(rows) // most] for at in range(most)]
 
 
 def plan_batches(lengths: Sequence[int], batch_size: int, batches: int, seed: int, window: int = 16) -> list[list[int]]:
@@ -79,57 +237,214 @@ def plan_batches(lengths: Sequence[int], batch_size: int, batches: int, seed: in
     return planned
 
 
-def train(
-    model: Any,
-    tokenizer: Any,
-    train_rows: Sequence[Encoded],
-    validation_rows: Sequence[Encoded],
-    schedule: Schedule,
-    *,
-    adapter: Any,
-    device: str,
-    work: Path,
-    log: Log,
-) -> tuple[Any, list[Point]]:
-    """Train a model in place, continuing from the newest complete checkpoint under `work`.
+def micro_batches(batch_size: int, accumulation: int, processes: int) -> tuple[int, int]:
+    """(pairs in one forward pass of one process, forward passes in a step) that make the same step on several processes.
+
+    Raises:
+        UserError: the step's pairs cannot be shared out evenly.
+    """
+    pairs = batch_size * accumulation
+    if pairs % processes:
+        raise UserError(
+            f"a step of {pairs} pairs (batch_size x accumulation) cannot be shared by {processes} processes",
+            where="params.yaml: batch_size, accumulation",
+            expected=f"a multiple of {processes}",
+            exit_code=2,
+        )
+    share = pairs // processes
+    micro = max(size for size in range(1, min(batch_size, share) + 1) if share % size == 0)
+    return micro, share // micro
+
+
+# ── adapters ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def adapt(model: Any, adapter: Any, section: str) -> Any:
+    """Put a PEFT adapter on a model whose own weights stay frozen.
 
     Args:
-        model: causal language model; with `adapter` its own weights stay frozen.
+        model: the base.
+        adapter: a PEFT configuration without a task type, which follows from the model.
+        section: of params.yaml, for messages.
+
+    Raises:
+        UserError: target modules match nothing, or a rank is above a layer's width.
+    """
+    import torch
+    from peft import TaskType, get_peft_model
+
+    adapter.task_type = TaskType.SEQ_2_SEQ_LM if model.config.is_encoder_decoder else TaskType.CAUSAL_LM
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    try:
+        policy = get_peft_model(model, adapter)
+    except ValueError as error:
+        if "not found in the base model" not in str(error):
+            raise
+        names = sorted({name.rpartition(".")[2] for name in linear})
+        wanted = ", ".join(sorted(map(str, adapter.target_modules)))
+        raise UserError(
+            f"the model has no layer called {wanted}",
+            where=f"params.yaml: {section}.targets",
+            expected='"all-linear", or a list of ' + ", ".join(names),
+            exit_code=2,
+        ) from None
+    rank = getattr(adapter, "r", None)
+    if rank is not None:
+        for name, module in policy.named_modules():
+            base = getattr(module, "base_layer", None)
+            if isinstance(base, torch.nn.Linear) and rank > min(base.in_features, base.out_features):
+                raise UserError(
+                    f"rank {rank} is above the width of {name.rpartition('.')[2]}, {base.out_features} x {base.in_features}",
+                    where=f"params.yaml: {section}.rank",
+                    expected=f"at most {min(base.in_features, base.out_features)}; 4 to 32 do best",
+                    exit_code=2,
+                )
+    return policy
+
+
+def save_adapter(policy: Any, folder: Path) -> None:
+    """Write the adapter; the same one always gives the same bytes, and plain peft loads it."""
+    policy.save_pretrained(folder)
+    config = folder / "adapter_config.json"
+    values = json.loads(config.read_text(encoding="utf-8"))
+    # PEFT writes sets in whatever order they come, and the path of the base on this machine.
+    for name in ("target_modules", "feedforward_modules"):
+        if isinstance(values.get(name), list):
+            values[name] = sorted(values[name])
+    values["base_model_name_or_path"] = None
+    checkpoints.write_json(config, values)
+    (folder / "README.md").unlink(missing_ok=True)  # a card with nothing but placeholders
+
+
+# ── the training ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def train(
+    load: Callable[[], Any],
+    tokenizer: Any,
+    data: Data,
+    cfg: Training,
+    seed: int,
+    *,
+    runtime: Runtime,
+    work: Path,
+    log: Log,
+) -> Trained:
+    """Train a model, continuing from the newest complete checkpoint under `work`.
+
+    Args:
+        load: gives the model with what is to be trained, always the same: it is called again after a fault.
         tokenizer: its tokenizer.
-        train_rows: what to learn.
-        validation_rows: what the curve is measured on; may be empty.
-        schedule: steps, batch, learning rate, seed.
-        adapter: a PEFT configuration, or None to train all weights.
-        device: "cpu", "cuda" or "mps".
+        data: from `prepare`.
+        cfg: steps, batches, learning rate.
+        seed: of the order of the rows.
+        runtime: device and number format.
         work: folder for checkpoints.
         log: progress.
 
-    Returns:
-        The adapted model and the training curve.
+    Raises:
+        UserError: one pair does not fit into memory, or training diverges at the lower learning rate too.
     """
-    from datasets import Dataset
-    from transformers import TrainerCallback
-    from trl import SFTConfig, SFTTrainer
+    if runtime.dtype == "float16":
+        raise UserError(
+            "float16 cannot be trained in: gradients underflow without loss scaling",
+            where="params.yaml: runtime.dtype",
+            expected="auto, float32 or bfloat16",
+            exit_code=2,
+        )
+    note = work / "recovered.json"  # survives a kill, as the checkpoints do
+    state = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
+    limit, rate = state.get("batch_size", cfg.batch_size), state.get("learning_rate", cfg.learning_rate)
+    while True:
+        micro, accumulation = micro_batches(limit, cfg.batch_size * cfg.accumulation // limit, runtime.processes)
+        try:
+            policy, points = _attempt(
+                load(), tokenizer, data, cfg, seed, micro, accumulation, rate, runtime=runtime, work=work, log=log
+            )
+            return Trained(policy, points, micro, rate)
+        except Diverged as fault:
+            resumed = checkpoints.newest(work)
+            last = f"step {resumed.name.removeprefix('checkpoint-')}" if resumed else "the start"
+            if rate < cfg.learning_rate:
+                raise UserError(
+                    f"{fault}, at the lowered learning rate {rate:.3g} too",
+                    where="training",
+                    expected="a loss that stays finite",
+                    fix=f"lower learning_rate well below {rate:.3g} or max_grad_norm, and look at the data",
+                ) from None
+            rate *= LOWERED
+            log.note(f"{fault}: back to {last}, learning rate {rate:.3g}")
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            if micro == 1:
+                raise UserError(
+                    "memory ran out with one pair in a forward pass",
+                    where="training",
+                    fix="set recompute: true, lower max_tokens, or tune an adapter instead of all weights",
+                ) from None
+            limit = max(size for size in range(1, micro // 2 + 1) if (cfg.batch_size * cfg.accumulation) % size == 0)
+            log.note(f"out of memory with {micro} pairs in a forward pass: {limit} now, the step as large as before")
+        # Outside the handlers: the error's traceback holds the tensors that did not fit.
+        checkpoints.write_json(note, {"batch_size": limit, "learning_rate": rate})
+        _release()
 
-    width = schedule.batch_size * schedule.accumulation
-    plan = plan_batches(
-        [len(row) for row in train_rows], schedule.batch_size, schedule.steps * schedule.accumulation, schedule.seed
-    )
-    planned = [train_rows[row] for batch in plan for row in batch]
+
+def _attempt(
+    model: Any,
+    tokenizer: Any,
+    data: Data,
+    cfg: Training,
+    seed: int,
+    micro: int,
+    accumulation: int,
+    learning_rate: float,
+    *,
+    runtime: Runtime,
+    work: Path,
+    log: Log,
+) -> tuple[Any, list[Point]]:
+    """Train from the newest checkpoint to the end, or to the fault."""
+    from datasets import Dataset
+    from transformers import PrinterCallback, TrainerCallback
+
+    # 1. Which rows make which step: the plan is the order.
+    pairs = cfg.batch_size * cfg.accumulation
+    plan = plan_batches([len(row) for row in data.train], cfg.batch_size, cfg.steps * cfg.accumulation, seed)
+    steps = [
+        [data.train[row] for batch in plan[at : at + cfg.accumulation] for row in batch]
+        for at in range(0, len(plan), cfg.accumulation)
+    ]
+    rows = [{**row._asdict(), "items": sum(len(each.completion) for each in step)} for step in steps for row in step]
+    tokens_until = [0]
+    for step in steps:
+        tokens_until.append(tokens_until[-1] + sum(map(len, step)))
+    assert len(rows) == pairs * cfg.steps
+
+    # 2. Where to go on.
     curve_file = work / "curve.jsonl"
     resume = checkpoints.newest(work)
     first = int(resume.name.removeprefix("checkpoint-")) if resume else 0
     points = [point for point in _read_curve(curve_file) if point.step <= first]
     if resume and max((point.step for point in points if point.loss is not None), default=0) < first:
         resume, first, points = None, 0, []  # weights without their curve: not what a checkpoint of ours looks like
-    tokens_until = [0]
-    for at in range(0, len(planned), width):
-        tokens_until.append(tokens_until[-1] + sum(len(row) for row in planned[at : at + width]))
+    start, virtual = losses.start_token(model), losses.virtual_tokens(model)
+    validating = bool(data.validation) and cfg.validation_steps > 0
 
-    class Progress(TrainerCallback):  # type: ignore[misc]  # the hook that transformers offers; it holds no logic of its own
-        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            _write_curve(curve_file, points)
-            checkpoints.seal(work / f"checkpoint-{state.global_step}")
+    class Follow(TrainerCallback):  # type: ignore[misc]  # the hook that transformers offers; it holds no logic of its own
+        def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            if learning_rate != cfg.learning_rate:  # a checkpoint brings the old one back
+                scheduler = getattr(given["lr_scheduler"], "scheduler", given["lr_scheduler"])
+                scheduler.base_lrs = [learning_rate] * len(scheduler.base_lrs)
+                for group, shape in zip(given["optimizer"].param_groups, scheduler.lr_lambdas, strict=True):
+                    group["initial_lr"], group["lr"] = learning_rate, learning_rate * shape(scheduler.last_epoch)
+                scheduler._last_lr = [group["lr"] for group in given["optimizer"].param_groups]
+            if validating and state.global_step == 0:
+                self.validate(given["model"], 0)
+
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            if not _finite(given["model"]):
+                raise Diverged(state.global_step + 1)
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             step, logs = state.global_step, logs or {}
@@ -137,89 +452,257 @@ def train(
                 point = Point(step, float(logs["loss"]), None, float(logs["learning_rate"]), tokens_until[step])
                 points.append(point)
                 log(step, loss=point.loss or 0.0, learning_rate=point.learning_rate or 0.0, tokens=float(point.tokens))
-            elif "eval_loss" in logs:
-                points.append(Point(step, None, float(logs["eval_loss"]), None, tokens_until[step]))
-                log(step, validation_loss=float(logs["eval_loss"]))
 
-    class CompletionTrainer(SFTTrainer):  # type: ignore[misc]  # TRL's own way to another loss: override compute_loss
-        def compute_loss(
-            self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-        ) -> Any:
-            return losses.completion_loss(model, inputs, num_items_in_batch)
+        def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            if validating and (state.global_step % cfg.validation_steps == 0 or state.global_step == cfg.steps):
+                self.validate(given["model"], state.global_step)
 
-    validating = bool(validation_rows) and schedule.validation_steps > 0
-    arguments = SFTConfig(
-        output_dir=str(work),
-        max_steps=schedule.steps,
-        per_device_train_batch_size=schedule.batch_size,
-        per_device_eval_batch_size=schedule.batch_size,
-        gradient_accumulation_steps=schedule.accumulation,
-        learning_rate=schedule.learning_rate,
-        warmup_steps=schedule.warmup_steps,
-        weight_decay=schedule.weight_decay,
-        max_grad_norm=schedule.max_grad_norm,
-        lr_scheduler_type="linear",
-        optim="adamw_torch",
-        train_sampling_strategy="sequential",  # the plan above is the order
-        eval_strategy="steps" if validating else "no",
-        eval_steps=schedule.validation_steps or None,
-        prediction_loss_only=True,
-        save_strategy="steps",
-        save_steps=schedule.checkpoint_steps,
-        save_total_limit=2,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        report_to=[],
-        disable_tqdm=True,
-        log_level="error",
-        use_cpu=device == "cpu",
-        bf16=False,
-        fp16=False,
-        activation_checkpointing=False,
-        seed=schedule.seed,
-        data_seed=schedule.seed,
-        dataloader_num_workers=0,
-        dataloader_pin_memory=device == "cuda",
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            _barrier()  # every process has written its part
+            if runtime.rank == 0:
+                _write_curve(curve_file, points)
+                checkpoints.seal(work / f"checkpoint-{state.global_step}")
+            _barrier()
+
+        def validate(self, policy: Any, step: int) -> None:
+            loss = validation_loss(policy, data.validation, cfg.batch_size, tokenizer.pad_token_id)
+            points.append(Point(step, None, loss, None, tokens_until[step]))
+            log(step, validation_loss=loss)
+
+    def collate(given: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        import torch
+
+        batch = losses.collate(
+            [Encoded(row["prompt"], row["completion"]) for row in given], tokenizer.pad_token_id, start
+        )
+        return {**batch, "items": torch.tensor([given[0]["items"]])}
+
+    # 3. Train.
+    trainer = _trainer(
+        model,
+        tokenizer,
+        Dataset.from_list(rows),
+        collate,
+        virtual,
+        cfg,
+        seed,
+        micro,
+        accumulation,
+        learning_rate,
+        runtime,
+        work,
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Follow())
+    log.start("training", cfg.steps, "step", first)
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    return trainer.accelerator.unwrap_model(trainer.model), points
+
+
+def _trainer(
+    model: Any,
+    tokenizer: Any,
+    dataset: Any,
+    collate: Any,
+    virtual: int,
+    cfg: Training,
+    seed: int,
+    micro: int,
+    accumulation: int,
+    learning_rate: float,
+    runtime: Runtime,
+    work: Path,
+) -> Any:
+    """The library's trainer for the model's family, with this module's loss."""
+    processes = runtime.processes
+    arguments: dict[str, Any] = {
+        "output_dir": str(work),
+        "max_steps": cfg.steps,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": accumulation,
+        "learning_rate": learning_rate,
+        "warmup_steps": cfg.warmup_steps,
+        "weight_decay": cfg.weight_decay,
+        "max_grad_norm": cfg.max_grad_norm,
+        "lr_scheduler_type": "linear",
+        "optim": "adamw_torch",
+        "train_sampling_strategy": "sequential",  # the plan is the order
+        "eval_strategy": "no",
+        "save_strategy": "steps",
+        "save_steps": cfg.checkpoint_steps,
+        "save_total_limit": 2,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "report_to": [],
+        "disable_tqdm": True,
+        "log_level": "error",
+        "use_cpu": runtime.device == "cpu",
+        "ddp_backend": "gloo" if processes > 1 and runtime.device == "cpu" else None,
+        # Weights that are trained stay in float32: a 16-bit one would swallow small updates.
+        "bf16": runtime.dtype == "bfloat16" and next(model.parameters()).dtype.itemsize == 4,
+        "fp16": False,
+        "activation_checkpointing": cfg.recompute,
+        "seed": seed,
+        "data_seed": seed,
+        "dataloader_num_workers": 0,
+        "dataloader_pin_memory": runtime.device == "cuda",
+        "remove_unused_columns": False,
+        "push_to_hub": False,
+    }
+    given: dict[str, Any] = {"processing_class": tokenizer, "train_dataset": dataset, "data_collator": collate}
+
+    def loss(policy: Any, inputs: Any) -> Any:
+        items = inputs["items"][0]
+        # Gradients are averaged over processes, and the loss is a mean over the tokens of all of them.
+        return losses.completion_loss(policy, inputs, items, virtual) * processes
+
+    if model.config.is_encoder_decoder:
+        from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
+
+        class PairTrainer(Seq2SeqTrainer):  # type: ignore[misc]  # the libraries' own way to another loss: override compute_loss
+            loss_is_scaled_for_ga = True
+
+            def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+                return loss(model, inputs)
+
+        settings = Seq2SeqTrainingArguments(**arguments)
+        _one_device(settings)
+        return PairTrainer(model, args=settings, **given)
+    from trl import SFTConfig, SFTTrainer
+
+    class CompletionTrainer(SFTTrainer):  # type: ignore[misc]  # as above
+        loss_is_scaled_for_ga = True
+
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+            return loss(model, inputs)
+
+    settings = SFTConfig(
+        **arguments,
         max_length=None,
         packing=False,
         completion_only_loss=True,
-        remove_unused_columns=False,
         dataset_kwargs={"skip_prepare_dataset": True},
-        eval_on_start=validating and resume is None,
-        push_to_hub=False,
     )
+    _one_device(settings)
+    return CompletionTrainer(model, args=settings, **given)
+
+
+def _one_device(arguments: Any) -> None:
     _ = arguments.device  # reading it counts the devices
     arguments._n_gpu = min(1, arguments.n_gpu)  # several would be wrapped in DataParallel, which changes the batches
-    trainer = CompletionTrainer(
-        model,
-        args=arguments,
-        processing_class=tokenizer,
-        peft_config=adapter,
-        train_dataset=Dataset.from_list([each._asdict() for each in planned]),
-        eval_dataset=Dataset.from_list([each._asdict() for each in validation_rows]) if validating else None,
-        data_collator=lambda rows: losses.collate([Encoded(**row) for row in rows], tokenizer.pad_token_id, None),
-        callbacks=[Progress()],
+
+
+def validation_loss(policy: Any, rows: Sequence[Encoded], batch_size: int, pad: int) -> float:
+    """Mean cross-entropy of all completion tokens of `rows`, in nats."""
+    import torch
+
+    start, virtual = losses.start_token(policy), losses.virtual_tokens(policy)
+    ordered = sorted(rows, key=len)
+    total, was_training = 0.0, policy.training
+    policy.eval()
+    with torch.no_grad():
+        for at in range(0, len(ordered), batch_size):
+            batch = losses.collate(ordered[at : at + batch_size], pad, start)
+            inputs = {name: each.to(policy.device) for name, each in batch.items()}
+            total -= float(losses.completion_logprobs(policy, inputs, virtual).sum())
+    policy.train(was_training)
+    return total / sum(len(row.completion) for row in rows)
+
+
+def _finite(model: Any) -> bool:
+    import torch
+
+    gradients = [each.grad for each in model.parameters() if each.grad is not None]
+    return bool(torch.nn.utils.get_total_norm(gradients).isfinite())
+
+
+def _barrier() -> None:
+    import torch.distributed as distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()
+
+
+def _release() -> None:
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+# ── what is told about it ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def record(out: Path, method: str, cfg: Training, data: Data, trained: Trained, dtype: str) -> dict[str, float | None]:
+    """Write curve.csv and training.json under `out`; the stage's metrics are returned.
+
+    Args:
+        out: of the stage.
+        method: "full", "lora", "prompt_tuning", …
+        cfg: of the stage.
+        data: what was trained on.
+        trained: the first seed's training.
+        dtype: number format that was computed in.
+    """
+    parameters = list(trained.policy.parameters())
+    trainable = sum(each.numel() for each in parameters if each.requires_grad)
+    # An adapter's own weights are no part of the model that the share is of.
+    total = sum(each.numel() for each in parameters)
+    trained_on = [point.loss for point in trained.points if point.loss is not None]
+    validated = [point.validation_loss for point in trained.points if point.validation_loss is not None]
+    pairs = cfg.batch_size * cfg.accumulation
+    examples = min(cfg.steps * pairs, len(data.train))
+    checkpoints.write_text(out / "curve.csv", curve_csv(trained.points))
+    checkpoints.write_json(
+        out / "training.json",
+        {
+            "method": method,
+            "steps": cfg.steps,
+            "batch_size": pairs,
+            "micro_batch": trained.micro_batch,
+            "learning_rate": trained.learning_rate,
+            "learning_rate_asked": cfg.learning_rate,
+            "examples": examples,
+            "tokens": trained.points[-1].tokens,
+            "longest_tokens": max(map(len, data.train)),
+            "longest_completion": max(len(row.completion) for row in data.train),
+            "trainable_parameters": trainable,
+            "total_parameters": total,
+            "dtype": dtype,
+            "seeds": cfg.seeds,
+        },
     )
-    from transformers import PrinterCallback
+    return {
+        "train/loss_first": trained_on[0],
+        "train/loss_last": sum(trained_on[-10:]) / len(trained_on[-10:]),
+        "validation/loss_first": validated[0] if validated else None,
+        "validation/loss_last": validated[-1] if validated else None,
+        "train/tokens": trained.points[-1].tokens,
+        "train/examples": examples,
+        "train/too_long": data.too_long,
+        "train/micro_batch": trained.micro_batch,
+        "train/learning_rate": trained.learning_rate,
+        "parameters/trainable": trainable,
+        "parameters/share": trainable / total,
+    }
 
-    trainer.remove_callback(PrinterCallback)
-    log.start("training", schedule.steps, "step", first)
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    return trainer.model, points
 
-
-def encode(tokenizer: Any, prompt: str, completion: str) -> Encoded:
-    """A pair as the policy will see it: the prompt in the chat template, the completion with its end."""
-    from tunemill.models import render_completion, render_prompt
-
-    return Encoded(render_prompt(tokenizer, prompt), render_completion(tokenizer, completion))
-
-
-def spread(rows: Sequence[Encoded], most: int) -> list[Encoded]:
-    """At most `most` rows, evenly spaced: the first ones may all be of one kind."""
-    if len(rows) <= most:
-        return list(rows)
-    return [rows[at * len(rows) // most] for at in range(most)]
+def facts(cfg: Training, data: Data, trained: Trained, seed: int) -> dict[str, object]:
+    """What a model card tells about a training."""
+    parameters = list(trained.policy.parameters())
+    trainable = sum(each.numel() for each in parameters if each.requires_grad)
+    validated = [point.validation_loss for point in trained.points if point.validation_loss is not None]
+    told: dict[str, object] = {
+        "trained parameters": f"{trainable:,} of {sum(each.numel() for each in parameters):,}",
+        "training pairs": f"{len(data.train):,}",
+        "optimizer steps": f"{cfg.steps} of {cfg.batch_size * cfg.accumulation} pairs",
+        "peak learning rate": f"{trained.learning_rate:g}",
+        "seed": seed,
+    }
+    if validated:
+        told["validation loss"] = f"{validated[0]:.3f} before, {validated[-1]:.3f} after"
+    return told
 
 
 def curve_csv(points: Sequence[Point]) -> str:

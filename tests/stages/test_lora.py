@@ -1,4 +1,4 @@
-"""lora: exactly these files, the same bytes for the same seed, and what is too long is counted."""
+"""lora: exactly these files, the same bytes for the same seed, what is too long is counted, merged equals unmerged."""
 
 from __future__ import annotations
 
@@ -7,67 +7,26 @@ from pathlib import Path
 
 import pytest
 
-from stages import lora
-from tests import tiny_model
-from tunemill import models, records
+from tests.stages import tuned
+from tunemill import models
 from tunemill.checkpoints import tree_hash
 from tunemill.errors import UserError
-from tunemill.log import Log
-from tunemill.params import ParamsFile
-from tunemill.runtime import Runtime
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("lora")
-    tiny_model.build(place / "model")
-    for name, count in (("train", 20), ("validation", 6)):
-        rows = [
-            records.Example(
-                id=f"{at:012x}",
-                prompt=f"{name} value {at} " + "word " * (at % 5),
-                completion=f"return row {at}",
-                group="all",
-                text=None,
-                source=f"made:{at}",
-            )
-            for at in range(count)
-        ]
-        rows.append(
-            records.Example(id="f" * 12, prompt="long " * 400, completion="x", group="all", text=None, source="made")
-        )
-        records.write(place / f"{name}.jsonl", rows)
+    tuned.prepare(place)
     return place
 
 
-def run(place: Path, tmp_path: Path, name: str, **change: object) -> dict[str, float | None]:
-    values = ParamsFile(ROOT / "params.yaml").section("lora", lora.Config).model_dump()
-    values |= {"steps": 4, "batch_size": 4, "validation_steps": 2, "checkpoint_steps": 2, "validation_items": 4}
-    (tmp_path / f"work-{name}").mkdir()
-    return dict(
-        lora.run(
-            lora.Config.model_validate(values | change),
-            train=place / "train.jsonl",
-            validation=place / "validation.jsonl",
-            model=place / "model",
-            out=tmp_path / name,
-            work=tmp_path / f"work-{name}",
-            runtime=Runtime("cpu", "float32", 2),
-            log=Log(),
-        )
-    )
-
-
 def test_outputs_are_exactly_these_and_the_same_every_time(place: Path, tmp_path: Path) -> None:
-    metrics = run(place, tmp_path, "one", seeds=[3, 4])
-    files = sorted(
-        each.relative_to(tmp_path / "one").as_posix() for each in (tmp_path / "one").rglob("*") if each.is_file()
-    )
-    assert files == [
+    metrics = tuned.run("lora", place, tmp_path, "one", seeds=[3, 4])
+    assert tuned.files(tmp_path / "one") == [
+        "adapter-4/README.md",
         "adapter-4/adapter_config.json",
         "adapter-4/adapter_model.safetensors",
+        "adapter/README.md",
         "adapter/adapter_config.json",
         "adapter/adapter_model.safetensors",
         "curve.csv",
@@ -78,22 +37,63 @@ def test_outputs_are_exactly_these_and_the_same_every_time(place: Path, tmp_path
     assert metrics["validation/loss_last"] is not None
     training = json.loads((tmp_path / "one/training.json").read_text())
     assert training["trainable_parameters"] == metrics["parameters/trainable"]
-    run(place, tmp_path, "two", seeds=[3, 4])
+    tuned.run("lora", place, tmp_path, "two", seeds=[3, 4])
     assert tree_hash(tmp_path / "one") == tree_hash(tmp_path / "two")
     seeds = [(tmp_path / "one" / name / "adapter_model.safetensors").read_bytes() for name in ("adapter", "adapter-4")]
     assert seeds[0] != seeds[1]
 
 
-def test_plain_peft_loads_the_adapter(place: Path, tmp_path: Path) -> None:
+def test_plain_peft_loads_the_adapter_and_the_merged_model_answers_the_same(place: Path, tmp_path: Path) -> None:
+    import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    run(place, tmp_path, "one", targets=["q_proj", "v_proj"])
-    policy = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(place / "model"), tmp_path / "one/adapter")
+    tuned.run("lora", place, tmp_path, "one", targets=["q_proj", "v_proj"], learning_rate=0.1)
+    folder = tmp_path / "one/adapter"
+    assert models.is_adapter(folder)
+    base = AutoModelForCausalLM.from_pretrained(place / "model")
+    ids = torch.arange(40)[None]
+    with torch.no_grad():
+        before = base(ids).logits
+        policy = PeftModel.from_pretrained(base, folder)
+        unmerged = policy(ids).logits
+        merged = models.load_policy(folder, place / "model", tuned.CPU)[0](ids).logits
     assert policy.peft_config["default"].target_modules == {"q_proj", "v_proj"}
-    assert models.is_adapter(tmp_path / "one/adapter")
+    assert (unmerged - before).abs().max() > 0.1  # the adapter does something
+    assert torch.allclose(merged, unmerged, atol=1e-4)
+
+
+def test_adapters_swap_on_one_base(place: Path, tmp_path: Path) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    tuned.run("lora", place, tmp_path, "one", seeds=[3, 4], learning_rate=0.1)
+    ids = torch.arange(40)[None]
+    policy = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(place / "model"), tmp_path / "one/adapter", adapter_name="first"
+    )
+    policy.load_adapter(tmp_path / "one/adapter-4", adapter_name="second")
+    for name, folder in (("second", "adapter-4"), ("first", "adapter")):
+        policy.set_adapter(name)
+        alone = models.load_policy(tmp_path / "one" / folder, place / "model", tuned.CPU)[0]
+        with torch.no_grad():
+            assert torch.allclose(policy(ids).logits, alone(ids).logits, atol=1e-4)
 
 
 def test_data_that_is_all_too_long_is_refused(place: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="none of the 21 training pairs has at most 16 tokens"):
-        run(place, tmp_path, "one", max_tokens=16)
+        tuned.run("lora", place, tmp_path, "one", max_tokens=16)
+
+
+def test_an_encoder_decoder_is_tuned_by_changing_the_model_alone(tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForSeq2SeqLM
+
+    tuned.prepare(tmp_path / "t5", "encoder-decoder")
+    metrics = tuned.run("lora", tmp_path / "t5", tmp_path, "one", max_tokens=120)
+    policy = PeftModel.from_pretrained(
+        AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "t5/model"), tmp_path / "one/adapter"
+    )
+    assert policy.peft_config["default"].task_type == "SEQ_2_SEQ_LM"
+    assert metrics["parameters/trainable"]

@@ -1,18 +1,37 @@
-"""Tuning: little padding, loss on the completion only, LoRA starts as the base, a killed run ends the same."""
+"""Tuning: little padding, every method learns in both families, a killed run ends the same, faults are mended and told."""
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests import tiny_model
-from tunemill import checkpoints, models, runtime, tuning
+from tunemill import checkpoints, losses, models, runtime, tuning
+from tunemill.errors import UserError
 from tunemill.log import Log
 
 CPU = runtime.Runtime("cpu", "float32", 2)
+CONFIG: dict[str, Any] = {
+    "learning_rate": 1e-2,
+    "warmup_steps": 2,
+    "weight_decay": 0.0,
+    "max_grad_norm": 1.0,
+    "steps": 12,
+    "batch_size": 4,
+    "accumulation": 1,
+    "recompute": False,
+    "max_tokens": 200,
+    "validation_items": 4,
+    "validation_steps": 4,
+    "checkpoint_steps": 4,
+    "seeds": [5],
+}
+PAIRS = [("read the " + "value " * (at % 7 + 1), "write the table " + "row " * (at % 3)) for at in range(24)]
 
 
 @pytest.fixture(scope="module")
@@ -22,12 +41,44 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def pairs(folder: Path, count: int = 24) -> list[tuning.Encoded]:
+@pytest.fixture(scope="module")
+def t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("t5")
+    models.make_random(path, 2, 32, 3, "float32", "encoder-decoder")
+    return path
+
+
+def lora(model: Any) -> Any:
+    from peft import LoraConfig
+
+    return tuning.adapt(model, LoraConfig(r=4, lora_alpha=8, lora_dropout=0.1, target_modules="all-linear"), "lora")
+
+
+def soft(model: Any) -> Any:
+    from peft import PromptTuningConfig
+
+    return tuning.adapt(model, PromptTuningConfig(num_virtual_tokens=6, num_transformer_submodules=1), "prompt_tune")
+
+
+def train(
+    folder: Path, work: Path, change: Callable[[Any], Any] = lora, log: Log | None = None, **values: Any
+) -> tuning.Trained:
+    cfg = tuning.Training.model_validate(CONFIG | values)
     tokenizer = models.load_tokenizer(folder)
-    return [
-        tuning.encode(tokenizer, "read the " + "value " * (at % 7 + 1), "write the table " + "row " * (at % 3))
-        for at in range(count)
-    ]
+
+    def load() -> Any:
+        runtime.seed_everything(5)
+        return change(models.load_trainable(folder, CPU))
+
+    data = tuning.prepare(cfg, tokenizer, PAIRS, PAIRS[:8], "lora")
+    return tuning.train(load, tokenizer, data, cfg, 5, runtime=CPU, work=work, log=log or Log())
+
+
+def same_weights(one: Any, other: Any) -> bool:
+    import torch
+
+    pairs = zip(one.named_parameters(), other.named_parameters(), strict=True)
+    return all(torch.equal(a, b) for (_, a), (_, b) in pairs)
 
 
 def test_plan_uses_every_row_once_before_any_twice_and_pads_little() -> None:
@@ -43,30 +94,18 @@ def test_plan_uses_every_row_once_before_any_twice_and_pads_little() -> None:
     assert {again.count(row) for row in range(64)} == {1, 2}
 
 
-def train(folder: Path, work: Path, steps: int, seed: int = 5) -> tuple[Any, list[tuning.Point]]:
-    from peft import LoraConfig
-
-    runtime.seed_everything(seed)
-    rows = pairs(folder)
-    return tuning.train(
-        models.load_base(folder, CPU),
-        models.load_tokenizer(folder),
-        rows,
-        rows[:4],
-        tuning.Schedule(steps, 4, 1, 1e-2, 2, 0.0, 1.0, 4, 4, seed),
-        adapter=LoraConfig(r=4, lora_alpha=8, lora_dropout=0.1, target_modules="all-linear", task_type="CAUSAL_LM"),
-        device="cpu",
-        work=work,
-        log=Log(),
-    )
-
-
-def test_lora_learns_and_its_curve_tells(folder: Path, tmp_path: Path) -> None:
-    _, points = train(folder, tmp_path, 12)
-    validated = [point.validation_loss for point in points if point.validation_loss is not None]
+@pytest.mark.parametrize("family", ["folder", "t5"])
+@pytest.mark.parametrize(
+    ("change", "rate"), [(lambda model: model, 1e-3), (lora, 1e-2), (soft, 0.3)], ids=["full", "lora", "soft prompt"]
+)
+def test_every_method_learns_in_both_families(
+    family: str, change: Callable[[Any], Any], rate: float, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    found = train(request.getfixturevalue(family), tmp_path, change, learning_rate=rate)
+    validated = [point.validation_loss for point in found.points if point.validation_loss is not None]
     assert len(validated) == 4  # before the first step, then every four
-    assert validated[-1] < validated[0] - 0.5
-    lines = tuning.curve_csv(points).splitlines()
+    assert validated[-1] < validated[0] - 0.1
+    lines = tuning.curve_csv(found.points).splitlines()
     assert lines[0] == "step,loss,validation_loss,learning_rate,tokens"
     assert len(lines) == 1 + 13
     assert lines[1].startswith("0,,")
@@ -74,23 +113,20 @@ def test_lora_learns_and_its_curve_tells(folder: Path, tmp_path: Path) -> None:
 
 def test_an_adapter_starts_as_the_base(folder: Path) -> None:
     import torch
-    from peft import LoraConfig, get_peft_model
 
     base = models.load_base(folder, CPU)
     ids = torch.arange(20)[None]
     with torch.no_grad():
         before = base(ids).logits
-        after = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))(ids).logits
+        after = lora(base).eval()(ids).logits
     assert torch.equal(before, after)
 
 
 def test_a_run_continued_from_a_checkpoint_ends_the_same(folder: Path, tmp_path: Path) -> None:
-    import torch
-
-    whole, curve = train(folder, tmp_path / "whole", 10)
+    whole = train(folder, tmp_path / "whole", steps=10)
     # What a kill after step 9 leaves: complete checkpoints at 4 and 8, the last one damaged.
     (tmp_path / "killed").mkdir()
-    train(folder, tmp_path / "killed", 10)
+    train(folder, tmp_path / "killed", steps=10)
     assert (tmp_path / "killed/checkpoint-8" / checkpoints.MANIFEST).is_file()
     shutil.rmtree(tmp_path / "killed/checkpoint-10", ignore_errors=True)
     (tmp_path / "killed/checkpoint-8/optimizer.pt").write_bytes(b"torn")
@@ -98,11 +134,149 @@ def test_a_run_continued_from_a_checkpoint_ends_the_same(folder: Path, tmp_path:
     for each in (tmp_path / "other").glob("checkpoint-*"):
         if each.name != "checkpoint-8":
             shutil.rmtree(each)
-    resumed, again = train(folder, tmp_path / "other", 10)
-    assert again == curve
-    for (name, one), (_, other) in zip(whole.named_parameters(), resumed.named_parameters(), strict=True):
-        assert torch.equal(one, other), name
+    resumed = train(folder, tmp_path / "other", steps=10)
+    assert resumed.points == whole.points
+    assert same_weights(resumed.policy, whole.policy)
     assert checkpoints.newest(tmp_path / "killed") is None  # the torn one is passed over; two are kept at most
+
+
+def test_the_same_pairs_make_the_same_step_however_they_are_spread(folder: Path, tmp_path: Path) -> None:
+    import torch
+
+    whole = train(folder, tmp_path / "one", lambda model: model, batch_size=4, accumulation=1)
+    spread = train(folder, tmp_path / "two", lambda model: model, batch_size=2, accumulation=2)
+    # Batches are planned by `batch_size`, so the pairs differ; in micro-batches of one plan they do not.
+    assert len(whole.points) == len(spread.points)
+    cfg = tuning.Training.model_validate(CONFIG)
+    data = tuning.prepare(cfg, models.load_tokenizer(folder), PAIRS, [], "lora")
+    arguments = (models.load_tokenizer(folder), data, cfg, 5)
+    _, points = tuning._attempt(
+        models.load_trainable(folder, CPU), *arguments, 2, 2, 1e-2, runtime=CPU, work=tmp_path / "three", log=Log()
+    )
+    _, oracle = tuning._attempt(
+        models.load_trainable(folder, CPU), *arguments, 4, 1, 1e-2, runtime=CPU, work=tmp_path / "four", log=Log()
+    )
+    for a, b in zip(points, oracle, strict=True):
+        assert torch.isclose(torch.tensor(a.loss), torch.tensor(b.loss), rtol=1e-4), (a, b)
+
+
+def test_out_of_memory_makes_smaller_batches_and_the_same_steps(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(folder, tmp_path / "whole", lambda model: model)
+    real, seen = losses.completion_loss, []
+
+    def scarce(model: Any, inputs: Any, *rest: Any) -> Any:
+        rows = len(inputs["input_ids"])
+        seen.append(rows)
+        if rows > 2 and len(seen) > 5:  # as when a later batch is longer
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
+        return real(model, inputs, *rest)
+
+    monkeypatch.setattr(losses, "completion_loss", scarce)
+    told: list[str] = []
+    log = Log()
+    monkeypatch.setattr(log, "note", told.append)
+    found = train(folder, tmp_path / "scarce", lambda model: model, log=log)
+    assert seen[:6] == [4] * 6
+    assert set(seen[6:]) == {2}
+    assert len(seen) == 6 + 2 * 8  # from the checkpoint at step 4 on, two forward passes for each of eight steps
+    assert found.micro_batch == 2
+    assert told == ["out of memory with 4 pairs in a forward pass: 2 now, the step as large as before"]
+    assert [point.step for point in found.points] == [point.step for point in whole.points]
+    for ours, theirs in zip(found.points, whole.points, strict=True):
+        assert ours.tokens == theirs.tokens
+        assert (ours.loss or 0.0) == pytest.approx(theirs.loss or 0.0, rel=1e-3)
+    # Killed and started again: it remembers.
+    assert json.loads((tmp_path / "scarce/recovered.json").read_text())["batch_size"] == 2
+
+    monkeypatch.setattr(losses, "completion_loss", lambda *_: (_ for _ in ()).throw(MemoryError))
+    with pytest.raises(UserError, match="memory ran out with one pair"):
+        train(folder, tmp_path / "none", lambda model: model)
+
+
+def test_a_gradient_that_is_no_number_goes_back_once_and_then_fails(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    real = losses.completion_loss
+    calls: list[int] = []
+    monkeypatch.setattr(losses, "completion_loss", lambda *given: _once(real, calls, 6, *given))
+    told: list[str] = []
+    log = Log()
+    monkeypatch.setattr(log, "note", told.append)
+    found = train(folder, tmp_path / "once", log=log)
+    assert told == ["the gradient of step 6 is not finite: back to step 4, learning rate 0.003"]
+    assert found.learning_rate == pytest.approx(0.003)
+    assert len(calls) == 6 + 8  # stopped at the step itself; steps 5 to 12 again
+    assert all(bool(torch.isfinite(each).all()) for each in found.policy.parameters())
+    rates = {point.step: point.learning_rate for point in found.points if point.learning_rate is not None}
+    assert rates[4] == pytest.approx(0.01 * 9 / 10)
+    assert all(rates[step] == pytest.approx(0.003 * (13 - step) / 10) for step in range(5, 13)), rates
+
+    monkeypatch.setattr(losses, "completion_loss", lambda *given: real(*given) * float("nan"))
+    with pytest.raises(UserError, match="the gradient of step 1 is not finite, at the lowered learning rate 0.003 too"):
+        train(folder, tmp_path / "always")
+
+
+def _once(real: Callable[..., Any], calls: list[int], at: int, *given: Any) -> Any:
+    calls.append(1)
+    found = real(*given)
+    return found * float("nan") if len(calls) == at else found
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"target_modules": ["query"]}, r"the model has no layer called query(.|\n)*q_proj, up_proj, v_proj"),
+        ({"r": 33, "target_modules": ["k_proj"]}, r"rank 33 is above the width of k_proj, 32 x 64"),
+    ],
+)
+def test_adapters_that_fit_no_layer_are_refused(folder: Path, change: dict[str, Any], message: str) -> None:
+    from peft import LoraConfig
+
+    with pytest.raises(UserError, match=message) as caught:
+        tuning.adapt(models.load_base(folder, CPU), LoraConfig(**change), "lora")
+    assert caught.value.exit_code == 2
+
+
+def test_data_that_teaches_nothing_is_refused(folder: Path) -> None:
+    cfg = tuning.Training.model_validate(CONFIG)
+    tokenizer = models.load_tokenizer(folder)
+    with pytest.raises(
+        UserError, match="every completion of the 2 training pairs is empty: all labels would be masked"
+    ):
+        tuning.prepare(cfg, tokenizer, [("read", ""), ("write", "")], [], "lora")
+    with pytest.raises(UserError, match="none of the 24 training pairs has at most 16 tokens"):
+        tuning.prepare(cfg.model_copy(update={"max_tokens": 16}), tokenizer, [(f"{'w ' * 40}", "x y")] * 24, [], "lora")
+
+
+def test_templates_that_do_not_fit_the_tokenizer_are_refused(folder: Path) -> None:
+    cfg = tuning.Training.model_validate(CONFIG)
+
+    def with_template(template: str) -> Any:
+        tokenizer = models.load_tokenizer(folder)
+        tokenizer.chat_template = template
+        return tokenizer
+
+    plain = tiny_model.CHAT_TEMPLATE
+    for template, message in (
+        (plain.replace("im_", "turn_"), r"writes <\|turn_start\|>, which the tokenizer reads as ordinary letters"),
+        ("{{ bos_token }}" + plain, r"24 of 24 prompts begin with <\|im_start\|> twice"),
+        (plain.replace("<|im_end|>", ""), r"ends an answer without <\|im_end\|>"),
+    ):
+        with pytest.raises(UserError, match=message):
+            tuning.prepare(cfg, with_template(template), PAIRS, [], "lora")
+
+
+def test_a_step_is_shared_evenly_or_not_at_all() -> None:
+    assert tuning.micro_batches(8, 1, 1) == (8, 1)
+    assert tuning.micro_batches(8, 1, 2) == (4, 1)
+    assert tuning.micro_batches(8, 4, 2) == (8, 2)
+    assert tuning.micro_batches(6, 1, 2) == (3, 1)
+    with pytest.raises(UserError, match="a step of 9 pairs .* cannot be shared by 2 processes"):
+        tuning.micro_batches(9, 1, 2)
 
 
 def test_spread_is_even() -> None:
