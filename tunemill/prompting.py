@@ -1,0 +1,165 @@
+"""In-context learning (Brown et al. 2020): a prompt in a template, worked examples before it, and both baked into a tokenizer.
+
+Worked examples ("shots") are earlier turns of the chat where the tokenizer has a chat template. Without one they are text:
+prompt, newline, completion, empty line; and then the prompt in question and a newline.
+
+A template is filled in by replacing every `{prompt}`; other braces stand for themselves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tunemill.records import Example
+
+FIELD = "{prompt}"
+"""What a template has in the prompt's place."""
+PLAIN = FIELD
+"""The template that adds nothing."""
+
+Shot = tuple[str, str]
+"""A worked example: its prompt and its completion."""
+
+
+def fill(template: str, prompt: str) -> str:
+    """The template with the prompt in its place.
+
+    Raises:
+        ValueError: the template has no place for it.
+    """
+    if FIELD not in template:
+        raise ValueError(f"a template without {FIELD}: {template!r}")
+    return template.replace(FIELD, prompt)
+
+
+def render(tokenizer: Any, prompt: str, *, template: str = PLAIN, shots: Sequence[Shot] = ()) -> list[int]:
+    """Token ids of a filled-in template with worked examples before it, ready to be answered.
+
+    Args:
+        tokenizer: with or without a chat template; special tokens of its own (T5's end) are added.
+        prompt: what is asked.
+        template: text around every prompt, those of the shots included.
+        shots: prompts and completions, the first one first.
+    """
+    if tokenizer.chat_template:
+        ids = tokenizer.apply_chat_template(
+            _turns(prompt, template, shots), add_generation_prompt=True, tokenize=True, return_dict=True
+        )["input_ids"]
+    else:
+        before = "".join(f"{fill(template, each)}\n{completion}\n\n" for each, completion in shots)
+        ids = tokenizer(before + fill(template, prompt) + ("\n" if shots else ""))["input_ids"]
+    return list(ids)
+
+
+def _turns(prompt: str, template: str, shots: Sequence[Shot]) -> list[dict[str, str]]:
+    turns = []
+    for each, completion in shots:
+        turns.append({"role": "user", "content": fill(template, each)})
+        turns.append({"role": "assistant", "content": completion})
+    return [*turns, {"role": "user", "content": fill(template, prompt)}]
+
+
+def choose_shots(
+    tokenizer: Any, rows: Sequence[Example], count: int, *, max_tokens: int, seed: int
+) -> tuple[Shot, ...]:
+    """Draw worked examples: short ones, each from another group while there are groups left.
+
+    Fewer shots are the first of more, so that cells of a grid differ in their number alone.
+
+    Args:
+        tokenizer: counts the tokens.
+        rows: training rows.
+        count: how many.
+        max_tokens: most tokens of one, prompt and completion together.
+        seed: of the choice, which depends on the rows' ids and not on their order.
+
+    Raises:
+        ValueError: fewer rows than that are short enough.
+    """
+    waiting = sorted(rows, key=lambda row: hashlib.sha256(f"{seed}\0{row.id}".encode()).digest())
+    chosen: list[Example] = []
+    while len(chosen) < count and waiting:
+        groups, later = set(), []  # one of each group, then from the beginning again
+        for row in waiting:
+            if len(chosen) == count or row.group in groups:
+                later.append(row)
+            elif _tokens(tokenizer, row) <= max_tokens:
+                chosen.append(row)
+                groups.add(row.group)
+        waiting = later
+    if len(chosen) < count:
+        raise ValueError(f"{len(chosen)} of {len(rows)} rows have at most {max_tokens} tokens, {count} are needed")
+    return tuple((row.prompt, row.completion) for row in chosen)
+
+
+def _tokens(tokenizer: Any, row: Example) -> int:
+    return sum(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (row.prompt, row.completion))
+
+
+def chat_template(tokenizer: Any, template: str = PLAIN, shots: Sequence[Shot] = ()) -> str:
+    """A Jinja chat template that does by itself what `render` does with `template` and `shots`.
+
+    `tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True)` then gives the ids of
+    `render`. In a longer chat the shots stand before the first user's message, and the template is around each of them.
+
+    Args:
+        tokenizer: as it came; its own chat template, if any, goes on after the turns have been put in.
+        template: see `render`.
+        shots: see `render`.
+
+    Raises:
+        ValueError: the template has no place for the prompt, or this tokenizer's special tokens cannot be written as text.
+    """
+    fill(template, "")  # a template without a place for the prompt is refused
+    shown = [turn for turn in _turns("", template, shots)[:-1] if shots]
+    # Text stands in string literals only, where Jinja's own marks mean nothing.
+    preamble = (
+        f"{{%- set tunemill = namespace(turns=[], shots={_literal(shown)}, around={_literal(template.split(FIELD))}) %}}\n"
+        "{%- for message in messages %}\n"
+        "{%- if message['role'] == 'user' %}\n"
+        "{%- set asked = {'role': 'user', 'content': tunemill.around | join(message['content'])} %}\n"
+        "{%- set tunemill.turns = tunemill.turns + tunemill.shots + [asked] %}\n"
+        "{%- set tunemill.shots = [] %}\n"
+        "{%- else %}\n"
+        "{%- set tunemill.turns = tunemill.turns + [message] %}\n"
+        "{%- endif %}\n"
+        "{%- endfor %}\n"
+    )
+    if tokenizer.chat_template:
+        # The newline is eaten together with the tag (`trim_blocks`): what follows stands at the beginning of a line, as before.
+        return preamble + "{%- set messages = tunemill.turns %}\n" + str(tokenizer.get_chat_template())
+    before, after = _special_tokens(tokenizer)
+    baked = preamble + (
+        f"{{{{- {_literal(before)} }}}}\n"
+        "{%- for turn in tunemill.turns %}\n"
+        "{{- turn['content'] }}\n"
+        "{%- if not loop.last or tunemill.turns | length > 1 %}\n"
+        r"{{- '\n\n' if turn['role'] == 'assistant' else '\n' }}"
+        "\n"
+        "{%- endif %}\n"
+        "{%- endfor %}\n"
+        f"{{{{- {_literal(after)} }}}}"
+    )
+    probe = "What is it?"
+    found = tokenizer.apply_chat_template([{"role": "user", "content": probe}], chat_template=baked, return_dict=True)
+    if list(found["input_ids"]) != render(tokenizer, probe, template=template, shots=shots):
+        raise ValueError(f"{type(tokenizer).__name__}: its special tokens {before + after!r} cannot be written as text")
+    return baked
+
+
+def _literal(value: Any) -> str:
+    """A Jinja literal: JSON's escapes mean the same there, and beyond ASCII none are needed."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _special_tokens(tokenizer: Any) -> tuple[str, str]:
+    """What the tokenizer puts before and after every text, as text: a chat template has to write it out."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a")["input_ids"]
+    at = next(at for at in range(len(whole)) if whole[at : at + len(bare)] == bare)
+    before, after = whole[:at], whole[at + len(bare) :]
+    return "".join(tokenizer.convert_ids_to_tokens(before)), "".join(tokenizer.convert_ids_to_tokens(after))
