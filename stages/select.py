@@ -175,7 +175,7 @@ def run(
     log: Log,
 ) -> Metrics:
     """Write the chosen model under `out/model`, the decision as `out/candidates.json`, the plan as `out/plan.json`."""
-    from tunemill import profiling, records
+    from tunemill import calibration, records
 
     asked = json.loads((scope / "scope.json").read_text(encoding="utf-8"))
     constraints, metric = asked["constraints"], asked["primary_metric"]
@@ -243,7 +243,7 @@ def run(
         },
     )
     methods = {name: each for name, each in planning.methods(assumptions).items() if name != "qlora"}
-    seconds = profiling.planned_seconds(config, methods, assumptions.batch, runtime)
+    seconds = calibration.seconds(config, methods, assumptions.batch, runtime)
     log.measure(**{f"step_seconds/{name}": round(value, 4) for name, value in seconds.items()})
     told = ", ".join(f"{name} {value * cfg.plan.steps / 60:.1f}" for name, value in seconds.items())
     log.note(f"minutes for {cfg.plan.steps} steps here, as far as small models tell: {told}")

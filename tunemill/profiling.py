@@ -1,13 +1,13 @@
-"""Speed and memory, measured: prefill, decoding, peak memory of a process that does nothing else; what tuning will take."""
+"""Speed and memory of generation, measured: prefill, decoding, peak memory of a process that does nothing else."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tunemill import losses, models, planning, sampling
+from tunemill import models, sampling
 from tunemill.runtime import Runtime
 
 
@@ -63,95 +63,6 @@ def peak_memory(policy: Path, base: Path, runtime: Runtime, prompts: Sequence[Se
     ids, mask = sampling.padded(prompts, tokenizer.pad_token_id, 0, model.device)
     _decode(model, _prefill(model, ids, mask)[0], mask, steps)
     return int(torch.cuda.max_memory_allocated()) if runtime.device == "cuda" else _high_water()
-
-
-PROBED_LAYERS = (1, 3)
-"""Layers of the two models that are timed; what all layers take lies on the line through both."""
-
-
-def planned_seconds(
-    config: Any, methods: Mapping[str, planning.Method], batch: planning.Batch, runtime: Runtime, rounds: int = 1
-) -> dict[str, float]:
-    """Seconds of one step of each method, and of answering one batch (`generation`), found out with two small models.
-
-    Both have the model's width and vocabulary and few layers, with random weights: what the layers take grows with their
-    number, embedding and logits are there once. The best of the rounds counts, after one that warms up.
-
-    Args:
-        config: a transformers configuration.
-        methods: what to plan, by name.
-        batch: the batch of a step; its prompts are what is answered, with as many tokens as a completion has.
-        runtime: the machine.
-        rounds: measurements of each.
-    """
-    import torch
-
-    layers = config.num_hidden_layers
-    few, some = PROBED_LAYERS
-    found: dict[str, float] = {}
-    with torch.random.fork_rng(devices=[]):
-        sizes = {each: planning.with_layers(config, each) for each in PROBED_LAYERS}
-        for name, method in methods.items():
-            times = {
-                each: _step_seconds(planning.build(shape, method, runtime.dtype).to(runtime.device), batch, rounds)
-                for each, shape in sizes.items()
-            }
-            found[name] = _on_the_line(times, layers)
-        times = {
-            each: _answer_seconds(planning.skeleton(shape, runtime.dtype).to(runtime.device).eval(), batch, rounds)
-            for each, shape in sizes.items()
-        }
-        found["generation"] = _on_the_line(times, layers)
-    return found
-
-
-def _on_the_line(times: Mapping[int, float], layers: int) -> float:
-    (few, short), (some, long) = sorted(times.items())
-    # On a busy machine the larger model may happen to be the faster one; a layer takes no negative time.
-    return short + max(0.0, long - short) / (some - few) * (layers - few)
-
-
-def _step_seconds(policy: Any, batch: planning.Batch, rounds: int) -> float:
-    import torch
-
-    device = next(policy.parameters()).device
-    pairs = [losses.Encoded([0] * (batch.tokens - batch.completion), [0] * batch.completion)] * batch.rows
-    inputs = {name: each.to(device) for name, each in losses.collate(pairs, 0, _start(policy)).items()}
-    soft = losses.virtual_tokens(policy)
-    optimizer = torch.optim.AdamW([each for each in policy.parameters() if each.requires_grad], lr=1e-6)
-    policy.train()
-    times = []
-    for _ in range(rounds + 1):
-        began = _now(policy)
-        losses.completion_loss(policy, inputs, None, soft).backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        times.append(_now(policy) - began)
-    return min(times[1:])
-
-
-def _answer_seconds(model: Any, batch: planning.Batch, rounds: int) -> float:
-    import torch
-
-    ids = torch.zeros((batch.rows, batch.tokens - batch.completion), dtype=torch.long, device=model.device)  # (B, T)
-    times = []
-    for _ in range(rounds + 1):
-        began = _now(model)
-        with torch.inference_mode():
-            model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                min_new_tokens=batch.completion,
-                max_new_tokens=batch.completion,
-                do_sample=False,
-                pad_token_id=0,
-            )
-        times.append(_now(model) - began)
-    return min(times[1:])
-
-
-def _start(policy: Any) -> int | None:
-    return int(policy.config.decoder_start_token_id or 0) if policy.config.is_encoder_decoder else None
 
 
 def _prefill(model: Any, ids: Any, mask: Any) -> tuple[Any, float]:

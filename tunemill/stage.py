@@ -117,6 +117,8 @@ def main(
             it. Nothing is read or written.
     """
     stage = contract(run)
+    if argv is None and "runtime" in stage.wants:
+        runtime.tighten_malloc()
     flag = f"--{preview.__name__.replace('_', '-')}" if preview else ""
     given = sys.argv[1:] if argv is None else list(argv)
     asked = preview is not None and flag in given

@@ -245,11 +245,12 @@ def test_more_rows_longer_rows_and_a_larger_vocabulary_cost_more() -> None:
     assert least.logits >= 3 * 2 * 8 * 5120 * 4
 
 
-def test_half_precision_halves_weights_and_activations() -> None:
-    whole, batch = planning.Method("full"), planning.Batch(2, 32, 8)
+def test_half_precision_saves_where_nothing_needs_the_precision() -> None:
+    batch = planning.Batch(8, 64, 8)
+    whole = planning.Method("full")
     single, half = (planning.step_memory(small(), whole, batch, each) for each in ("float32", "bfloat16"))
-    assert half.weights == single.weights / 2
-    assert half.activations < 0.7 * single.activations
+    assert half.weights == single.weights  # trained weights stay in float32
+    assert half.activations < 0.8 * single.activations
     # Adapters stay in float32, and so does what they read: PEFT copies it for each adapted layer.
     lora = planning.Method("lora", rank=4)
     single, half = (planning.step_memory(small(), lora, batch, each) for each in ("float32", "bfloat16"))
@@ -257,6 +258,30 @@ def test_half_precision_halves_weights_and_activations() -> None:
     assert half.optimizer == single.optimizer
     packed = planning.step_memory(small(), planning.Method("qlora", rank=4), batch)
     assert packed.weights < half.weights
+
+
+def test_computing_activations_again_saves_most_of_them() -> None:
+    adapter = planning.adapter(small(), planning.Method("lora", rank=4))
+    kept, again = (
+        planning.tuning_memory(small(), adapter, planning.Batch(8, 64, 8), "float32", recompute=recompute)
+        for recompute in (False, True)
+    )
+    assert again.activations < 0.6 * kept.activations
+    assert again.weights == kept.weights
+
+
+def test_any_adapter_of_peft_can_be_planned() -> None:
+    from peft import IA3Config
+
+    planned = planning.tuning_memory(small(), IA3Config(), planning.Batch(2, 32, 8), "float32")
+    # k and v are 32 wide, the MLP's inner layer 192, in each of 3 layers; two moments of 4 bytes.
+    assert planned.optimizer == 2 * 4 * 3 * (32 + 32 + 192)
+
+
+def test_the_process_is_more_than_its_tensors() -> None:
+    step = planning.Memory(weights=500, optimizer=300, gradients=50, logits=50, activations=100)
+    assert planning.process_bytes(step) == planning.PROCESS_BYTES + 800 + round(200 * planning.ALLOCATOR_SLACK)
+    assert planning.process_bytes(step, "cuda") == 1000
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda each: each.name)
