@@ -13,7 +13,7 @@ from typing import Any
 
 from tunemill.dependencies import module_of
 from tunemill.errors import UserError, nearest
-from tunemill.params import Candidates, ParamsFile
+from tunemill.params import Candidates, Extra, Launch, ParamsFile, StartFolder
 from tunemill.stage import contract
 
 BASELINES = ("lead-10-words", "first-sentence")
@@ -26,7 +26,7 @@ def check(root: Path) -> list[str]:
     faults: list[str] = []
     params = ParamsFile(root / "params.yaml")
     tree: Any = YAML(typ="safe", pure=True).load((root / "dvc.yaml").read_text(encoding="utf-8"))
-    sections: dict[str, Any] = {"candidates": Candidates}
+    sections: dict[str, Any] = {"candidates": Candidates, "launch": Launch, "start": StartFolder, "extra": Extra}
     outputs: list[str] = []
     for name, stage in tree["stages"].items():
         body = stage.get("do", stage)

@@ -83,4 +83,4 @@ def adapter(cfg: Config) -> Any:
 
 
 if __name__ == "__main__":
-    main(run)
+    main(run, distributed=True)

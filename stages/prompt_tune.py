@@ -107,4 +107,4 @@ def initialise(policy: Any, tokenizer: Any, cfg: Config, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    main(run)
+    main(run, distributed=True)

@@ -64,4 +64,4 @@ def run(
 
 
 if __name__ == "__main__":
-    main(run)
+    main(run, distributed=True)

@@ -56,7 +56,7 @@ def code_of(root: Path, module: str) -> list[str]:
 
 def module_of(command: str) -> str | None:
     """The module that a stage's command runs."""
-    found = re.search(r"python -m (stages\.\w+)", command)
+    found = re.search(r" -m (stages\.\w+)", command)
     return found.group(1) if found else None
 
 

@@ -26,6 +26,12 @@ def is_adapter(folder: Path) -> bool:
     return (folder / ADAPTER).is_file()
 
 
+def is_encoder_decoder(folder: Path) -> bool:
+    """Whether the checkpoint in `folder` is an encoder-decoder; read from its configuration."""
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return bool(config.get("is_encoder_decoder", False))
+
+
 def load_base(folder: Path, runtime: Runtime) -> Any:
     """A language model, decoder-only or encoder-decoder, in the runtime's number format, in evaluation mode.
 

@@ -37,6 +37,41 @@ class Candidates(RootModel[dict[str, Candidate]]):
     model_config = ConfigDict(frozen=True)
 
 
+class Start(Params):
+    """What one run of a stage that is off by default works on."""
+
+    model: str
+    """Folder of the model it starts from."""
+
+
+class RawText(Start):
+    """What one run of `pretrain` works on."""
+
+    text: str
+    """File of documents: JSONL, or plain text with a blank line between them."""
+
+
+class Extra(Params):
+    """Stages that are off: every entry, name → what it works on, is one run."""
+
+    pretrain: dict[str, RawText]
+    """Runs of `pretrain`."""
+    ia3: dict[str, Start]
+    """Runs of `ia3`."""
+
+
+class StartFolder(RootModel[str]):
+    """The model that `prompt` and the tuning stages start from; dvc.yaml uses it."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class Launch(RootModel[str]):
+    """How the tuning stages are started: `python`, or a launcher that starts several processes; dvc.yaml uses it."""
+
+    model_config = ConfigDict(frozen=True)
+
+
 Section = TypeVar("Section", bound=BaseModel)
 
 

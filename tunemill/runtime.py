@@ -70,6 +70,7 @@ def set_threads(threads: int) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forking after its threads start would deadlock
 
 
+<<<<<<< HEAD
 TIGHT_MALLOC = "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"
 """glibc's settings for a process that makes and drops large tensors.
 
@@ -95,10 +96,15 @@ def _c_library() -> str:
         return os.confstr("CS_GNU_LIBC_VERSION") or ""
     except (OSError, ValueError):
         return ""  # another C library
+=======
+def workers() -> tuple[int, int]:
+    """(processes that torchrun or accelerate started for one result, which of them this is)."""
+    return int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+>>>>>>> main
 
 
 def resolve(params: RuntimeParams, memory: Path) -> Runtime:
-    """Choose device and number format by capability.
+    """Choose device and number format by capability; of several devices each process takes its own.
 
     Args:
         params: section `runtime`.
@@ -119,15 +125,18 @@ def resolve(params: RuntimeParams, memory: Path) -> Runtime:
             expected="one of auto, " + ", ".join(name for name, found in there.items() if found),
             exit_code=2,
         )
+    processes, rank = workers()
+    if device == "cuda" and processes > 1:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if params.dtype != "auto":
-        return Runtime(device, params.dtype, params.threads)
-    if device == "cuda":
-        return Runtime(
-            device, "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32", params.threads
-        )
-    if device == "mps":
-        return Runtime(device, "float32", params.threads)
-    return Runtime(device, _faster_cpu_dtype(params.threads, memory), params.threads)
+        dtype = params.dtype
+    elif device == "cuda":
+        dtype = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    elif device == "mps":
+        dtype = "float32"
+    else:
+        dtype = _faster_cpu_dtype(params.threads, memory)
+    return Runtime(device, dtype, params.threads, processes, rank)
 
 
 def out_of_memory(error: BaseException) -> bool:

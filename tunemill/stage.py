@@ -17,6 +17,7 @@ What `run` may ask for, by name or by type of its keyword-only parameters:
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import inspect
 import json
@@ -25,6 +26,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import time
 import types
 import typing
@@ -106,13 +108,18 @@ def contract(run: Callable[..., Metrics], name: str = "") -> Contract:
 
 
 def main(
-    run: Callable[..., Metrics], argv: Sequence[str] | None = None, *, preview: Callable[[Any], str] | None = None
+    run: Callable[..., Metrics],
+    argv: Sequence[str] | None = None,
+    *,
+    distributed: bool = False,
+    preview: Callable[[Any], str] | None = None,
 ) -> typing.NoReturn:
     """Run a stage from the command line and exit: 0, 1 (bad data, a held lock), 2 (a mistake in params or flags).
 
     Args:
         run: the stage.
         argv: the command line; the process's own if left out.
+        distributed: the stage can be started by torchrun or accelerate in several processes; the first one writes.
         preview: given the stage's parameters alone, says what can be known before it runs; its name is the flag that asks for
             it. Nothing is read or written.
     """
@@ -130,7 +137,7 @@ def main(
             os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
             print(preview(ParamsFile(arguments.params).section(stage.name, stage.config)))
         else:
-            execute(stage, arguments)
+            execute(stage, arguments, distributed)
     except UserError as error:
         if arguments.json:
             print(json.dumps({"event": "error", "stage": stage.name, "text": str(error)}), file=sys.stderr)
@@ -183,8 +190,10 @@ def _parser(stage: Contract, preview: str = "", needs_inputs: bool = True) -> ar
     return parser
 
 
-def execute(stage: Contract, arguments: argparse.Namespace) -> Metrics:
+def execute(stage: Contract, arguments: argparse.Namespace, distributed: bool = False) -> Metrics:
     """Run one stage with everything around it.
+
+    Of several processes the first does as a single one would; the others compute, and what they write is thrown away.
 
     Raises:
         UserError: a mistake that the user can mend.
@@ -213,29 +222,34 @@ def execute(stage: Contract, arguments: argparse.Namespace) -> Metrics:
     outputs = {name: getattr(arguments, f"output_{name}") or Path("artifacts") / place for name in stage.outputs}
     metrics_path = arguments.metrics or Path("metrics") / place.parent / f"{place.name}.json"
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    processes, rank = runtime.workers()
+    if processes > 1 and not distributed:
         raise UserError(
-            f"started in {os.environ['WORLD_SIZE']} processes",
+            f"started in {processes} processes",
             where=f"stages.{stage.name}",
             expected="one process",
-            fix="start it without torchrun or accelerate launch",
+            fix="start it without torchrun or accelerate launch; the tuning stages can use several",
             exit_code=2,
         )
     style: typing.Literal["silent", "text", "json"] = "json" if arguments.json else "text"
-    log = Log(style, instance)
+    log = Log("silent" if rank else style, instance)
     _end_on_signals()
     runtime.die_with(runtime.owners())
     lock = Path("work") / f"{instance}.lock"
-    with runtime.ownership(lock, f"stage {instance}"):
+    with contextlib.ExitStack() as held:
+        if rank == 0:
+            held.enter_context(runtime.ownership(lock, f"stage {instance}"))
         key = run_key(instance, sections, inputs)
         room = Path("work") / instance / key
         state = room / "state"
         state.mkdir(parents=True, exist_ok=True)
-        partial = {name: room / "partial" / name / path.name for name, path in outputs.items()}
-        shutil.rmtree(room / "partial", ignore_errors=True)
+        scratch = Path(held.enter_context(tempfile.TemporaryDirectory())) if rank else room / "partial"
+        partial = {name: scratch / name / path.name for name, path in outputs.items()}
+        if rank == 0:
+            shutil.rmtree(scratch, ignore_errors=True)
         for path in partial.values():
             path.parent.mkdir(parents=True)
-        recorder = _recorder()(instance, arguments.candidate, key, sections, inputs, _experiment(arguments.params))
+        recorder = _recorder(rank)(instance, arguments.candidate, key, sections, inputs, _experiment(arguments.params))
         log.listener = recorder.log
         try:
             given: dict[str, Any] = {**inputs, **partial, **{name: sections[name] for name in stage.sections}}
@@ -256,6 +270,8 @@ def execute(stage: Contract, arguments: argparse.Namespace) -> Metrics:
                     given[name] = machine
             metrics = stage.run(sections[stage.name], **given)
             flat = _checked(stage.name, metrics)
+            if rank:
+                return flat
             timing = {
                 "seconds": round(time.time() - _process_start(began), 3),
                 "peak_memory_bytes": runtime.peak_memory_bytes(),
@@ -321,10 +337,10 @@ def _experiment(params: Path) -> str:
     return scope_name(params)
 
 
-def _recorder() -> Callable[..., Any]:
+def _recorder(rank: int) -> Callable[..., Any]:
     from tunemill import tracking
 
-    return tracking.Recorder if tracking.enabled() else tracking.Silent
+    return tracking.Recorder if tracking.enabled() and rank == 0 else tracking.Silent
 
 
 def _process_start(otherwise: float) -> float:

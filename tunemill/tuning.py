@@ -19,7 +19,7 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -51,6 +51,8 @@ class Training(Params):
     """Pairs in one forward pass."""
     accumulation: int = Field(ge=1)
     """Forward passes in one optimizer step; batch_size x accumulation pairs, over all processes."""
+    sharding: Literal["none", "fsdp"]
+    """How several processes hold the model: none, each has all of it (DDP); fsdp, each has a part (FSDP2, ZeRO-3)."""
     recompute: bool
     """Compute activations again in the backward pass instead of keeping them: less memory, a third more time."""
     max_tokens: int = Field(ge=16)
@@ -352,6 +354,14 @@ def train(
             expected="auto, float32 or bfloat16",
             exit_code=2,
         )
+    if cfg.sharding == "fsdp" and runtime.processes == 1:
+        raise UserError(
+            "one process has nobody to share the model with",
+            where="params.yaml: sharding",
+            expected="none",
+            fix="set sharding: none, or start several processes: launch: torchrun --nproc_per_node 2",
+            exit_code=2,
+        )
     note = work / "recovered.json"  # survives a kill, as the checkpoints do
     state = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
     limit, rate = state.get("batch_size", cfg.batch_size), state.get("learning_rate", cfg.learning_rate)
@@ -359,7 +369,7 @@ def train(
         micro, accumulation = micro_batches(limit, cfg.batch_size * cfg.accumulation // limit, runtime.processes)
         try:
             policy, points = _attempt(
-                load(), tokenizer, data, cfg, seed, micro, accumulation, rate, runtime=runtime, work=work, log=log
+                load, tokenizer, data, cfg, seed, micro, accumulation, rate, runtime=runtime, work=work, log=log
             )
             return Trained(policy, points, micro, rate)
         except Diverged as fault:
@@ -375,7 +385,8 @@ def train(
             rate *= LOWERED
             log.note(f"{fault}: back to {last}, learning rate {rate:.3g}")
         except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
+            # One of several processes cannot change the batches of the others, which wait for it.
+            if not out_of_memory(error) or runtime.processes > 1:
                 raise
             if micro == 1:
                 raise UserError(
@@ -386,12 +397,13 @@ def train(
             limit = max(size for size in range(1, micro // 2 + 1) if (cfg.batch_size * cfg.accumulation) % size == 0)
             log.note(f"out of memory with {micro} pairs in a forward pass: {limit} now, the step as large as before")
         # Outside the handlers: the error's traceback holds the tensors that did not fit.
-        checkpoints.write_json(note, {"batch_size": limit, "learning_rate": rate})
+        if runtime.rank == 0:
+            checkpoints.write_json(note, {"batch_size": limit, "learning_rate": rate})
         _release()
 
 
 def _attempt(
-    model: Any,
+    load: Callable[[], Any],
     tokenizer: Any,
     data: Data,
     cfg: Training,
@@ -422,6 +434,7 @@ def _attempt(
     assert len(rows) == pairs * cfg.steps
 
     # 2. Where to go on.
+    model = load()
     curve_file = work / "curve.jsonl"
     resume = checkpoints.newest(work)
     first = int(resume.name.removeprefix("checkpoint-")) if resume else 0
@@ -441,6 +454,8 @@ def _attempt(
                 scheduler._last_lr = [group["lr"] for group in given["optimizer"].param_groups]
             if validating and state.global_step == 0:
                 self.validate(given["model"], 0)
+            if cfg.sharding == "fsdp" and not _sharded(given["model"]):
+                raise RuntimeError("accelerate was asked to shard the model and did not")
 
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **given: Any) -> None:
             if not _finite(given["model"]):
@@ -496,7 +511,8 @@ def _attempt(
     trainer.add_callback(Follow())
     log.start("training", cfg.steps, "step", first)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    return trainer.accelerator.unwrap_model(trainer.model), points
+    policy = trainer.accelerator.unwrap_model(trainer.model)
+    return (_gathered(policy, load()) if cfg.sharding == "fsdp" else policy), points
 
 
 def _trainer(
@@ -556,6 +572,16 @@ def _trainer(
         # Gradients are averaged over processes, and the loss is a mean over the tokens of all of them.
         return losses.completion_loss(policy, inputs, items, virtual) * processes
 
+    if cfg.sharding == "fsdp":
+        arguments |= {
+            "fsdp": True,
+            "fsdp_config": {
+                "version": 2,
+                "state_dict_type": "SHARDED_STATE_DICT",
+                "activation_checkpointing": cfg.recompute,
+            },
+            "activation_checkpointing": False,
+        }
     if model.config.is_encoder_decoder:
         from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
@@ -567,7 +593,7 @@ def _trainer(
 
         settings = Seq2SeqTrainingArguments(**arguments)
         _one_device(settings)
-        return PairTrainer(model, args=settings, **given)
+        return _sharding(PairTrainer(model, args=settings, **given), cfg, runtime)
     from trl import SFTConfig, SFTTrainer
 
     class CompletionTrainer(SFTTrainer):  # type: ignore[misc]  # as above
@@ -584,7 +610,39 @@ def _trainer(
         dataset_kwargs={"skip_prepare_dataset": True},
     )
     _one_device(settings)
-    return CompletionTrainer(model, args=settings, **given)
+    return _sharding(CompletionTrainer(model, args=settings, **given), cfg, runtime)
+
+
+def _sharding(trainer: Any, cfg: Training, runtime: Runtime) -> Any:
+    """Make FSDP2 shard on a CPU too: accelerate would copy the model there, without a word; its sharding itself works."""
+    if cfg.sharding == "fsdp" and runtime.device == "cpu":
+        from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+        state = trainer.accelerator.state
+        state.distributed_type = DistributedType.FSDP
+        state.fsdp_plugin = FullyShardedDataParallelPlugin(**trainer.args.fsdp_plugin_args)
+        trainer.is_fsdp_enabled = True
+    return trainer
+
+
+def _sharded(model: Any) -> bool:
+    from torch.distributed.tensor import DTensor
+
+    return any(isinstance(each, DTensor) for each in model.parameters())
+
+
+def _gathered(sharded: Any, fresh: Any) -> Any:
+    """The trained weights, whole again on every process, in a model that is not sharded."""
+    from torch.distributed.tensor import DTensor
+
+    weights = {
+        name.replace("_checkpoint_wrapped_module.", ""): (
+            each.full_tensor() if isinstance(each, DTensor) else each
+        ).cpu()
+        for name, each in sharded.state_dict().items()
+    }
+    fresh.load_state_dict(weights)
+    return fresh
 
 
 def _one_device(arguments: Any) -> None:
@@ -613,7 +671,9 @@ def _finite(model: Any) -> bool:
     import torch
 
     gradients = [each.grad for each in model.parameters() if each.grad is not None]
-    return bool(torch.nn.utils.get_total_norm(gradients).isfinite())
+    norm = torch.nn.utils.get_total_norm(gradients)
+    # Of sharded gradients each process has a part; the norm is of them all.
+    return bool((norm.full_tensor() if hasattr(norm, "full_tensor") else norm).isfinite())
 
 
 def _barrier() -> None:

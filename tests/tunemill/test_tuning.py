@@ -24,6 +24,7 @@ CONFIG: dict[str, Any] = {
     "steps": 12,
     "batch_size": 4,
     "accumulation": 1,
+    "sharding": "none",
     "recompute": False,
     "max_tokens": 200,
     "validation_items": 4,
@@ -151,10 +152,24 @@ def test_the_same_pairs_make_the_same_step_however_they_are_spread(folder: Path,
     data = tuning.prepare(cfg, models.load_tokenizer(folder), PAIRS, [], "lora")
     arguments = (models.load_tokenizer(folder), data, cfg, 5)
     _, points = tuning._attempt(
-        models.load_trainable(folder, CPU), *arguments, 2, 2, 1e-2, runtime=CPU, work=tmp_path / "three", log=Log()
+        lambda: models.load_trainable(folder, CPU),
+        *arguments,
+        2,
+        2,
+        1e-2,
+        runtime=CPU,
+        work=tmp_path / "three",
+        log=Log(),
     )
     _, oracle = tuning._attempt(
-        models.load_trainable(folder, CPU), *arguments, 4, 1, 1e-2, runtime=CPU, work=tmp_path / "four", log=Log()
+        lambda: models.load_trainable(folder, CPU),
+        *arguments,
+        4,
+        1,
+        1e-2,
+        runtime=CPU,
+        work=tmp_path / "four",
+        log=Log(),
     )
     for a, b in zip(points, oracle, strict=True):
         assert torch.isclose(torch.tensor(a.loss), torch.tensor(b.loss), rtol=1e-4), (a, b)

@@ -1,0 +1,78 @@
+r"""IA³ (Liu et al. 2022): tune a factor for each channel of keys, values and feed-forward activations; off by default.
+
+python -m stages.ia3 --candidate tuned --train artifacts/validate/train.jsonl --validation artifacts/validate/validation.jsonl \
+        --model artifacts/select/model --out artifacts/ia3/tuned
+
+Some 0.05% of the parameters; the factors merge into the weights. What to copy for another of PEFT's methods: the adapter.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tunemill import tuning
+from tunemill.log import Log
+from tunemill.runtime import Runtime, seed_everything
+from tunemill.stage import Metrics, main
+
+
+class Config(tuning.Training):
+    """What is tuned, on how much, how fast."""
+
+    targets: tuple[str, ...]
+    """Layers whose output (or, for those in `feedforward`, input) is scaled; empty: PEFT's choice for the architecture."""
+    feedforward: tuple[str, ...]
+    """Those of `targets` that end a feed-forward block."""
+
+
+def run(
+    cfg: Config, *, train: Path, validation: Path, model: Path, out: Path, work: Path, runtime: Runtime, log: Log
+) -> Metrics:
+    """Tune the factors for `model` on `train`; write them, the curve and the counts under `out`."""
+    from tunemill import cards, models, records
+
+    # 1. Encode, leaving out and counting what is too long.
+    tokenizer = models.load_tokenizer(model)
+    pairs = [
+        [(row.prompt, row.completion) for row in records.read(path, records.Example)] for path in (train, validation)
+    ]
+    data = tuning.prepare(cfg, tokenizer, *pairs, "ia3")
+    log.note(f"{len(data.train)} pairs; {data.too_long} have more than {cfg.max_tokens} tokens")
+
+    metrics: Metrics = {}
+    for seed in cfg.seeds:
+        name = "adapter" if seed == cfg.seeds[0] else f"adapter-{seed}"
+
+        def load(seed: int = seed) -> Any:
+            # 2. h = l ⊙ W·x, with l = 1 at the start, so that step 0 is the base model.
+            seed_everything(seed)
+            return tuning.adapt(models.load_base(model, runtime), adapter(cfg), "ia3")
+
+        # 3. Train, and save what plain peft loads.
+        trained = tuning.train(load, tokenizer, data, cfg, seed, runtime=runtime, work=work / name, log=log)
+        tuning.save_adapter(trained.policy, out / name)
+        cards.write(
+            out / name,
+            "IA³ adapter",
+            model,
+            "Factors for keys, values and feed-forward activations (Liu et al. 2022) of the model named above.",
+            tuning.facts(cfg, data, trained, seed),
+            trained.policy.config.is_encoder_decoder,
+        )
+        if seed == cfg.seeds[0]:
+            metrics = tuning.record(out, "ia3", cfg, data, trained, runtime.dtype)
+    return metrics
+
+
+def adapter(cfg: Config) -> Any:
+    """PEFT's configuration of the adapter."""
+    from peft import IA3Config
+
+    return IA3Config(
+        target_modules=list(cfg.targets) or None, feedforward_modules=list(cfg.feedforward) if cfg.targets else None
+    )
+
+
+if __name__ == "__main__":
+    main(run, distributed=True)

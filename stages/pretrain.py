@@ -1,0 +1,143 @@
+r"""Pretrain: go on with pre-training on the domain's raw text, all weights (Gururangan et al. 2020); off by default.
+
+python -m stages.pretrain --candidate domain --text artifacts/validate/train.jsonl --model artifacts/select/model \
+        --out artifacts/pretrain/domain
+
+Decoder-only models predict every next token of documents put end to end; encoder-decoders fill in spans that were taken
+out (T5's objective; the spans of a text are drawn once, not anew each time it is seen).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from tunemill import tuning
+from tunemill.errors import UserError
+from tunemill.log import Log
+from tunemill.losses import Encoded
+from tunemill.runtime import Runtime, seed_everything
+from tunemill.stage import Metrics, main
+
+
+class Config(tuning.Training):
+    """On how much, how fast, and what is taken out."""
+
+    density: float = Field(gt=0, lt=0.9)
+    """Encoder-decoders: share of tokens taken out; 0.15 in the paper."""
+    span: float = Field(ge=1, le=50)
+    """Encoder-decoders: mean length of what is taken out; 3 in the paper."""
+    store_dtype: Literal["bfloat16", "float32", "float16"]
+    """Number format of the weights on disk."""
+
+
+def run(cfg: Config, *, text: Path, model: Path, out: Path, work: Path, runtime: Runtime, log: Log) -> Metrics:
+    """Train `model` on the documents of `text`; write the model, the curve and the counts under `out`.
+
+    `text` is a JSONL file (field `text`, or `prompt` and `completion`), or plain text with a blank line between documents.
+    """
+    from tunemill import cards, models
+
+    # 1. Read the documents; every twentieth is held out.
+    tokenizer = models.load_tokenizer(model)
+    family = "encoder-decoder" if models.is_encoder_decoder(model) else "decoder-only"
+    documents = [tokenizer(each, add_special_tokens=False)["input_ids"] for each in read(text)]
+    held_out = documents[::20] if len(documents) >= 20 else []
+    learnt = [each for at, each in enumerate(documents) if not held_out or at % 20]
+    data = tuning.Data(
+        blocks(learnt, tokenizer, family, cfg, text),
+        tuning.spread(blocks(held_out, tokenizer, family, cfg, text), cfg.validation_items) if held_out else [],
+        0,
+    )
+    log.note(f"{len(learnt)} documents, {len(data.train)} blocks of at most {cfg.max_tokens} tokens")
+
+    metrics: Metrics = {}
+    for seed in cfg.seeds:
+        name = "model" if seed == cfg.seeds[0] else f"model-{seed}"
+
+        def load(seed: int = seed) -> Any:
+            seed_everything(seed)
+            return models.load_trainable(model, runtime)
+
+        # 2. Train all weights; 3. save what plain transformers loads.
+        trained = tuning.train(load, tokenizer, data, cfg, seed, runtime=runtime, work=work / name, log=log)
+        if seed == cfg.seeds[0]:
+            metrics = tuning.record(out, "full", cfg, data, trained, runtime.dtype)
+        facts = tuning.facts(cfg, data, trained, seed)
+        models.save(trained.policy, tokenizer, out / name, cfg.store_dtype)
+        cards.write(
+            out / name,
+            "Model adapted to a domain",
+            model,
+            "The model named above, pre-trained further on raw text.",
+            facts,
+            family == "encoder-decoder",
+        )
+    return metrics
+
+
+def read(path: Path) -> list[str]:
+    """The documents of a file, none empty.
+
+    Raises:
+        UserError: a line is no JSON object with text, or there is no document.
+    """
+    content = path.read_text(encoding="utf-8")
+    if path.suffix != ".jsonl":
+        found = [each.strip() for each in content.split("\n\n")]
+    else:
+        found = []
+        for number, line in enumerate(content.splitlines(), start=1):
+            try:
+                row = json.loads(line)
+                # A summary belongs before the text it summarises, as in the documents that it was taken from.
+                body = row.get("text") or row.get("prompt")
+                found.append("\n\n".join(each for each in (row.get("completion"), body) if each).strip())
+            except (json.JSONDecodeError, AttributeError):
+                raise UserError(
+                    "not a JSON object",
+                    where=f"{path}:{number}",
+                    expected="a field `text`, or `prompt` and `completion`",
+                ) from None
+    kept = [each for each in found if each]
+    if not kept:
+        raise UserError("no text", where=str(path), expected="at least one document")
+    return kept
+
+
+def blocks(documents: list[list[int]], tokenizer: Any, family: str, cfg: Config, where: Path) -> list[Encoded]:
+    """Documents as training pairs.
+
+    Raises:
+        UserError: the vocabulary has no sentinels, or there is too little text.
+    """
+    from tunemill import pretraining
+
+    if family == "decoder-only":
+        found = pretraining.causal_blocks(documents, tokenizer.eos_token_id, cfg.max_tokens)
+    else:
+        marks = [tokenizer.convert_tokens_to_ids(f"<extra_id_{number}>") for number in range(100)]
+        known = [mark for mark in marks if mark is not None and mark != tokenizer.unk_token_id]
+        if not known:
+            raise UserError(
+                "the vocabulary has no <extra_id_0>: nothing to mark a missing span with",
+                where="params.yaml: extra.pretrain",
+                expected="a tokenizer with T5's sentinels",
+                exit_code=2,
+            )
+        # As many tokens a piece as the sentinels can mark.
+        length = min(cfg.max_tokens // 2, int((len(known) - 1) * cfg.span / cfg.density))
+        found = [
+            pretraining.corrupt(piece, known, tokenizer.eos_token_id, cfg.density, cfg.span, f"{at}")
+            for at, piece in enumerate(pretraining.pieces(documents, length))
+        ]
+    if not found:
+        raise UserError("too little text", where=str(where), expected="documents of more than a few words")
+    return found
+
+
+if __name__ == "__main__":
+    main(run, distributed=True)
