@@ -22,10 +22,6 @@ from tunemill.checkpoints import write_text
 from tunemill.errors import UserError, nearest
 from tunemill.runtime import ownership
 
-<<<<<<< HEAD
-OPEN_SECTIONS = ("candidates", "select.candidates")
-"""Sections whose keys are names of the user's choosing."""
-=======
 OPEN_SECTIONS = (
     "candidates",
     "extra.pretrain",
@@ -37,7 +33,6 @@ OPEN_SECTIONS = (
     "prompt.decodings",
 )
 """Sections whose keys are names of the user's choosing; what a recipe names there is all there is."""
->>>>>>> main
 
 # What a run makes belongs to the workspace it was made in, and is never copied or swept away.
 OWN = ("artifacts", "metrics", "reports", "work", "dvc.lock", ".dvc", "dvc_plots")
@@ -142,12 +137,8 @@ def merged(base: Path, overlays: Sequence[tuple[Path, Mapping[str, Any] | None]]
 def _merge(tree: Any, overlay: Mapping[str, Any], where: Path, above: tuple[str, ...]) -> None:
     for key, value in overlay.items():
         dotted = ".".join((*above, str(key)))
-<<<<<<< HEAD
-        if key not in tree and not any(dotted.startswith(f"{each}.") for each in OPEN_SECTIONS):
-=======
         is_name = any(".".join(above[:depth]) in OPEN_SECTIONS for depth in range(1, len(above) + 1))
         if key not in tree and not is_name:
->>>>>>> main
             line = overlay.lc.data[key][0] + 1 if hasattr(overlay, "lc") and key in overlay.lc.data else None
             near = nearest(str(key), map(str, tree))
             raise UserError(

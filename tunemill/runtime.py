@@ -70,7 +70,6 @@ def set_threads(threads: int) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forking after its threads start would deadlock
 
 
-<<<<<<< HEAD
 TIGHT_MALLOC = "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"
 """glibc's settings for a process that makes and drops large tensors.
 
@@ -96,11 +95,11 @@ def _c_library() -> str:
         return os.confstr("CS_GNU_LIBC_VERSION") or ""
     except (OSError, ValueError):
         return ""  # another C library
-=======
+
+
 def workers() -> tuple[int, int]:
     """(processes that torchrun or accelerate started for one result, which of them this is)."""
     return int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
->>>>>>> main
 
 
 def resolve(params: RuntimeParams, memory: Path) -> Runtime:

@@ -1,27 +1,45 @@
-"""Generating text in batches: greedy, deterministic, without waste.
+"""Generating text in batches: greedy or sampled, deterministic, without waste; decoder-only and encoder-decoder.
 
 - Prompts are sorted by length and packed under a token budget, so there is little padding; the plan depends on the
   lengths alone, never on free memory. Where memory does run out, a batch is halved, and the caller is told.
-- What all prompts begin with (a chat template's system message, the instruction) is computed once.
+- What all prompts begin with (a soft prompt, a chat template's system message, worked examples) is computed once.
+- An encoder reads each prompt once.
 - Rows that have ended are dropped while the others go on.
 - Where a text ends is found from the position of its first end token, never from padding: the two may be one token.
+- Sampling draws one number for each token from a stream that belongs to (seed, prompt): what comes out depends neither on
+  the batch a prompt is in nor on where a run was resumed.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tunemill import losses, models
 from tunemill.runtime import out_of_memory
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 LEG = 8
 """Tokens generated before ended rows are dropped."""
 PREFIX = 8
 """Shortest common beginning worth computing apart."""
+
+
+class Decoding(NamedTuple):
+    """How tokens are chosen."""
+
+    max_new_tokens: int
+    """Most tokens of an answer."""
+    temperature: float = 0.0
+    """Logits are divided by it; 0 takes the likeliest token every time (greedy)."""
+    top_k: int = 0
+    """Only the k likeliest tokens may be drawn; 0 is off."""
+    top_p: float = 1.0
+    """Only the likeliest tokens that together have this probability (Holtzman et al. 2020); 1 is off."""
 
 
 class Generation(NamedTuple):
@@ -76,28 +94,72 @@ def generate(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
     batches: Sequence[tuple[int, ...]],
     first: int = 0,
+    seed: int = 0,
 ) -> Iterator[Batch]:
-    """Generate greedily for every batch of a plan, in its order.
+    """Generate for every batch of a plan, in its order: greedily, unless a temperature is given.
 
     Args:
-        model: a causal language model in evaluation mode (an adapter on one as well).
+        model: a language model of either family in evaluation mode; an adapter on one, a soft prompt's too.
         tokenizer: with a padding token.
         prompts: token ids of each prompt, none empty; all of them, whatever `first` is.
         max_new_tokens: most tokens to generate for each.
+        temperature: see `Decoding`; `**decoding._asdict()` gives all four.
+        top_k: see `Decoding`.
+        top_p: see `Decoding`.
         batches: from `plan`.
         first: how many batches were done before (a resumed run).
+        seed: of what is drawn.
+
+    Raises:
+        ValueError: the model's adapter is a kind of prompt other than prompt tuning's.
     """
-    prefix = _shared_prefix(model, prompts)
+    import numpy as np
+
+    model, soft = bare(model)
+    prefix = _shared_prefix(model, soft, prompts)
     ends = end_tokens(model, tokenizer)
+    decoding = Decoding(max_new_tokens, temperature, top_k, top_p)
     for number, items in enumerate(batches[first:], start=first):
-        ids, halved = _halving(model, tokenizer, [prompts[item] for item in items], prefix, ends, max_new_tokens)
+        draws = [np.random.default_rng([seed, item]).random(max_new_tokens) for item in items]
+        job = _Job([prompts[item] for item in items], draws)
+        ids, halved = _halving(model, tokenizer, job, prefix, ends, decoding)
         found = []
         for row in ids:
             length, finished = until_end(row, ends)
             found.append(Generation(tokenizer.decode(row[:length], skip_special_tokens=True), length, finished))
         yield Batch(number, items, tuple(found), halved)
+
+
+def bare(model: Any) -> tuple[Any, torch.Tensor | None]:
+    """The model to run, and the soft prompt (V, H) that stands before its input; None without one.
+
+    Raises:
+        ValueError: the model's adapter is a kind of prompt other than prompt tuning's.
+    """
+    soft = models.soft_prompt(model)
+    if soft is not None:
+        return model.get_base_model(), soft.detach()
+    if any(each.is_prompt_learning for each in getattr(model, "peft_config", {}).values()):
+        raise ValueError(f"{type(model).__name__}: of learnt prompts only prompt tuning's can be generated with")
+    return model, None
+
+
+def positions(model: Any, prompt: int, new: int) -> tuple[int, int | None]:
+    """(positions that a prompt and its answer take, the most this model has; None where it has no limit).
+
+    Args:
+        model: see `generate`. An encoder-decoder counts prompt and answer apart.
+        prompt: tokens of the prompt.
+        new: tokens of the answer.
+    """
+    prompt += losses.virtual_tokens(model)
+    needed = max(prompt, new + 1) if model.config.is_encoder_decoder else prompt + new
+    return needed, getattr(model.config, "max_position_embeddings", None)
 
 
 def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
@@ -116,25 +178,57 @@ def until_end(ids: Sequence[int], ends: frozenset[int]) -> tuple[int, bool]:
 
 
 class _Prefix(NamedTuple):
-    """The common beginning of all prompts and its keys and values, computed once."""
+    """What stands before every prompt and its common beginning; keys and values of both, computed once."""
 
+    soft: torch.Tensor | None
+    """Embeddings of the soft prompt, (V, H)."""
     length: int
+    """Positions whose keys and values are known."""
     cache: Any
-    """One row; None where there is no common beginning worth it."""
+    """One row; None where nothing is known."""
 
 
-def _shared_prefix(model: Any, prompts: Sequence[Sequence[int]]) -> _Prefix:
+class _Job(NamedTuple):
+    """The prompts of a batch, or of a part of it."""
+
+    prompts: list[Sequence[int]]
+    draws: list[np.ndarray]
+    """For each prompt one number in [0, 1) for each token."""
+
+
+def _shared_prefix(model: Any, soft: torch.Tensor | None, prompts: Sequence[Sequence[int]]) -> _Prefix:
     import torch
 
+    if model.config.is_encoder_decoder or not _plain_cache(model):  # an encoder looks both ways: nothing can be shared
+        return _Prefix(soft, 0, None)
     # At least one token of each prompt stays, since its logits are what generation starts from.
     length = min(
         len(os.path.commonprefix([list(prompt) for prompt in prompts])), *(len(each) - 1 for each in prompts), 1 << 30
     )
-    if len(prompts) < 2 or length < PREFIX or not _plain_cache(model):
-        return _Prefix(0, None)
-    ids = torch.tensor([list(prompts[0][:length])], device=model.device)  # (1, length)
+    if len(prompts) < 2 or length < PREFIX:
+        length = 0
+    if soft is None and not length:
+        return _Prefix(None, 0, None)
+    ids = torch.tensor([list(prompts[0][:length])], dtype=torch.long, device=model.device)  # (1, length)
+    given = {"input_ids": ids} if soft is None else {"inputs_embeds": embedded(model, soft, ids)}
     with torch.inference_mode():
-        return _Prefix(length, model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values)
+        cache = model(**given, use_cache=True, logits_to_keep=1).past_key_values
+    return _Prefix(soft, length + (0 if soft is None else len(soft)), cache)
+
+
+def embedded(model: Any, soft: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Input embeddings with the soft prompt before them: (B, V + T, H).
+
+    Args:
+        model: without its adapter.
+        soft: embeddings of the soft prompt, (V, H).
+        ids: (B, T); T may be 0.
+    """
+    import torch
+
+    with torch.inference_mode():
+        tokens = model.get_input_embeddings()(ids)  # (B, T, H)
+        return torch.cat([soft.to(tokens).expand(len(ids), -1, -1), tokens], dim=1)
 
 
 def _plain_cache(model: Any) -> bool:
@@ -147,45 +241,48 @@ def _plain_cache(model: Any) -> bool:
 
 
 def _halving(
-    model: Any, tokenizer: Any, prompts: list[Sequence[int]], prefix: _Prefix, ends: frozenset[int], max_new_tokens: int
+    model: Any, tokenizer: Any, job: _Job, prefix: _Prefix, ends: frozenset[int], decoding: Decoding
 ) -> tuple[list[list[int]], int]:
     """Generate for one batch, in halves where memory runs out. Returns (ids of each row, times it was halved)."""
     import torch
 
     try:
-        return _greedy(model, tokenizer, prompts, prefix, ends, max_new_tokens), 0
+        return _decode(model, tokenizer, job, prefix, ends, decoding), 0
     except (MemoryError, RuntimeError) as error:
-        if len(prompts) == 1 or not out_of_memory(error):
+        if len(job.prompts) == 1 or not out_of_memory(error):
             raise
     # Outside the handler: the error's traceback holds the tensors that did not fit.
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    middle = (len(prompts) + 1) // 2
-    left, before = _halving(model, tokenizer, prompts[:middle], prefix, ends, max_new_tokens)
-    right, after = _halving(model, tokenizer, prompts[middle:], prefix, ends, max_new_tokens)
+    middle = (len(job.prompts) + 1) // 2
+    halves = (_Job(job.prompts[:middle], job.draws[:middle]), _Job(job.prompts[middle:], job.draws[middle:]))
+    (left, before), (right, after) = (_halving(model, tokenizer, half, prefix, ends, decoding) for half in halves)
     return left + right, 1 + before + after
 
 
-def _greedy(
-    model: Any, tokenizer: Any, prompts: list[Sequence[int]], prefix: _Prefix, ends: frozenset[int], max_new_tokens: int
+def _decode(
+    model: Any, tokenizer: Any, job: _Job, prefix: _Prefix, ends: frozenset[int], decoding: Decoding
 ) -> list[list[int]]:
     """The generated ids of each row; after a row's end token may stand anything."""
     import torch
     from transformers import GenerationConfig
 
-    ids, mask = padded(prompts, tokenizer.pad_token_id, prefix.length, model.device)
-    cache = _repeat(prefix.cache, len(prompts)) if prefix.cache is not None else None
-    leg = LEG if _plain_cache(model) else max_new_tokens
-    rows = list(range(len(prompts)))
-    written: list[list[int]] = [[] for _ in prompts]
-    for done in range(0, max_new_tokens, leg):
+    start = losses.start_token(model)
+    ids, given = _begun(model, tokenizer.pad_token_id, start, job.prompts, prefix)
+    cache = _repeat(prefix.cache, len(ids)) if prefix.cache is not None else None
+    leg = LEG if _in_legs(model) else decoding.max_new_tokens
+    rows = list(range(len(job.prompts)))
+    written: list[list[int]] = [[] for _ in rows]
+    for done in range(0, decoding.max_new_tokens, leg):
         config = GenerationConfig(
-            max_new_tokens=min(leg, max_new_tokens - done),
+            max_new_tokens=min(leg, decoding.max_new_tokens - done),
             use_cache=True,
             return_dict_in_generate=True,
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=sorted(ends),
+            decoder_start_token_id=start,
             # Said outright, since what is left open comes from the checkpoint and would differ between candidates.
+            # Sampling is ours: transformers draws from one stream for all rows.
             do_sample=False,
             num_beams=1,
             repetition_penalty=1.0,
@@ -195,8 +292,15 @@ def _greedy(
             top_p=1.0,
             top_k=50,
         )
+        draws = [job.draws[row][done:] for row in rows]
         with torch.inference_mode():
-            found = model.generate(input_ids=ids, attention_mask=mask, past_key_values=cache, generation_config=config)
+            found = model.generate(
+                **{"input_ids" if start is None else "decoder_input_ids": ids},
+                **given,
+                past_key_values=cache,
+                generation_config=config,
+                logits_processor=[_sampler(decoding, draws, ids.shape[1])] if decoding.temperature > 0 else [],
+            )
         new = found.sequences[:, ids.shape[1] :]  # (rows left, up to leg)
         for row, tokens in zip(rows, new.tolist(), strict=True):
             written[row] += tokens
@@ -205,11 +309,97 @@ def _greedy(
             break
         keep = torch.tensor(left, device=model.device)
         ids, cache = found.sequences[keep], found.past_key_values
-        mask = torch.cat([mask, torch.ones_like(new)], dim=1)[keep]
+        if start is None:
+            given = {"attention_mask": torch.cat([given["attention_mask"], torch.ones_like(new)], dim=1)[keep]}
+        else:
+            given["attention_mask"] = given["attention_mask"][keep]
+            given["encoder_outputs"] = type(given["encoder_outputs"])(given["encoder_outputs"][0][keep])
+            # Without a mask as long as the ids, transformers reads all of them again behind the cache.
+            given["decoder_attention_mask"] = torch.ones_like(ids)
         if len(left) < len(rows):
             cache.batch_select_indices(keep)
         rows = [rows[at] for at in left]
     return written
+
+
+def _in_legs(model: Any) -> bool:
+    """Whether generation can be broken off and go on without ended rows."""
+    # What a checkpoint forces at the beginning or the end of a text would be forced at those of a leg.
+    forced = ("forced_bos_token_id", "forced_eos_token_id", "begin_suppress_tokens")
+    return _plain_cache(model) and not any(getattr(model.generation_config, name, None) is not None for name in forced)
+
+
+def _begun(
+    model: Any, pad: int, start: int | None, prompts: Sequence[Sequence[int]], prefix: _Prefix
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """What generation starts from: the ids to go on from, (B, T), and what else the model is given with them."""
+    import torch
+
+    if start is not None:
+        given = encoder_inputs(model, prompts, pad, prefix.soft)
+        with torch.inference_mode():
+            encoded = model.get_encoder()(**given, return_dict=True)
+        starts = torch.full((len(prompts), 1), start, device=model.device)
+        return starts, {"attention_mask": given["attention_mask"], "encoder_outputs": encoded}
+    virtual = 0 if prefix.soft is None else len(prefix.soft)
+    # Any id stands for a token of the soft prompt: its keys and values are known, or its embedding is given.
+    ids, mask = padded([[*[pad] * virtual, *prompt] for prompt in prompts], pad, prefix.length, model.device)
+    if prefix.soft is None or prefix.cache is not None:
+        return ids, {"attention_mask": mask}
+    with torch.inference_mode():
+        embeds = model.get_input_embeddings()(ids)  # (B, T, H)
+        for row, prompt in enumerate(prompts):
+            first = ids.shape[1] - len(prompt) - virtual
+            embeds[row, first : first + virtual] = prefix.soft.to(embeds)
+    return ids, {"attention_mask": mask, "inputs_embeds": embeds}
+
+
+def _sampler(decoding: Decoding, draws: Sequence[np.ndarray], width: int) -> Callable[[Any, Any], Any]:
+    """A logits processor that leaves one token of each row, drawn by inverting the distribution's cumulative sum.
+
+    Args:
+        decoding: with a temperature above 0.
+        draws: for each row one number in [0, 1) for each token to come.
+        width: positions there were before the first of them.
+    """
+    import numpy as np
+    import torch
+    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    warpers: list[Any] = [TemperatureLogitsWarper(float(decoding.temperature))]
+    if decoding.top_k:
+        warpers.append(TopKLogitsWarper(decoding.top_k))
+    if decoding.top_p < 1.0:
+        warpers.append(TopPLogitsWarper(decoding.top_p))
+    uniform = torch.from_numpy(np.stack(list(draws)))  # (B, tokens)
+
+    def draw(ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        for warp in warpers:
+            logits = warp(ids, logits)  # (B, V)
+        precise = torch.float32 if logits.device.type == "mps" else torch.float64
+        cumulative = logits.to(precise).softmax(dim=-1).cumsum(dim=-1)
+        wanted = uniform[:, ids.shape[1] - width].to(cumulative) * cumulative[:, -1]
+        # The first token whose sum exceeds the number: one of probability 0 never does so first.
+        token = torch.searchsorted(cumulative, wanted[:, None], right=True).clamp(max=logits.shape[1] - 1)
+        return torch.full_like(logits, -torch.inf).scatter(1, token, 0.0)
+
+    return draw
+
+
+def encoder_inputs(
+    model: Any, prompts: Sequence[Sequence[int]], pad: int, soft: torch.Tensor | None
+) -> dict[str, torch.Tensor]:
+    """What an encoder reads, padded on the right: ids or, behind a soft prompt, embeddings; and a mask (1 is a token)."""
+    import torch
+
+    width = max(map(len, prompts))
+    ids = torch.tensor([[*prompt, *[pad] * (width - len(prompt))] for prompt in prompts], device=model.device)
+    virtual = 0 if soft is None else len(soft)
+    lengths = torch.tensor([virtual + len(prompt) for prompt in prompts], device=model.device)
+    mask = (torch.arange(virtual + width, device=model.device) < lengths[:, None]).long()  # (B, V + S)
+    return {"attention_mask": mask} | (
+        {"input_ids": ids} if soft is None else {"inputs_embeds": embedded(model, soft, ids)}
+    )
 
 
 def padded(prompts: Sequence[Sequence[int]], pad: int, prefix: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:

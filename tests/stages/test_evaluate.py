@@ -256,15 +256,15 @@ def test_a_journal_of_another_plan_is_not_used(model: Path, data: dict[str, Path
 def test_a_halved_batch_is_recorded(
     model: Path, data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = sampling._greedy
+    whole = sampling._decode
 
-    def small(first: Any, second: Any, batch: list[Any], *rest: Any) -> Any:
-        if len(batch) > 4:
+    def small(first: Any, second: Any, job: Any, *rest: Any) -> Any:
+        if len(job.prompts) > 4:
             raise MemoryError
-        return whole(first, second, batch, *rest)
+        return whole(first, second, job, *rest)
 
     found = evaluated(model, tmp_path / "large", data)
-    monkeypatch.setattr(sampling, "_greedy", small)
+    monkeypatch.setattr(sampling, "_decode", small)
     assert evaluated(model, tmp_path / "small", data) == pytest.approx(found)
     assert json.loads((tmp_path / "small/out/scores.json").read_text())["halved_batches"] == 2
 

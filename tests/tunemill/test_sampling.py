@@ -96,7 +96,7 @@ def test_sharing_the_beginning_changes_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sampling, "PREFIX", shortest)
-    assert sampling._shared_prefix(policy[0], prompts).length == (0 if shortest == 10_000 else 14)
+    assert sampling._shared_prefix(policy[0], None, prompts).length == (0 if shortest == 10_000 else 14)
     assert answers(policy, prompts) == alone
 
 
@@ -188,17 +188,17 @@ def test_padding_stands_behind_the_common_beginning() -> None:
 def test_where_memory_runs_out_the_batch_is_halved_and_that_is_told(
     policy: tuple[Any, Any], prompts: list[list[int]], alone: list[Generation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, asked = sampling._greedy, []
+    whole, asked = sampling._decode, []
 
-    def small(model: Any, tokenizer: Any, batch: list[Any], *rest: Any) -> Any:
-        asked.append(len(batch))
-        if len(batch) > 3:
+    def small(model: Any, tokenizer: Any, job: Any, *rest: Any) -> Any:
+        asked.append(len(job.prompts))
+        if len(job.prompts) > 3:
             raise RuntimeError(
                 "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried …"
             )
-        return whole(model, tokenizer, batch, *rest)
+        return whole(model, tokenizer, job, *rest)
 
-    monkeypatch.setattr(sampling, "_greedy", small)
+    monkeypatch.setattr(sampling, "_decode", small)
     plan = sampling.plan([len(prompt) for prompt in prompts], LIMIT, 10_000, 9)
     found: list[Batch] = list(sampling.generate(*policy, prompts, max_new_tokens=LIMIT, batches=plan))
     assert asked == [9, 5, 3, 2, 4, 2, 2, 8, 4, 2, 2, 4, 2, 2]
@@ -214,7 +214,7 @@ def test_other_errors_and_a_single_prompt_that_does_not_fit_are_raised(
     def fail(*_: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(sampling, "_greedy", fail)
+    monkeypatch.setattr(sampling, "_decode", fail)
     batch = prompts[:4] if "shapes" in str(error) else prompts[:1]
     with pytest.raises(RuntimeError, match=str(error)):
         answers(policy, batch)
@@ -226,3 +226,260 @@ def test_a_resumed_run_gives_the_remaining_batches(policy: tuple[Any, Any], prom
     assert [batch.number for batch in everything] == [0, 1, 2, 3]
     assert list(sampling.generate(*policy, prompts, max_new_tokens=LIMIT, batches=plan, first=2)) == everything[2:]
     assert list(sampling.generate(*policy, prompts, max_new_tokens=LIMIT, batches=plan, first=4)) == []
+
+
+# ── sampling ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+WARM = {"temperature": 0.8, "top_k": 40, "top_p": 0.9}
+
+
+def test_what_is_sampled_depends_on_seed_and_prompt_alone(policy: tuple[Any, Any], prompts: list[list[int]]) -> None:
+    found = answers(policy, prompts, seed=5, **WARM)
+    assert {each.finished for each in found} == {True, False}  # rows are dropped on the way
+    for tokens, rows in ((10_000, 32), (300, 32), (1, 1)):
+        assert answers(policy, prompts, tokens, rows, seed=5, **WARM) == found
+    assert answers(policy, prompts, seed=6, **WARM) != found
+    plan = sampling.plan([len(prompt) for prompt in prompts], LIMIT, 10_000, 5)
+    batches = list(sampling.generate(*policy, prompts, max_new_tokens=LIMIT, batches=plan, seed=5, **WARM))
+    resumed = list(sampling.generate(*policy, prompts, max_new_tokens=LIMIT, batches=plan, first=2, seed=5, **WARM))
+    assert resumed == batches[2:]
+
+
+def test_a_low_temperature_and_a_single_candidate_are_greedy(
+    policy: tuple[Any, Any], prompts: list[list[int]], alone: list[Generation]
+) -> None:
+    assert answers(policy, prompts, temperature=1e-6) == alone
+    assert answers(policy, prompts, temperature=1.0, top_k=1) == alone
+    assert answers(policy, prompts, temperature=1.0, top_p=1e-9) == alone
+
+
+@pytest.mark.parametrize("change", [{}, {"top_k": 12}, {"top_p": 0.3}, {"temperature": 2.0, "top_k": 30, "top_p": 0.9}])
+def test_tokens_come_as_often_as_transformers_own_sampling_would_draw_them(
+    policy: tuple[Any, Any], prompts: list[list[int]], change: dict[str, Any]
+) -> None:
+    import torch
+    from scipy.stats import chisquare
+
+    model, tokenizer = policy
+    given = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} | change
+    # The oracle: the scores that transformers' sampling draws from, after its own temperature, top-k and top-p.
+    torch.manual_seed(0)
+    own = model.generate(
+        torch.tensor([prompts[0]]),
+        max_new_tokens=1,
+        do_sample=True,
+        output_scores=True,
+        return_dict_in_generate=True,
+        **given,
+    )
+    probabilities = own.scores[0][0].double().softmax(-1).numpy()
+    count = 3000
+    plan = sampling.plan([len(prompts[0])] * count, 1, 1_000_000, 500)
+    drawn: list[int] = []
+    halving = sampling._halving
+
+    def noted(*job: Any) -> Any:
+        found = halving(*job)
+        drawn.extend(row[0] for row in found[0])
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling, "_halving", noted)
+        list(sampling.generate(model, tokenizer, [prompts[0]] * count, max_new_tokens=1, batches=plan, seed=1, **given))
+    seen = torch.tensor(drawn).bincount(minlength=len(probabilities)).numpy()
+    assert len(drawn) == count and not seen[probabilities == 0].any()
+    likely = probabilities * count >= 5
+    rest = probabilities[~likely].sum() * count
+    observed, expected = [*seen[likely]], [*(probabilities[likely] * count)]
+    if rest > 0:
+        observed, expected = [*observed, seen[~likely].sum()], [*expected, rest]
+    assert chisquare(observed, expected).pvalue > 0.001
+
+
+# ── encoder-decoders ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def t5_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("t5")
+    models.make_random(path, 2, 32, 5, "float32", "encoder-decoder")
+    # Weights three times as large: as initialised it repeats one token, whatever it reads.
+    model = models.load_base(path, Runtime("cpu", "float32", 2))
+    for name, weights in model.named_parameters():
+        if any(part in name for part in ("Attention", "Dense")):
+            weights.data.mul_(3)
+    model.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def t5(t5_folder: Path) -> tuple[Any, Any]:
+    model, tokenizer = models.load_policy(t5_folder, t5_folder, Runtime("cpu", "float32", 2))
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, *range(300, 340)]
+    return model, tokenizer
+
+
+def t5_prompts(t5: tuple[Any, Any]) -> list[list[int]]:
+    lines = tiny_model.corpus(1)
+    return [
+        models.render_prompt(t5[1], f"Summarize: {' '.join(lines[index : index + 1 + index % 3])}")
+        for index in range(7)
+    ]
+
+
+def plain(policy: tuple[Any, Any], prompts: list[list[int]], **more: Any) -> list[Generation]:
+    """The oracle: the model's (or PEFT's) own generate, one prompt at a time."""
+    import torch
+
+    model, tokenizer = policy
+    ends, found = sampling.end_tokens(model, tokenizer), []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        row = model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=LIMIT, do_sample=False, **more
+        )[0].tolist()
+        if model.config.is_encoder_decoder:
+            assert row[0] == tokenizer.pad_token_id == model.config.decoder_start_token_id
+            row = row[1:]
+        elif row[: len(prompt)] == prompt:
+            row = row[len(prompt) :]
+        length, finished = sampling.until_end(row, ends)
+        found.append(Generation(tokenizer.decode(row[:length], skip_special_tokens=True), length, finished))
+    return found
+
+
+@pytest.mark.parametrize("rows", [1, 4, 32])
+def test_an_encoder_decoder_in_batches_gives_what_single_prompts_give(t5: tuple[Any, Any], rows: int) -> None:
+    prompts = t5_prompts(t5)
+    alone = plain(t5, prompts)
+    assert {each.finished for each in alone} == {True, False} and len({each.text for each in alone}) > 3
+    assert answers(t5, prompts, rows=rows) == alone
+
+
+def test_an_encoder_reads_each_prompt_once(t5: tuple[Any, Any]) -> None:
+    prompts, read = t5_prompts(t5), []
+    hook = (
+        t5[0]
+        .get_encoder()
+        .register_forward_pre_hook(
+            lambda _, __, given: read.append(int(given["attention_mask"].sum())), with_kwargs=True
+        )
+    )
+    answers(t5, prompts, rows=4)
+    hook.remove()
+    assert len(read) == 2 and sum(read) == sum(map(len, prompts))
+
+
+def test_tokens_that_a_checkpoint_forces_are_forced_once(t5: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(t5[0].generation_config, "forced_bos_token_id", 77)
+    monkeypatch.setattr(t5[0].generation_config, "forced_eos_token_id", 2)
+    prompts = t5_prompts(t5)
+    assert answers(t5, prompts) == plain(t5, prompts)
+
+
+def test_an_encoder_decoder_samples(t5: tuple[Any, Any]) -> None:
+    prompts = t5_prompts(t5)
+    found = answers(t5, prompts, seed=1, **WARM)
+    assert answers(t5, prompts, rows=1, seed=1, **WARM) == found != answers(t5, prompts)
+
+
+# ── soft prompts ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def soft(folder: Path, place: Path, task: str, virtual: int = 5) -> tuple[Any, Any]:
+    """A prompt-tuning adapter, saved and loaded again."""
+    import torch
+    from peft import PromptTuningConfig, get_peft_model
+
+    runtime = Runtime("cpu", "float32", 2)
+    torch.manual_seed(3)
+    config = PromptTuningConfig(
+        task_type=task, num_virtual_tokens=virtual, prompt_tuning_init="RANDOM", num_transformer_submodules=1
+    )
+    tuned = get_peft_model(models.load_base(folder, runtime), config)
+    with torch.no_grad():
+        tuned.prompt_encoder["default"].embedding.weight.normal_(std=0.5)
+    tuned.save_pretrained(place)
+    model, tokenizer = models.load_policy(place, folder, runtime)
+    ends = [tokenizer.eos_token_id, *(range(300, 420) if task == "CAUSAL_LM" else range(300, 340))]
+    model.get_base_model().generation_config.eos_token_id = ends
+    return model, tokenizer
+
+
+@pytest.mark.parametrize("shortest", [1, 10_000])
+def test_a_soft_prompt_gives_in_batches_what_peft_gives_alone(
+    folder: Path, tmp_path: Path, prompts: list[list[int]], alone: list[Generation], shortest: int, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(sampling, "PREFIX", shortest)
+    policy = soft(folder, tmp_path, "CAUSAL_LM")
+    wanted = plain(policy, prompts)
+    assert wanted != alone and {each.finished for each in wanted} == {True, False}
+    assert answers(policy, prompts) == wanted
+    assert answers(policy, prompts, rows=1) == wanted
+    assert answers(policy, prompts[:1]) == wanted[:1]  # nothing is shared by one prompt
+
+
+def test_a_soft_prompt_and_what_prompts_begin_with_are_read_once(
+    folder: Path, tmp_path: Path, prompts: list[list[int]]
+) -> None:
+    model, tokenizer = soft(folder, tmp_path, "CAUSAL_LM")
+    read: list[int] = []
+
+    def note(_: Any, __: Any, given: dict[str, Any]) -> None:
+        fed = given["inputs_embeds"] if given.get("input_ids") is None else given["input_ids"]
+        read.append(fed.shape[:2].numel())
+
+    hook = model.get_base_model().register_forward_pre_hook(note, with_kwargs=True)
+    list(
+        sampling.generate(
+            model, tokenizer, prompts, max_new_tokens=1, batches=sampling.plan([*map(len, prompts)], 1, 9999, 4)
+        )
+    )
+    hook.remove()
+    assert read[0] == 5 + 14  # the soft prompt and the common beginning
+    assert sum(read[1:]) == sum((max(map(len, group)) - 14) * len(group) for group in _groups(prompts, 4))
+
+
+def _groups(prompts: list[list[int]], rows: int) -> list[list[list[int]]]:
+    ordered = sorted(prompts, key=len, reverse=True)
+    return [ordered[at : at + rows] for at in range(0, len(ordered), rows)]
+
+
+def test_a_soft_prompt_on_a_model_that_forgets_what_is_far_away(tmp_path: Path, folder: Path, prompts: Any) -> None:
+    import shutil
+
+    import torch
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    shutil.copytree(folder, tmp_path / "model")
+    config = MistralConfig(
+        vocab_size=1536,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=16,
+        initializer_range=0.2,
+        eos_token_id=2,
+    )
+    MistralForCausalLM(config).save_pretrained(tmp_path / "model")
+    policy = soft(tmp_path / "model", tmp_path / "adapter", "CAUSAL_LM")
+    assert answers(policy, prompts[:6]) == plain(policy, prompts[:6])
+
+
+def test_a_soft_prompt_before_an_encoder(t5_folder: Path, t5: tuple[Any, Any], tmp_path: Path) -> None:
+    policy = soft(t5_folder, tmp_path, "SEQ_2_SEQ_LM")
+    prompts = t5_prompts(t5)
+    wanted = plain(policy, prompts)
+    assert wanted != plain(t5, prompts)
+    assert answers(policy, prompts) == wanted
+    assert answers(policy, prompts, rows=1) == wanted
+
+
+def test_positions_are_counted_with_the_soft_prompt(
+    folder: Path, t5_folder: Path, t5: tuple[Any, Any], tmp_path: Path
+) -> None:
+    assert sampling.positions(soft(folder, tmp_path, "CAUSAL_LM")[0], 100, 20) == (125, 1024)
+    assert sampling.positions(t5[0], 100, 20) == (100, None) and sampling.positions(t5[0], 10, 20) == (21, None)
