@@ -64,7 +64,13 @@ def run(
         instances={name: read_rows(evaluations / name / "instances.jsonl") for name in names},
         scores={name: read_json(evaluations / name / "scores.json") for name in names},
         plan=read_json(select / "plan.json"),
+        decision=read_json(select / "candidates.json") if (select / "candidates.json").exists() else None,
         training=read_json(lora / "training.json") if lora and (lora / "training.json").exists() else None,
+        trainings={
+            path.name: read_json(path / "training.json")
+            for path in (lora,)
+            if path and (path / "training.json").exists()
+        },
         curve=read_curve(lora / "curve.csv") if lora and (lora / "curve.csv").exists() else (),
         efficiency=read_json(efficiency / "efficiency.json") if efficiency else None,
         timings=read_timings(timings) if timings else {},

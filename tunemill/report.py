@@ -75,7 +75,11 @@ class Material:
     instances: Mapping[str, Sequence[Json]] = field(default_factory=dict)
     scores: Mapping[str, Json] = field(default_factory=dict)
     plan: Json | None = None
+    decision: Json | None = None
+    """select's table of candidates."""
     training: Json | None = None
+    trainings: Mapping[str, Json] = field(default_factory=dict)
+    """Tuning stage → its training.json, with what was planned for it."""
     curve: Sequence[CurvePoint] = ()
     efficiency: Json | None = None
     timings: Mapping[str, Json] = field(default_factory=dict)
@@ -645,6 +649,56 @@ def budgets(material: Material) -> list[Budget]:
     return found
 
 
+@dataclass(frozen=True)
+class StepPlan:
+    """Memory of one tuning stage, planned from the model's configuration and its largest batch, and measured."""
+
+    stage: str
+    planned: float
+    measured: float | None
+    off: float | None
+    """Planned over measured, less one."""
+    trusted: bool | None
+    """Whether the plan is within `PLAN_MARGIN`; None where nothing was measured."""
+
+
+PLAN_MARGIN = 0.2
+"""A plan that is further off than this is shown as such."""
+
+
+def step_plans(material: Material) -> list[StepPlan]:
+    """Planned and measured peak memory of every tuning stage that was planned."""
+    found = []
+    for stage, training in material.trainings.items():
+        planned = (training.get("planned") or {}).get("process")
+        if planned is None:
+            continue
+        measured = material.timings.get(stage, {}).get("peak_memory_bytes")
+        off = planned / measured - 1 if measured else None
+        found.append(StepPlan(stage, planned, measured, off, None if off is None else abs(off) <= PLAN_MARGIN))
+    return found
+
+
+@dataclass(frozen=True)
+class TimePlan:
+    """Minutes of tuning as a short measurement on this machine foretold them."""
+
+    method: str
+    minutes: float
+
+
+def time_plans(material: Material) -> list[TimePlan]:
+    """Minutes of the planned steps of each method: seconds of a step as measured by select, times the planned steps."""
+    steps = (material.plan or {}).get("assumed", {}).get("steps")
+    told = material.timings.get("select", {})
+    prefix = "step_seconds/"
+    return [
+        TimePlan(name.removeprefix(prefix), value * steps / 60)
+        for name, value in sorted(told.items())
+        if name.startswith(prefix) and steps
+    ]
+
+
 def _limit(value: float | None, unit: str) -> str:
     return "—" if value is None else f"at most {tick(value)} {unit}"
 
@@ -805,6 +859,9 @@ def page(material: Material, *, title: str, group: str, count: int, seed: int) -
         apart=apart(material),
         quarantine=quarantine(material),
         plan=material.plan,
+        decision=material.decision,
+        step_plans=step_plans(material),
+        time_plans=time_plans(material),
         training=material.training,
         curve=curve(material.curve),
         samples=samples(material, count, seed),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -61,6 +62,25 @@ BERT = {
 
 @pytest.fixture
 def asked(tmp_path: Path) -> Path:
+    return ask(tmp_path)
+
+
+class Ran(NamedTuple):
+    place: Path
+    asked: Path
+    metrics: dict[str, float | None]
+    measured: dict[str, float]
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """One run with one tiny candidate; its outputs are under `place / "out"`."""
+    place = tmp_path_factory.mktemp("ran")
+    log, asked = Log(), ask(place)
+    return Ran(place, asked, run(config(tiny=RANDOM), asked, place, log=log), log.measured)
+
+
+def ask(tmp_path: Path) -> Path:
     """The scope, and validated examples beside it."""
     cfg = ParamsFile(ROOT / "params.yaml").section("scope", scope.Config)
     scope.run(cfg, out=tmp_path / "scope")
@@ -119,12 +139,9 @@ def decided(tmp_path: Path, name: str = "out") -> dict[str, dict[str, Any]]:
     return {row["name"]: row for row in rows}
 
 
-def test_outputs_are_exactly_these_and_the_same_every_time(asked: Path, tmp_path: Path) -> None:
-    log = Log()
-    metrics = run(config(tiny=RANDOM), asked, tmp_path, log=log)
-    assert sorted(
-        each.relative_to(tmp_path / "out").as_posix() for each in (tmp_path / "out").rglob("*") if each.is_file()
-    ) == [
+def test_outputs_are_exactly_these_and_the_same_every_time(ran: Ran, tmp_path: Path) -> None:
+    out = ran.place / "out"
+    assert sorted(each.relative_to(out).as_posix() for each in out.rglob("*") if each.is_file()) == [
         "candidates.json",
         "model/chat_template.jinja",
         "model/config.json",
@@ -134,21 +151,21 @@ def test_outputs_are_exactly_these_and_the_same_every_time(asked: Path, tmp_path
         "model/tokenizer_config.json",
         "plan.json",
     ]
-    plan = json.loads((tmp_path / "out/plan.json").read_text())
+    plan = json.loads((out / "plan.json").read_text())
     assert plan["model"]["family"] == "decoder-only"
-    assert plan["parameters"] == metrics["parameters"] == sum(plan["parts"].values())
+    assert plan["parameters"] == ran.metrics["parameters"] == sum(plan["parts"].values())
     assert plan["store_bytes"]["bfloat16"] == 2 * plan["parameters"]
     for file in ("plan.json", "candidates.json", "model/config.json"):
-        assert str(tmp_path) not in (tmp_path / "out" / file).read_text()
+        assert str(ran.place) not in (out / file).read_text()
     # With one survivor it is scored all the same.
-    row = decided(tmp_path)["tiny"]
+    row = decided(ran.place)["tiny"]
     assert row["status"] == "selected" and list(row["scores"]) == ["0", "1"]
-    assert metrics["validation/rouge1_0_shots"] == row["scores"]["0"]
+    assert ran.metrics["validation/rouge1_0_shots"] == row["scores"]["0"]
     # What was measured is told to the log, and is no part of the outputs.
-    assert sorted(log.measured) == [f"step_seconds/{each}" for each in ("full", "generation", "lora", "prompt_tuning")]
-    assert min(log.measured.values()) > 0
-    run(config(tiny=RANDOM), asked, tmp_path, "again")
-    assert tree_hash(tmp_path / "out") == tree_hash(tmp_path / "again")
+    assert sorted(ran.measured) == [f"step_seconds/{each}" for each in ("full", "generation", "lora", "prompt_tuning")]
+    assert min(ran.measured.values()) > 0
+    run(config(tiny=RANDOM), ran.asked, tmp_path)
+    assert tree_hash(tmp_path / "out") == tree_hash(out)
 
 
 def test_an_encoder_decoder_is_a_candidate_like_any_other(asked: Path, tmp_path: Path) -> None:
@@ -196,38 +213,36 @@ def test_the_best_of_the_survivors_is_kept_and_every_refusal_has_its_reason(
     assert rows["second"]["parameters"] > 0 and rows["second"]["training_bytes"] > rows["second"]["serving_bytes"] // 2
 
 
-def test_the_plan_counts_what_peft_would_train(asked: Path, tmp_path: Path) -> None:
+def test_the_plan_counts_what_peft_would_train(ran: Ran) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    metrics = run(config(tiny=RANDOM), asked, tmp_path)
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out/model")
+    model = AutoModelForCausalLM.from_pretrained(ran.place / "out/model")
     tuned = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
-    assert metrics["plan/lora/trainable_parameters"] == tuned.get_nb_trainable_parameters()[0]
+    assert ran.metrics["plan/lora/trainable_parameters"] == tuned.get_nb_trainable_parameters()[0]
 
 
-def test_a_folder_is_pinned_by_its_hash(asked: Path, tmp_path: Path) -> None:
-    run(config(tiny=RANDOM), asked, tmp_path)
-    folder = tmp_path / "out/model"
+def test_a_folder_is_pinned_by_its_hash(ran: Ran, tmp_path: Path) -> None:
+    folder = ran.place / "out/model"
     given = {"source": "folder", "path": str(folder), "license": "MIT"}
     with pytest.raises(UserError, match="if this is the model you mean, set hash: " + tree_hash(folder)) as told:
-        run(config(mine={**given, "hash": "0" * 32}), asked, tmp_path, "second")
+        run(config(mine={**given, "hash": "0" * 32}), ran.asked, tmp_path)
     assert "params.yaml: select.candidates.mine.hash" in str(told.value)
-    run(config(mine={**given, "hash": tree_hash(folder)}), asked, tmp_path, "third")
-    assert (tmp_path / "third/model/model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    run(config(mine={**given, "hash": tree_hash(folder)}), ran.asked, tmp_path, "right")
+    assert (tmp_path / "right/model/model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
 
 
-def test_pickle_and_code_of_its_own_are_refused(asked: Path, tmp_path: Path) -> None:
-    run(config(tiny=RANDOM), asked, tmp_path)
-    folder = tmp_path / "out/model"
+def test_pickle_and_code_of_its_own_are_refused(ran: Ran, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(ran.place / "out/model", folder)
     mine = config(mine={"source": "folder", "path": str(folder), "hash": "0" * 32, "license": "MIT"})
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"weights only as pickle \(pytorch_model.bin\)"):
-        run(mine, asked, tmp_path, "pickle")
+        run(mine, ran.asked, tmp_path, "pickle")
     told = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**told, "auto_map": {"AutoModelForCausalLM": "evil.Model"}}))
     with pytest.raises(UserError, match="it brings code of its own"):
-        run(mine, asked, tmp_path, "code")
+        run(mine, ran.asked, tmp_path, "code")
 
 
 def test_nobody_left_is_one_clear_line(asked: Path, tmp_path: Path) -> None:
