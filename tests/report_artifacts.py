@@ -252,6 +252,11 @@ def write(
             "store_bytes": {"float32": 538060032, "float16": 269030016, "bfloat16": 269030016, "int8": 134515008},
             "methods": {"lora": {"trainable_parameters": 2442240, "memory": {"total": 2750000000}}},
             "store_dtype": "bfloat16",
+            "assumed": {"steps": 40, "batch": {"rows": 8, "tokens": 192, "completion": 32}},
+            "formats": [
+                {"name": "float32", "bits": 32, "exponent": 8, "fraction": 23, "bytes": 4.0},
+                {"name": "int8", "bits": 8, "exponent": None, "fraction": None, "bytes": 1.0},
+            ],
         },
     )
     (root / "artifacts/lora").mkdir(parents=True, exist_ok=True)
@@ -264,6 +269,32 @@ def write(
             "total_parameters": 136957248,
             "examples": 800,
             "tokens": 151400,
+            "planned": {"weights": 540000000, "activations": 2200000000, "process": 3600000000},
+        },
+    )
+    _json(
+        root / "artifacts/select/candidates.json",
+        {
+            "metric": "rouge1",
+            "kind": "summarisation",
+            "candidates": [
+                {
+                    "name": "smollm2-135m",
+                    "family": "decoder-only",
+                    "license": "Apache-2.0",
+                    "status": "selected",
+                    "reason": "best rouge1 of its rounds 26.1, no other was left",
+                    "scores": {"0": 24.0, "1": 26.1, "3": None},
+                },
+                {
+                    "name": "minilm-l6",
+                    "family": "encoder-only",
+                    "license": "Apache-2.0",
+                    "status": "refused",
+                    "reason": "encoder-only; summarisation takes a model that is encoder-decoder or decoder-only",
+                    "scores": None,
+                },
+            ],
         },
     )
     tables = {name: instances(name, lift, count, groups, reads_baselines) for name, lift in lifts.items()}

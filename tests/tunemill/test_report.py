@@ -218,6 +218,34 @@ def test_costs_stand_beside_what_was_allowed_and_planned():
     assert found["Time of all stages"] == ("at most 12 min", "11 min 0 s", True)
 
 
+def test_a_plan_further_off_than_a_fifth_is_shown_as_such():
+    told = material(
+        trainings={
+            "sft": {"planned": {"process": 5 * 2**30}},
+            "lora": {"planned": {"process": 2 * 2**30}},
+            "prompt_tune": {"planned": {"process": 3 * 2**30}},
+            "old": {},
+        },
+        timings={
+            "sft": {"seconds": 1.0, "peak_memory_bytes": 5.5 * 2**30},
+            "lora": {"seconds": 1.0, "peak_memory_bytes": 4 * 2**30},
+            "select": {"seconds": 1.0, "step_seconds/lora": 3.0, "step_seconds/full": 6.0},
+        },
+        plan={
+            "model": {"source": "s", "license": "MIT"},
+            "parameters": 1e6,
+            "assumed": {"steps": 40, "batch": {"rows": 8}},
+        },
+    )
+    found = {each.stage: (each.off, each.trusted) for each in report.step_plans(told)}
+    assert found["sft"] == (pytest.approx(-1 / 11), True)
+    assert found["lora"] == (-0.5, False)
+    assert found["prompt_tune"] == (None, None)
+    assert "old" not in found
+    assert [(each.method, each.minutes) for each in report.time_plans(told)] == [("full", 4.0), ("lora", 2.0)]
+    assert page(told).count("more than 20%") == 1
+
+
 def test_speed_is_held_against_the_scope():
     speeds = {"candidates": {"base": {"decode_ratio": 1.0}, "lora": {"decode_ratio": 0.71, "memory_bytes": 2**30}}}
     slow = material(efficiency=speeds)
