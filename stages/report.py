@@ -68,6 +68,7 @@ def run(
         instances={name: read_rows(evaluations / name / "instances.jsonl") for name in names},
         scores={name: read_json(evaluations / name / "scores.json") for name in names},
         plan=read_json(select / "plan.json"),
+        decision=read_json(select / "candidates.json") if (select / "candidates.json").exists() else None,
         policies={name: candidate.policy for name, candidate in candidates.root.items()},
         trainings=[
             Tuned(each.name, read_json(each / "training.json"), read_curve(each / "curve.csv")) for each in trainings

@@ -18,8 +18,10 @@ MetricName = Literal["rouge1", "rouge2", "rougeL", "bleu"]
 
 
 class Constraints(Params):
-    """What the result may cost."""
+    """What the result may cost, and on what terms."""
 
+    licenses: tuple[str, ...] = Field(min_length=1)
+    """Licences of a base model's weights that are allowed."""
     memory_gib: float = Field(gt=0)
     """Most memory that training and serving may take, GiB."""
     disk_gib: float = Field(gt=0)
@@ -56,8 +58,8 @@ class Config(Params):
     """The task, in a sentence."""
     audience: str
     """Who uses the result."""
-    family: Literal["decoder-only", "encoder-decoder", "encoder-only"]
-    """Architecture family that fits the task."""
+    kind: Literal["summarisation", "translation", "text-generation", "classification", "token-classification"]
+    """Kind of task; it says which families of models fit (`tunemill/planning.py`: FAMILIES)."""
     harms: tuple[str, ...]
     """What the result must not do to anybody."""
     limits: tuple[str, ...]

@@ -58,7 +58,7 @@ def scope() -> dict[str, Any]:
         "title": "One-line summaries of API documentation",
         "task": "Write the one-line summary of a piece of Python API documentation from its body.",
         "audience": "Developers who skim the index of a library's documentation.",
-        "family": "decoder-only",
+        "kind": "summarisation",
         "harms": [
             "States something about a function that is not true.",
             "Repeats offensive text found in the documentation.",
@@ -339,19 +339,18 @@ def write(
                 "license": "Apache-2.0",
                 "family": "decoder-only",
                 "architecture": "LlamaForCausalLM",
-                "parameters": 134515008,
-                "parts": {"embedding": 28311552, "attention": 26542080, "mlp": 79626240, "norm": 35136, "other": 0},
                 "vocabulary": 49152,
             },
-            "bytes": {
-                "store": {"float32": 538060032, "float16": 269030016, "bfloat16": 269030016, "int8": 134515008},
-                "train": {
-                    "full": {"float32": {"total": 3228360192}},
-                    "lora": {"float32": {"total": 577000000}, "bfloat16": {"total": 308090000}},
-                },
-            },
-            "lora": {"rank": 8, "trainable_parameters": 2442240, "adapted_weights": 210},
+            "parameters": 134515008,
+            "parts": {"embedding": 28311552, "attention": 26542080, "mlp": 79626240, "norm": 35136, "other": 0},
+            "store_bytes": {"float32": 538060032, "float16": 269030016, "bfloat16": 269030016, "int8": 134515008},
+            "methods": {"lora": {"trainable_parameters": 2442240, "memory": {"total": 2750000000}}},
             "store_dtype": "bfloat16",
+            "assumed": {"steps": 40, "batch": {"rows": 8, "tokens": 192, "completion": 32}},
+            "formats": [
+                {"name": "float32", "bits": 32, "exponent": 8, "fraction": 23, "bytes": 4.0},
+                {"name": "int8", "bits": 8, "exponent": None, "fraction": None, "bytes": 1.0},
+            ],
         },
     )
     _json(root / "artifacts/prompt/prompt.json", prompt())
@@ -359,6 +358,31 @@ def write(
     for number, name in enumerate(TRAININGS):
         _json(root / f"artifacts/{name}/training.json", training(name))
         (root / f"artifacts/{name}/curve.csv").write_text(curve(100, number, 1.7 - 0.4 * number), encoding="utf-8")
+    _json(
+        root / "artifacts/select/candidates.json",
+        {
+            "metric": "rouge1",
+            "kind": "summarisation",
+            "candidates": [
+                {
+                    "name": "smollm2-135m",
+                    "family": "decoder-only",
+                    "license": "Apache-2.0",
+                    "status": "selected",
+                    "reason": "best rouge1 of its rounds 26.1, no other was left",
+                    "scores": {"0": 24.0, "1": 26.1, "3": None},
+                },
+                {
+                    "name": "minilm-l6",
+                    "family": "encoder-only",
+                    "license": "Apache-2.0",
+                    "status": "refused",
+                    "reason": "encoder-only; summarisation takes a model that is encoder-decoder or decoder-only",
+                    "scores": None,
+                },
+            ],
+        },
+    )
     tables = {name: instances(name, lift, count, groups, reads_baselines) for name, lift in lifts.items()}
     for name, rows in tables.items():
         folder = root / "artifacts/evaluate" / name

@@ -38,10 +38,16 @@ class Log:
         self._unit = "step"
         self._began = self._printed = time.monotonic()
         self._first = 0
+        self.measured: dict[str, float] = {}
+        """What `measure` was told; the edge writes it beside the stage's time and memory."""
 
     def note(self, text: str, **fields: object) -> None:
         """Say one thing worth knowing."""
         self._emit({"event": "note", "text": text, **fields}, text)
+
+    def measure(self, **values: float) -> None:
+        """Keep what was measured on this machine: no part of the result, which is the same on every machine."""
+        self.measured |= values
 
     def start(self, label: str, total: int, unit: str = "step", first: int = 0) -> None:
         """Begin work of `total` units, `first` of them done already (a resumed run)."""

@@ -74,6 +74,15 @@ def rouge_name() -> str:
     return f"rouge-score-rs {version('rouge-score-rs')}: F1, Porter stemmer, one reference"
 
 
+def corpus_score(metric: str, references: Sequence[str], predictions: Sequence[str]) -> float | None:
+    """One number for a set of items: the mean of ROUGE's F1, or corpus BLEU; None where no item has a reference."""
+    if metric == "bleu":
+        found = float(bleu(bleu_statistics(references, predictions).sum(axis=0)))
+        return None if found != found else found
+    scored = [each[metric].f1 for each in rouge(references, predictions) if each is not None]
+    return sum(scored) / len(scored) if scored else None
+
+
 def bleu_statistics(references: Sequence[str], predictions: Sequence[str]) -> np.ndarray:
     """What corpus BLEU is computed from, for each item: sums over any set of items give that set's BLEU.
 

@@ -40,6 +40,8 @@ class Material:
     instances: Mapping[str, Sequence[Json]] = field(default_factory=dict)
     scores: Mapping[str, Json] = field(default_factory=dict)
     plan: Json | None = None
+    decision: Json | None = None
+    """select's table of candidates."""
     policies: Mapping[str, str] = field(default_factory=dict)
     """Candidate → path of its policy, which names the stage that made it."""
     trainings: Sequence[Tuned] = ()
@@ -455,21 +457,18 @@ def budgets(material: Material) -> list[Budget]:
     costs = stage_costs(material)
     plan = material.plan or {}
     training = next((each.record for each in material.trainings if each.record["method"] == "lora"), {})
-    store = plan.get("bytes", {}).get("store", {})
-    train = plan.get("bytes", {}).get("train", {}).get("lora", {})
-    lora = material.timings.get("lora", {})
+    store = plan.get("store_bytes", {})
+    tuning = plan.get("methods", {}).get("lora", {})
     found = []
 
     memory = max((cost.memory for cost in costs if cost.memory), default=None)
-    planned = _total(train.get(lora.get("dtype", "float32")))
+    planned = tuning.get("memory", {}).get("total")
     if memory is not None or "memory_gib" in limits:
         found.append(
             Budget(
                 "Peak memory of any stage",
                 _limit(limits.get("memory_gib"), "GiB"),
-                f"{size(planned)} for weights, gradients and optimizer of LoRA, without activations"
-                if planned
-                else "—",
+                f"{size(planned)} for a step of LoRA, Python and libraries apart" if planned else "—",
                 size(memory),
                 _within(memory, limits.get("memory_gib"), 2**30),
             )
@@ -511,14 +510,10 @@ def budgets(material: Material) -> list[Budget]:
             )
         )
     trainable = training.get("trainable_parameters")
-    expected = plan.get("lora", {}).get("trainable_parameters")
+    expected = tuning.get("trainable_parameters")
     if trainable is not None or expected is not None:
         found.append(Budget("Trainable parameters of LoRA", "—", number(expected, 0), number(trainable, 0), None))
     return found
-
-
-def _total(entry: Any) -> float | None:
-    return entry.get("total") if isinstance(entry, Mapping) else entry
 
 
 def _limit(value: float | None, unit: str) -> str:
@@ -717,6 +712,7 @@ def page(material: Material, *, title: str, group: str, count: int, seed: int) -
         apart=apart(material),
         quarantine=quarantine(material),
         plan=material.plan,
+        decision=material.decision,
         methods=methods(material),
         trained=trained(material),
         incidents=adaptation.incidents(material.trainings),

@@ -70,6 +70,33 @@ def set_threads(threads: int) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forking after its threads start would deadlock
 
 
+TIGHT_MALLOC = "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"
+"""glibc's settings for a process that makes and drops large tensors.
+
+torch asks for aligned memory, and glibc gives back the splinters of the alignment, some 64 bytes, before and after each
+tensor. By default it keeps them on lists for small blocks, where the first small object takes them: the hole that the tensor
+leaves then is a little too small for the next one of the same size. Without these lists splinters and hole become one again.
+LoRA of the default model peaked at 3.1 instead of 3.8 to 4.3 GiB, at the same speed."""
+
+
+def tighten_malloc() -> None:
+    """Start this process again with `TIGHT_MALLOC`, which glibc reads only at the start; elsewhere do nothing.
+
+    It stays the same process to whoever started it. What the user has set is left alone.
+    """
+    if sys.platform != "linux" or "GLIBC_TUNABLES" in os.environ or "glibc" not in _c_library():
+        return
+    os.environ["GLIBC_TUNABLES"] = TIGHT_MALLOC
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _c_library() -> str:
+    try:
+        return os.confstr("CS_GNU_LIBC_VERSION") or ""
+    except (OSError, ValueError):
+        return ""  # another C library
+
+
 def workers() -> tuple[int, int]:
     """(processes that torchrun or accelerate started for one result, which of them this is)."""
     return int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))

@@ -108,7 +108,11 @@ def contract(run: Callable[..., Metrics], name: str = "") -> Contract:
 
 
 def main(
-    run: Callable[..., Metrics], argv: Sequence[str] | None = None, *, distributed: bool = False
+    run: Callable[..., Metrics],
+    argv: Sequence[str] | None = None,
+    *,
+    distributed: bool = False,
+    preview: Callable[[Any], str] | None = None,
 ) -> typing.NoReturn:
     """Run a stage from the command line and exit: 0, 1 (bad data, a held lock), 2 (a mistake in params or flags).
 
@@ -116,11 +120,24 @@ def main(
         run: the stage.
         argv: the command line; the process's own if left out.
         distributed: the stage can be started by torchrun or accelerate in several processes; the first one writes.
+        preview: given the stage's parameters alone, says what can be known before it runs; its name is the flag that asks for
+            it. Nothing is read or written.
     """
     stage = contract(run)
-    arguments = _parser(stage).parse_args(argv)
+    if argv is None and "runtime" in stage.wants:
+        runtime.tighten_malloc()
+    flag = f"--{preview.__name__.replace('_', '-')}" if preview else ""
+    given = sys.argv[1:] if argv is None else list(argv)
+    asked = preview is not None and flag in given
+    parser = _parser(stage, flag, needs_inputs=not asked)
+    arguments = parser.parse_args(given)
     try:
-        execute(stage, arguments, distributed)
+        if asked and preview is not None:
+            warnings.simplefilter("ignore")  # what one library deprecates in another is no news to the user
+            os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+            print(preview(ParamsFile(arguments.params).section(stage.name, stage.config)))
+        else:
+            execute(stage, arguments, distributed)
     except UserError as error:
         if arguments.json:
             print(json.dumps({"event": "error", "stage": stage.name, "text": str(error)}), file=sys.stderr)
@@ -133,7 +150,7 @@ def main(
     sys.exit(0)
 
 
-def _parser(stage: Contract) -> argparse.ArgumentParser:
+def _parser(stage: Contract, preview: str = "", needs_inputs: bool = True) -> argparse.ArgumentParser:
     document = (sys.modules[stage.run.__module__].__doc__ or "").strip()
     parser = argparse.ArgumentParser(
         prog=f"python -m stages.{stage.name}",
@@ -146,7 +163,7 @@ def _parser(stage: Contract) -> argparse.ArgumentParser:
             dest=f"input_{name}",
             type=Path,
             metavar="PATH",
-            required=kind == "one",
+            required=kind == "one" and needs_inputs,
             nargs="+" if kind == "many" else None,
             default=() if kind == "many" else None,
             help={"one": "input", "optional": "input, optional", "many": "inputs"}[kind],
@@ -157,7 +174,7 @@ def _parser(stage: Contract) -> argparse.ArgumentParser:
             dest=f"output_{name}",
             type=Path,
             metavar="PATH",
-            required=name != "out",
+            required=name != "out" and needs_inputs,
             help="output" + (f" (default artifacts/{stage.name})" if name == "out" else ""),
         )
     parser.add_argument(
@@ -167,6 +184,8 @@ def _parser(stage: Contract) -> argparse.ArgumentParser:
         "--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="parameters (default params.yaml)"
     )
     parser.add_argument("--metrics", type=Path, metavar="FILE", help=f"metrics (default metrics/{stage.name}.json)")
+    if preview:
+        parser.add_argument(preview, action="store_true", help="say what can be known beforehand, and run nothing")
     parser.add_argument("--json", action="store_true", help="log one JSON object a line")
     return parser
 
@@ -257,6 +276,7 @@ def execute(stage: Contract, arguments: argparse.Namespace, distributed: bool = 
                 "seconds": round(time.time() - _process_start(began), 3),
                 "peak_memory_bytes": runtime.peak_memory_bytes(),
                 **({"device": machine.device, "dtype": machine.dtype} if machine else {}),
+                **log.measured,
             }
             for name, path in partial.items():
                 if not path.exists():
