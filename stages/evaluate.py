@@ -26,7 +26,7 @@ from typing import Any
 
 from pydantic import Field
 
-from tunemill import checkpoints, journal, likelihood, metrics, models, records, sampling, statistics
+from tunemill import checkpoints, likelihood, metrics, models, records, sampling, statistics
 from tunemill.errors import UserError
 from tunemill.log import Log
 from tunemill.params import Params
@@ -208,34 +208,17 @@ def answer(
             expected=f"at most {context}, the model's context",
             fix="lower validate.context_tokens or evaluate.max_new_tokens in params.yaml",
         )
-    plan = sampling.plan([len(each) for each in prompts], decoding.max_new_tokens, cfg.batch_tokens, cfg.batch_rows)
-    done = []
-    for number, entry in enumerate(journal.recover(kept)):
-        done.append(
-            sampling.Batch(
-                entry["number"],
-                tuple(entry["items"]),
-                tuple(Generation(*each) for each in entry["generations"]),
-                entry["halved"],
-            )
-        )
-        if number >= len(plan) or done[-1].number != number or done[-1].items != plan[number]:
-            raise RuntimeError(f"{kept} belongs to another plan; delete it")
-    total = sum(len(each.items) for each in done)
-    if prompts:
-        log.start(f"answer the {name} prompts", len(prompts), "prompt", first=total)
-    remaining = (
-        sampling.generate(model, tokenizer, prompts, **decoding._asdict(), batches=plan, first=len(done), seed=cfg.seed)
-        if len(done) < len(plan)
-        else iter(())
+    return sampling.answers(
+        model,
+        tokenizer,
+        prompts,
+        decoding=decoding,
+        batches=sampling.plan([*map(len, prompts)], decoding.max_new_tokens, cfg.batch_tokens, cfg.batch_rows),
+        seed=cfg.seed,
+        kept=kept,
+        title=f"answer the {name} prompts",
+        log=log,
     )
-    for batch in remaining:
-        journal.append(kept, batch._asdict())
-        done.append(batch)
-        total += len(batch.items)
-        log(total)
-    answers = {item: answered for each in done for item, answered in zip(each.items, each.generations, strict=True)}
-    return [answers[index] for index in range(len(prompts))], sum(each.halved for each in done)
 
 
 def score(examples: Sequence[Example], answers: Sequence[Generation]) -> list[dict[str, Any]]:

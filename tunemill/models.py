@@ -368,6 +368,11 @@ def save(model: Any, tokenizer: Any, out: Path, dtype: str) -> None:
         model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.config.name_or_path = ""  # a path of this machine is no part of the result
     model.to(getattr(torch, dtype)).save_pretrained(out, safe_serialization=True)
+    save_tokenizer(tokenizer, out)
+
+
+def save_tokenizer(tokenizer: Any, out: Path) -> None:
+    """Write a tokenizer; the same one always gives the same bytes."""
     tokenizer.save_pretrained(out)
     # How the tokenizer was loaded (from disk? with a hub within reach?) is written too, and is no part of what it is.
     config = out / "tokenizer_config.json"

@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tunemill.records import Example
+    from tunemill.sampling import Decoding
 
 FIELD = "{prompt}"
 """What a template has in the prompt's place."""
@@ -163,3 +167,102 @@ def _special_tokens(tokenizer: Any) -> tuple[str, str]:
     at = next(at for at in range(len(whole)) if whole[at : at + len(bare)] == bare)
     before, after = whole[:at], whole[at + len(bare) :]
     return "".join(tokenizer.convert_ids_to_tokens(before)), "".join(tokenizer.convert_ids_to_tokens(after))
+
+
+# ── a checkpoint that asks in this way by itself ──────────────────────────────────────────────────────────────────
+
+
+def write_policy(
+    model: Path, out: Path, tokenizer: Any, template: str, shots: Sequence[Shot], decoding: Decoding
+) -> None:
+    """Write a folder that plain transformers loads: the model's weights, template and shots in the tokenizer, the decoding.
+
+    Args:
+        model: folder of the model; its weights are linked, or copied where the file system cannot.
+        out: folder to write.
+        tokenizer: the model's, as it came.
+        template: see `render`.
+        shots: see `render`.
+        decoding: becomes the default of `model.generate`.
+    """
+    import copy
+
+    from transformers import GenerationConfig
+
+    from tunemill import models
+
+    out.mkdir(parents=True, exist_ok=True)
+    baked = copy.deepcopy(tokenizer)
+    baked.chat_template = chat_template(tokenizer, template, shots)
+    models.save_tokenizer(baked, out)
+    if (model / "generation_config.json").is_file():
+        settings = GenerationConfig.from_pretrained(model)
+    else:
+        from transformers import AutoConfig
+
+        settings = GenerationConfig.from_model_config(AutoConfig.from_pretrained(model, trust_remote_code=False))
+    settings.max_length, settings.max_new_tokens = None, decoding.max_new_tokens
+    settings.do_sample = decoding.temperature > 0
+    if settings.do_sample:
+        settings.temperature, settings.top_k, settings.top_p = decoding[1:]
+    else:
+        settings.temperature = settings.top_k = settings.top_p = None
+    settings.save_pretrained(out)
+    for file in sorted(each for each in model.iterdir() if each.is_file() and not (out / each.name).exists()):
+        try:
+            os.link(file.resolve(), out / file.name)
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(file, out / file.name)
+
+
+def card(encoder_decoder: bool, template: str, decoding: Decoding, shots: int, score: Mapping[str, Any]) -> str:
+    """The model card of such a folder, in Markdown.
+
+    Args:
+        encoder_decoder: the model's family.
+        template: see `render`.
+        decoding: see `write_policy`.
+        shots: number of worked examples.
+        score: what stage `prompt` measured: metric, n, groups, chosen, gain and note.
+    """
+    kind, tag = ("Seq2SeqLM", "text2text-generation") if encoder_decoder else ("CausalLM", "text-generation")
+    answer = "ids[0]" if encoder_decoder else 'ids[0, given["input_ids"].shape[1] :]'
+    chosen = score["chosen"]
+    between = "" if chosen["ci_low"] is None else f" (95% interval {chosen['ci_low']:.1f} to {chosen['ci_high']:.1f})"
+    how = (
+        f"sampling at temperature {decoding.temperature:g}, top_k {decoding.top_k}, top_p {decoding.top_p:g}"
+        if decoding.temperature > 0
+        else "greedy"
+    )
+    quoted = "\n".join(f"    {line}".rstrip() for line in template.split("\n"))
+    return f"""---
+library_name: transformers
+pipeline_tag: {tag}
+---
+# A prompted model
+
+The weights are those of the model it was made from, untouched, and so is their licence. What was chosen is how to ask: a
+template, {shots} worked example{"" if shots == 1 else "s"}, and how answers are decoded.
+
+Template:
+
+{quoted}
+
+Decoding: {how}, at most {decoding.max_new_tokens} tokens. The worked examples are rows of the training data and stand in
+`prompt.json`. All of it is in the chat template and in `generation_config.json`:
+
+```python
+from transformers import AutoModelFor{kind}, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelFor{kind}.from_pretrained(folder)
+given = tokenizer.apply_chat_template(
+    [{{"role": "user", "content": prompt}}], add_generation_prompt=True, return_dict=True, return_tensors="pt"
+)
+ids = model.generate(**given)
+print(tokenizer.decode({answer}, skip_special_tokens=True))
+```
+
+Measured: {score["metric"]} {chosen["score"]:.1f}{between} on {score["n"]} validation rows of {score["groups"]} groups. {score["note"]}
+The choice was made on these rows, so the score flatters; the evaluation on the test rows does not.
+"""

@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tunemill import losses, models
+from tunemill import journal, losses, models
+from tunemill.log import Log
 from tunemill.runtime import out_of_memory
 
 if TYPE_CHECKING:
@@ -133,6 +135,58 @@ def generate(
             length, finished = until_end(row, ends)
             found.append(Generation(tokenizer.decode(row[:length], skip_special_tokens=True), length, finished))
         yield Batch(number, items, tuple(found), halved)
+
+
+def answers(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    decoding: Decoding,
+    batches: Sequence[tuple[int, ...]],
+    seed: int,
+    kept: Path,
+    title: str,
+    log: Log,
+) -> tuple[list[Generation], int]:
+    """Generate for a whole plan, going on where the journal `kept` ends.
+
+    Args:
+        model: see `generate`.
+        tokenizer: see `generate`.
+        prompts: see `generate`.
+        decoding: how tokens are chosen.
+        batches: from `plan`.
+        seed: of what is drawn.
+        kept: the journal, one line for each batch.
+        title: what is being done, for the log.
+        log: told of every batch.
+
+    Returns:
+        One answer for each prompt, and how often memory ran out and a batch was halved.
+
+    Raises:
+        RuntimeError: the journal is one of another plan.
+    """
+    done: list[Batch] = []
+    for number, entry in enumerate(journal.recover(kept)):
+        found = tuple(Generation(*each) for each in entry["generations"])
+        done.append(Batch(entry["number"], tuple(entry["items"]), found, entry["halved"]))
+        if number >= len(batches) or done[-1].number != number or done[-1].items != batches[number]:
+            raise RuntimeError(f"{kept} belongs to another plan; delete it")
+    total = sum(len(each.items) for each in done)
+    if prompts:
+        log.start(title, len(prompts), "prompt", first=total)
+    if len(done) < len(batches):
+        for batch in generate(
+            model, tokenizer, prompts, **decoding._asdict(), batches=batches, first=len(done), seed=seed
+        ):
+            journal.append(kept, batch._asdict())
+            done.append(batch)
+            total += len(batch.items)
+            log(total)
+    by_item = {item: answered for each in done for item, answered in zip(each.items, each.generations, strict=True)}
+    return [by_item[index] for index in range(len(prompts))], sum(each.halved for each in done)
 
 
 def bare(model: Any) -> tuple[Any, torch.Tensor | None]:
