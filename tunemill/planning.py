@@ -421,14 +421,13 @@ def step_memory(config: Any, method: Method, batch: Batch, dtype: str = "float32
         batch: the largest batch.
         dtype: number format to compute in; QLoRA takes bfloat16. Weights that are trained are kept in float32.
     """
-    quantised = method.name == "qlora"
-    return tuning_memory(
-        config, adapter(config, method), batch, "bfloat16" if quantised else dtype, quantised=quantised
-    )
+    if method.name == "qlora":
+        return tuning_memory(config, adapter(config, method), batch, "bfloat16", quantised="4-bit")
+    return tuning_memory(config, adapter(config, method), batch, dtype)
 
 
 def tuning_memory(
-    config: Any, adapter: Any, batch: Batch, dtype: str, *, recompute: bool = False, quantised: bool = False
+    config: Any, adapter: Any, batch: Batch, dtype: str, *, recompute: bool = False, quantised: str | None = None
 ) -> Memory:
     """The memory of one training step with AdamW, by running it on fake tensors.
 
@@ -438,7 +437,7 @@ def tuning_memory(
         batch: the largest batch of one forward pass.
         dtype: number format to compute in. Frozen weights are kept in it; those that are trained in float32.
         recompute: activations are computed again in the backward pass instead of being kept.
-        quantised: the frozen matrices under the adapter are kept in 4 bits (QLoRA).
+        quantised: the frozen matrices under the adapter are kept in this format, "4-bit" or "int8" (QLoRA).
 
     Returns:
         What is alive at the worst moment: in the forward pass, the backward pass, or the optimizer's step.
@@ -465,9 +464,9 @@ def tuning_memory(
         parameters = list(policy.parameters())
         trainable = [each for each in parameters if each.requires_grad]
         weights = sum(each.numel() * each.element_size() for each in parameters)
-        if quantised:  # the frozen matrices are kept in 4 bits, and expanded one at a time
+        if quantised:  # the frozen matrices are kept in few bits, and expanded one at a time
             packed = sum(module.base_layer.weight.numel() for module in policy.modules() if hasattr(module, "lora_A"))
-            weights += store_bytes(packed)["4-bit"] - 2 * packed
+            weights += store_bytes(packed)[quantised] - 2 * packed
         with _unpacked(), alive(config.vocab_size) as storages:
             loss = _loss(policy, config, getattr(adapter, "num_virtual_tokens", None) or 0, batch)
             loss.backward()

@@ -110,6 +110,8 @@ class Trained(NamedTuple):
     """Pairs in one forward pass in the end: smaller than asked for where memory ran out."""
     learning_rate: float
     """The peak in the end: lower than asked for where a gradient was no number."""
+    planned: dict[str, int]
+    """Bytes that the process was to take at its peak, by what they are for, and their total."""
 
 
 class Diverged(Exception):  # an event that is handled, not an error that is shown
@@ -431,10 +433,10 @@ def train(
     while True:
         micro, accumulation = micro_batches(limit, cfg.batch_size * cfg.accumulation // limit, runtime.processes)
         try:
-            policy, points = _attempt(
+            policy, points, planned = _attempt(
                 load, tokenizer, data, cfg, seed, micro, accumulation, rate, runtime=runtime, work=work, log=log
             )
-            return Trained(policy, points, micro, rate)
+            return Trained(policy, points, micro, rate, planned)
         except Diverged as fault:
             resumed = checkpoints.newest(work)
             last = f"step {resumed.name.removeprefix('checkpoint-')}" if resumed else "the start"
@@ -478,7 +480,7 @@ def _attempt(
     runtime: Runtime,
     work: Path,
     log: Log,
-) -> tuple[Any, list[Point]]:
+) -> tuple[Any, list[Point], dict[str, int]]:
     """Train from the newest checkpoint to the end, or to the fault."""
     from datasets import Dataset
     from transformers import PrinterCallback, TrainerCallback
@@ -496,8 +498,11 @@ def _attempt(
         tokens_until.append(tokens_until[-1] + sum(map(len, step)))
     assert len(rows) == pairs * cfg.steps
 
-    # 2. Where to go on.
+    # 2. What it will take, and where to go on.
     model = load()
+    forward = [step[at : at + micro] for step in steps for at in range(0, pairs, micro)]
+    planned = plan_memory(model, forward, cfg, runtime)
+    _say(planned, runtime, log)
     curve_file = work / "curve.jsonl"
     resume = checkpoints.newest(work)
     first = int(resume.name.removeprefix("checkpoint-")) if resume else 0
@@ -575,7 +580,7 @@ def _attempt(
     log.start("training", cfg.steps, "step", first)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     policy = trainer.accelerator.unwrap_model(trainer.model)
-    return (_gathered(policy, load()) if cfg.sharding == "fsdp" else policy), points
+    return (_gathered(policy, load()) if cfg.sharding == "fsdp" else policy), points, planned
 
 
 def _trainer(
@@ -754,6 +759,58 @@ def _release() -> None:
         torch.cuda.empty_cache()
 
 
+def plan_memory(policy: Any, batches: Sequence[Sequence[Encoded]], cfg: Training, runtime: Runtime) -> dict[str, int]:
+    """Plan the peak memory of a training from the shapes of model, adapter and largest batch (`tunemill.planning`).
+
+    Args:
+        policy: the model with its adapter; only its configuration is looked at.
+        batches: of the forward passes of one process.
+        cfg: whether activations are recomputed and the model is sharded.
+        runtime: device, number format, processes.
+
+    Returns:
+        Bytes by what they are for: weights, optimizer, gradients, logits, activations, what malloc leaves unused
+        (allocator), Python and its libraries (process); and their total.
+    """
+    from tunemill import planning
+
+    adapter = next(iter(policy.peft_config.values())) if hasattr(policy, "peft_config") else None
+    bare = policy.get_base_model() if adapter is not None else policy
+    quantised = (
+        "4-bit"
+        if getattr(bare, "is_loaded_in_4bit", False)
+        else "int8"
+        if getattr(bare, "is_loaded_in_8bit", False)
+        else None
+    )
+    batch = planning.largest_batch(batches, bare.config.is_encoder_decoder)
+    memory = planning.tuning_memory(
+        bare.config, adapter, batch, runtime.dtype, recompute=cfg.recompute, quantised=quantised
+    )
+    if cfg.sharding == "fsdp":  # each process keeps its part of what does not depend on the batch
+        part = {name: -(-getattr(memory, name) // runtime.processes) for name in ("weights", "optimizer", "gradients")}
+        memory = memory._replace(**part)
+    total = planning.process_bytes(memory, runtime.device)
+    process = planning.PROCESS_BYTES if runtime.device != "cuda" else 0
+    return {**memory._asdict(), "allocator": total - process - memory.total, "process": process, "total": total}
+
+
+def _say(planned: Mapping[str, int], runtime: Runtime, log: Log) -> None:
+    """Say what memory a training will take, and whether that much is free."""
+    import psutil
+    import torch
+
+    total = planned["total"]
+    if runtime.device == "cuda":
+        free, whose = torch.cuda.mem_get_info()[0], "the GPU"
+    else:  # this process has some of it already
+        free, whose = psutil.virtual_memory().available + psutil.Process().memory_info().rss, "this machine"
+    text = f"memory at the peak, as planned: {total / 2**30:.1f} GiB"
+    if total > free:
+        text += f"; {whose} has {free / 2**30:.1f} GiB free: set recompute: true or a smaller batch_size"
+    log.note(text)
+
+
 # ── what is told about it ─────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -795,6 +852,7 @@ def record(out: Path, method: str, cfg: Training, data: Data, trained: Trained, 
             "total_parameters": total,
             "dtype": dtype,
             "seeds": cfg.seeds,
+            "planned": {"bytes": trained.planned},
         },
     )
     return {
@@ -809,6 +867,7 @@ def record(out: Path, method: str, cfg: Training, data: Data, trained: Trained, 
         "train/learning_rate": trained.learning_rate,
         "parameters/trainable": trainable,
         "parameters/share": trainable / total,
+        "planned/memory_bytes": trained.planned["total"],
     }
 
 

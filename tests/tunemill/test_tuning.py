@@ -151,7 +151,7 @@ def test_the_same_pairs_make_the_same_step_however_they_are_spread(folder: Path,
     cfg = tuning.Training.model_validate(CONFIG)
     data = tuning.prepare(cfg, models.load_tokenizer(folder), PAIRS, [], "lora")
     arguments = (models.load_tokenizer(folder), data, cfg, 5)
-    _, points = tuning._attempt(
+    _, points, _ = tuning._attempt(
         lambda: models.load_trainable(folder, CPU),
         *arguments,
         2,
@@ -161,7 +161,7 @@ def test_the_same_pairs_make_the_same_step_however_they_are_spread(folder: Path,
         work=tmp_path / "three",
         log=Log(),
     )
-    _, oracle = tuning._attempt(
+    _, oracle, _ = tuning._attempt(
         lambda: models.load_trainable(folder, CPU),
         *arguments,
         4,
