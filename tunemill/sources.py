@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from tunemill import corpus
 from tunemill.errors import TRY_AGAIN, UserError
@@ -37,6 +37,16 @@ text a line, in the column `prompt`. yaml: a list of objects under the top key t
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
+def _with_a_place(text: str) -> str:
+    if "{prompt}" not in text:
+        raise ValueError("a text with {prompt} in the prompt's place")
+    return text
+
+
+Template = Annotated[str, AfterValidator(_with_a_place)]
+"""An instruction around every prompt: what the rows themselves do not say (FLAN, Wei et al. 2022)."""
+
+
 class FileSource(Params):
     """A file of the user's own."""
 
@@ -47,6 +57,8 @@ class FileSource(Params):
     """SHA-256 of the file's bytes; leave it out once, and the error says what to paste here."""
     columns: dict[str, str] = Field(default={})
     """Our name of a column → the file's name for it; a column not listed has our name."""
+    template: Template = "{prompt}"
+    """Text around every prompt; the column itself stays as `text`, for the baselines."""
 
     @field_validator("path")
     @classmethod
@@ -69,6 +81,8 @@ class HubSource(Params):
     """The data set's configuration, where it has several."""
     columns: dict[str, str] = Field(default={})
     """Our name of a column → the data set's name for it; a column not listed has our name."""
+    template: Template = "{prompt}"
+    """Text around every prompt; the column itself stays as `text`, for the baselines."""
 
 
 class WheelSource(Params):
@@ -90,6 +104,8 @@ class WheelSource(Params):
     columns: dict[str, str] = Field(default={})
     """Our name of a column → the files' name for it; a column not listed has our name. A pattern (`human_score*`) takes
     all that match."""
+    template: Template = "{prompt}"
+    """Text around every prompt; the column itself stays as `text`, for the baselines."""
 
 
 Table = Annotated[FileSource | HubSource | WheelSource, Field(discriminator="source")]
@@ -225,11 +241,11 @@ def read(source: corpus.DocsSource | FileSource | HubSource | WheelSource, cache
         case corpus.DocsSource():
             yield from read_docs(corpus.read(source), source)
         case FileSource():
-            yield from _with_columns(_file_rows(source), source.columns)
+            yield from _with_columns(_file_rows(source), source.columns, source.template)
         case HubSource():
-            yield from _with_columns(_hub_rows(source, cache), source.columns)
+            yield from _with_columns(_hub_rows(source, cache), source.columns, source.template)
         case WheelSource():
-            yield from _with_columns(_wheel_rows(source, cache), source.columns)
+            yield from _with_columns(_wheel_rows(source, cache), source.columns, source.template)
 
 
 def read_docs(found: corpus.Corpus, source: corpus.DocsSource) -> Iterator[Raw]:
@@ -430,8 +446,11 @@ def _parse_yaml(content: bytes, place: str) -> Iterator[Raw]:
             yield Raw(place, number, {}, ("not_json", "not an object"))
 
 
-def _with_columns(rows: Iterator[Raw], columns: Mapping[str, str]) -> Iterator[Raw]:
-    """Give columns our names; a pattern (`human_score*`) gathers all that match and are not empty into a list."""
+def _with_columns(rows: Iterator[Raw], columns: Mapping[str, str], template: str) -> Iterator[Raw]:
+    """Give columns our names; a pattern (`human_score*`) gathers all that match and are not empty into a list.
+
+    Where a template says something, it is put around the prompt.
+    """
     for row in rows:
         if row.fault is not None:
             yield row
@@ -443,4 +462,7 @@ def _with_columns(rows: Iterator[Raw], columns: Mapping[str, str]) -> Iterator[R
             if "*" in pattern:
                 found = [row.fields[name] for name in row.fields if fnmatch.fnmatchcase(name, pattern)]
                 fields[ours] = [value for value in found if value not in (None, "")]
+        # An empty prompt, or none, stays one: it is to be refused as such.
+        if template != "{prompt}" and isinstance(prompt := fields.get("prompt"), str) and prompt.strip():
+            fields = {"text": prompt, **fields, "prompt": template.replace("{prompt}", prompt)}
         yield Raw(row.source, row.line, fields)

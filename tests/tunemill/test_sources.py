@@ -101,6 +101,25 @@ def test_a_line_that_cannot_be_read_is_told_and_not_lost(
     assert (row.fault, row.line, dict(row.fields)) == (fault, 2, {})
 
 
+def test_a_template_says_what_the_rows_do_not(tmp_path: Path) -> None:
+    path = tmp_path / "talks.csv"
+    path.write_text('dialogue,summary\n"A: {hi}",greets\n"",nothing\n')
+    columns = {"prompt": "dialogue", "completion": "summary"}
+    rows = rows_of(path, tmp_path, columns=columns, template="Summarize.\n\n{prompt}\n\nSummary:")
+    assert rows[0].fields == {
+        "prompt": "Summarize.\n\nA: {hi}\n\nSummary:",
+        "completion": "greets",
+        "text": "A: {hi}",
+    }
+    assert rows[1].fields == {"prompt": "", "completion": "nothing"}, "an empty prompt stays empty, to be refused"
+
+
+def test_a_template_without_a_place_for_the_prompt_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "talks.csv").write_text("prompt,completion\n")
+    with pytest.raises(ValueError, match="in the prompt's place"):
+        file_source(tmp_path / "talks.csv", template="Summarize.")
+
+
 def test_a_wrong_or_missing_hash_prints_the_right_one(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl")
     actual = hashlib.sha256(path.read_bytes()).hexdigest()
