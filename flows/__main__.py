@@ -77,6 +77,8 @@ def _start(run: runs.Run, root: Path, jobs: int | None) -> int:
     run.console = True
     todo = [name for name in run.graph.stages if name not in run.idle]
     run.say(f"lifecycle  │ {len(todo)} of {len(run.graph.stages)} stages to look at: {', '.join(todo)}")
+    if run.unneeded:
+        run.say(f"lifecycle  │ not run, since no candidate uses it: {', '.join(run.unneeded)}")
     with runs.hold(run), contextlib.ExitStack() as stack:
         log = root / "work" / "logs" / "prefect-server.log"
         own: server.Server | None = None

@@ -16,6 +16,9 @@ from typing import Any
 
 from tunemill.errors import UserError, nearest
 
+GOAL = "report"
+"""The stage that a whole run is for."""
+
 
 @dataclass(frozen=True)
 class Graph:
@@ -61,6 +64,10 @@ class Graph:
             )
         kept = set(wanted).union(*(self.ancestors(each) for each in wanted))
         return Graph({each: needs for each, needs in self.upstream.items() if each in kept}, self.alone & kept)
+
+    def needed(self) -> Graph:
+        """The part that ends with the report, which reads every candidate: what none of them uses is left out."""
+        return self.until(GOAL) if GOAL in self.stages else self
 
     def unchanged(self, changed: frozenset[str]) -> frozenset[str]:
         """Stages that need not even be looked at: neither they nor anything they need has changed."""

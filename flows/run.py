@@ -55,6 +55,8 @@ class Run:
     graph: graph.Graph
     idle: frozenset[str]
     """Stages that have nothing to do, and so have all that they need."""
+    unneeded: tuple[str, ...] = ()
+    """Stages that are not run, because no candidate uses what they make."""
     console: bool = False
     """Whether lines go to standard output as well as to Prefect."""
     outcomes: dict[str, Outcome] = field(default_factory=dict)
@@ -103,7 +105,7 @@ def prepare(root: Path, until: str | None, recipe: str | None, overrides: Mappin
 
     Args:
         root: the checkout.
-        until: stage to stop at.
+        until: stage to stop at; the report, with everything it needs, if left out.
         recipe: overlay of params.yaml.
         overrides: single values over that; `{"lora": {"steps": 10}}` or `{"lora.steps": 10}`.
 
@@ -122,13 +124,14 @@ def prepare(root: Path, until: str | None, recipe: str | None, overrides: Mappin
     )
     try:
         whole = graph.read(workspace)
-        part = whole.until(until) if until else whole
+        part = whole.until(until) if until else whole.needed()
         differing = graph.changed(workspace)
     finally:
         said, _ = checking.communicate()
     if checking.returncode != 0:
         raise UserError(said.strip().removeprefix("error: "), exit_code=checking.returncode)
-    return Run(workspace, part, _idle(part, differing))
+    unneeded = () if until else tuple(name for name in whole.stages if name not in part.stages)
+    return Run(workspace, part, _idle(part, differing), unneeded)
 
 
 def _idle(part: graph.Graph, differing: frozenset[str] | None) -> frozenset[str]:

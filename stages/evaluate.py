@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ from tunemill.sampling import Decoding, Generation
 from tunemill.stage import Metrics, main
 
 KINDS = ("instruction", "continuation")
+KEPT = ("training.json", "curve.csv", "prompt.json")
+"""What a policy brings along about how it was made: kept beside its scores, where the report finds it."""
 BASELINES: dict[str, Callable[[str], str]] = {
     "lead-10-words": metrics.lead_words,
     "first-sentence": metrics.first_sentence,
@@ -117,6 +120,9 @@ def run(
     flat = summary(instances, provoked) | task_summary(judged)
 
     # 5. Write.
+    for name in KEPT:
+        if (policy / name).is_file():
+            shutil.copyfile(policy / name, out / name)
     records.write_objects(out / "instances.jsonl", instances)
     records.write_objects(out / "red_team.jsonl", provoked)
     if tasks is not None:
@@ -347,8 +353,8 @@ def task_summary(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
 
 
 def trained_tasks(policy: Path) -> list[str]:
-    """Other tasks that were mixed into a policy's training, as the stage that trained it wrote beside it."""
-    written = policy.parent / "training.json"
+    """Other tasks that were mixed into a policy's training, as the stage that trained it wrote beside its weights."""
+    written = policy / "training.json"
     return sorted(json.loads(written.read_text(encoding="utf-8")).get("tasks", [])) if written.is_file() else []
 
 

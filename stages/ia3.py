@@ -60,8 +60,8 @@ def run(
             tuning.facts(cfg, data, trained, seed),
             trained.policy.config.is_encoder_decoder,
         )
-        if seed == cfg.seeds[0]:
-            metrics = tuning.record(out, "ia3", cfg, data, trained, runtime.dtype)
+        told = tuning.record(out / name, "ia3", cfg, data, trained, runtime.dtype)
+        metrics = metrics or told
     return metrics
 
 

@@ -84,10 +84,9 @@ def run(
             tuning.facts(cfg, data, trained, seed),
             trained.policy.config.is_encoder_decoder,
         )
-        if seed == cfg.seeds[0]:
-            metrics = tuning.record(
-                out, "lora" if cfg.quantize == "none" else "qlora", cfg, data, trained, runtime.dtype
-            )
+        method = "lora" if cfg.quantize == "none" else "qlora"
+        told = tuning.record(out / name, method, cfg, data, trained, runtime.dtype)
+        metrics = metrics or told
     return metrics
 
 

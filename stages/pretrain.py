@@ -64,8 +64,8 @@ def run(cfg: Config, *, text: Path, model: Path, out: Path, work: Path, runtime:
 
         # 2. Train all weights; 3. save what plain transformers loads.
         trained = tuning.train(load, tokenizer, data, cfg, seed, runtime=runtime, work=work / name, log=log)
-        if seed == cfg.seeds[0]:
-            metrics = tuning.record(out, "full", cfg, data, trained, runtime.dtype)
+        told = tuning.record(out / name, "full", cfg, data, trained, runtime.dtype)
+        metrics = metrics or told
         facts = tuning.facts(cfg, data, trained, seed)
         models.save(trained.policy, tokenizer, out / name, cfg.store_dtype)
         cards.write(

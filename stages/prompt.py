@@ -8,7 +8,7 @@ come from the training rows; the test rows are not read. The cell that is chosen
 for, so that score flatters: what it is worth, `evaluate` says on the test rows.
 
 Writes model/ (a whole checkpoint: the model's weights, a tokenizer with template and demonstrations in its chat template,
-the decoding in generation_config.json, prompt.json, README.md), grid.csv and prompt.json. Lines of journals in `work` keep
+the decoding in generation_config.json, prompt.json with what was found, README.md) and grid.csv. Lines of journals in `work` keep
 what was generated, batch by batch.
 """
 
@@ -176,9 +176,6 @@ def run(
         "gain": {**gain._asdict(), "verdict": verdict},
         "note": note(best, plain, verdict, cfg.metric),
     }
-    checkpoints.write_json(
-        out / "prompt.json", {**summary, "cells": table, "search": cfg.search, "rouge_scorer": metrics.rouge_name()}
-    )
     template = cfg.templates[best.template]
     prompting.write_policy(model, out / "model", tokenizer, template, shots[: best.shots], decoding)
     checkpoints.write_json(
@@ -187,7 +184,7 @@ def run(
             "template": {"name": best.template, "text": template},
             "shots": shots[: best.shots],
             "decoding": decoding._asdict(),
-            "score": summary,
+            "found": {**summary, "cells": table, "search": cfg.search, "rouge_scorer": metrics.rouge_name()},
         },
     )
     checkpoints.write_text(

@@ -68,8 +68,8 @@ def run(
             tuning.facts(cfg, data, trained, seed),
             trained.policy.config.is_encoder_decoder,
         )
-        if seed == cfg.seeds[0]:
-            metrics = tuning.record(out, "prompt_tuning", cfg, data, trained, runtime.dtype)
+        told = tuning.record(out / name, "prompt_tuning", cfg, data, trained, runtime.dtype)
+        metrics = metrics or told
     return metrics
 
 

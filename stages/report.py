@@ -1,7 +1,6 @@
 """Report: what was asked, what was done, which candidate won and how sure that is, as one HTML file.
 
 python -m stages.report --scope artifacts/scope --data artifacts/validate --select artifacts/select \
-        --trainings artifacts/sft artifacts/lora artifacts/prompt_tune --prompt artifacts/prompt \
         --evaluations artifacts/evaluate --efficiency artifacts/efficiency --comparison reports/comparison.json \
         --timings metrics --lock dvc.lock --out reports/report.html --out-tradeoff reports/tradeoff.csv
 """
@@ -10,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,6 @@ def run(
     scope: Path,
     data: Path,
     select: Path,
-    trainings: tuple[Path, ...],
-    prompt: Path | None,
     evaluations: Path,
     efficiency: Path | None,
     comparison: Path,
@@ -60,6 +58,8 @@ def run(
     """Write the report as `out`, and quality against trained parameters for `dvc plots` as `out_tradeoff`."""
     # 1. Read: only what the candidates name; an optional part that is not there is said to be missing on the page.
     names = tuple(candidates.root)
+    policies = {name: candidate.policy for name, candidate in candidates.root.items()}
+    asked = next((read_json(path) for name in names if (path := evaluations / name / "prompt.json").exists()), None)
     material = Material(
         scope=read_json(scope / "scope.json"),
         candidates=names,
@@ -68,13 +68,11 @@ def run(
         instances={name: read_rows(evaluations / name / "instances.jsonl") for name in names},
         scores={name: read_json(evaluations / name / "scores.json") for name in names},
         plan=read_json(select / "plan.json"),
-        decision=read_json(select / "candidates.json") if (select / "candidates.json").exists() else None,
-        policies={name: candidate.policy for name, candidate in candidates.root.items()},
-        trainings=[
-            Tuned(each.name, read_json(each / "training.json"), read_curve(each / "curve.csv")) for each in trainings
-        ],
-        prompt=read_json(prompt / "prompt.json") if prompt else None,
-        asked=read_json(prompt / "model/prompt.json") if prompt else None,
+        decision=read_json(select / "candidates.json"),
+        policies=policies,
+        trainings=read_trainings(evaluations, policies),
+        prompt=asked["found"] if asked else None,
+        asked=asked,
         efficiency=read_json(efficiency / "efficiency.json") if efficiency else None,
         timings=read_timings(timings) if timings else {},
         lock=read_lock(lock) if lock else None,
@@ -106,6 +104,22 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """
     lines = _text(path).split("\n")
     return [_object(f"{path}:{number}", line) for number, line in enumerate(lines, start=1) if line.strip()]
+
+
+def read_trainings(evaluations: Path, policies: Mapping[str, str]) -> list[Tuned]:
+    """The training of each stage that made a candidate; of several seeds the first.
+
+    Args:
+        evaluations: folder of the stage `evaluate`, which keeps what a policy tells about its training.
+        policies: candidate → path of its policy.
+    """
+    found: dict[str, Tuned] = {}
+    for name, policy in policies.items():
+        folder, parts = evaluations / name, Path(policy).parts
+        stage = parts[1] if parts[0] == "artifacts" and len(parts) > 2 else name
+        if stage not in found and (folder / "training.json").exists():
+            found[stage] = Tuned(stage, read_json(folder / "training.json"), read_curve(folder / "curve.csv"))
+    return list(found.values())
 
 
 def read_curve(path: Path) -> list[CurvePoint]:

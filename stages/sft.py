@@ -61,8 +61,8 @@ def run(
         trained = tuning.train(load, tokenizer, data, cfg, seed, runtime=runtime, work=work / name, log=log)
 
         # 3. Save what plain transformers loads.
-        if seed == cfg.seeds[0]:
-            metrics = tuning.record(out, "full", cfg, data, trained, runtime.dtype)
+        told = tuning.record(out / name, "full", cfg, data, trained, runtime.dtype)
+        metrics = metrics or told
         facts = tuning.facts(cfg, data, trained, seed)
         models.save(trained.policy, tokenizer, out / name, cfg.store_dtype)
         cards.write(

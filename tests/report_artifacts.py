@@ -203,7 +203,7 @@ TEMPLATE = f"{{prompt}}\n\nAnswer in one short line. {SCRIPT}"
 
 
 def prompt() -> dict[str, Any]:
-    """prompt.json of the stage `prompt`: a grid searched step by step."""
+    """What the stage `prompt` found: a grid searched step by step."""
     noise = random.Random(7)
     tried = [(template, shots, "greedy") for shots in (0, 1, 4) for template in ("plain", "short")]
     cells = []
@@ -233,6 +233,7 @@ def asked() -> dict[str, Any]:
         "template": {"name": "short", "text": TEMPLATE},
         "shots": [[f"pkg.f{n}(x)\n\nDoes {{n}}, & <more>. {SCRIPT}", f"Do {n}."] for n in range(4)],
         "decoding": {"max_new_tokens": 24, "temperature": 0.0, "top_k": 0, "top_p": 1.0},
+        "found": prompt(),
     }
 
 
@@ -353,11 +354,6 @@ def write(
             ],
         },
     )
-    _json(root / "artifacts/prompt/prompt.json", prompt())
-    _json(root / "artifacts/prompt/model/prompt.json", asked())
-    for number, name in enumerate(TRAININGS):
-        _json(root / f"artifacts/{name}/training.json", training(name))
-        (root / f"artifacts/{name}/curve.csv").write_text(curve(100, number, 1.7 - 0.4 * number), encoding="utf-8")
     _json(
         root / "artifacts/select/candidates.json",
         {
@@ -391,6 +387,12 @@ def write(
             "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
         )
         _json(folder / "scores.json", SCORES | {"n": count})
+        if name == "prompt":
+            _json(folder / "prompt.json", asked())
+        if name in TRAININGS:
+            number = TRAININGS.index(name)
+            _json(folder / "training.json", training(name))
+            (folder / "curve.csv").write_text(curve(100, number, 1.7 - 0.4 * number), encoding="utf-8")
     _json(root / "artifacts/efficiency/efficiency.json", _efficiency(tuple(lifts)))
     _json(root / "reports/comparison.json", comparison(tables))
     seconds = {

@@ -58,13 +58,14 @@ class Tuned:
 
 
 def candidate_of(name: str, policies: Mapping[str, str]) -> str | None:
-    """The first candidate whose policy lies in a stage's folder.
+    """The first candidate whose policy lies in a stage's folder; the one of that name where no stage made it.
 
     Args:
         name: of the stage, which is its folder's name.
         policies: candidate → path of its policy.
     """
-    return next((each for each, policy in policies.items() if name in PurePath(policy).parts[:-1]), None)
+    made = (each for each, policy in policies.items() if name in PurePath(policy).parts[:-1])
+    return next(made, name if name in policies else None)
 
 
 # ── one table, a row for each method ──────────────────────────────────────────────────────────────────────────────

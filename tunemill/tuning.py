@@ -815,14 +815,14 @@ def _say(planned: Mapping[str, int], runtime: Runtime, log: Log) -> None:
 
 
 def record(out: Path, method: str, cfg: Training, data: Data, trained: Trained, dtype: str) -> dict[str, float | None]:
-    """Write curve.csv and training.json under `out`; the stage's metrics are returned.
+    """Write curve.csv and training.json beside what was trained; the stage's metrics are returned.
 
     Args:
-        out: of the stage.
+        out: folder of the tuned model or adapter: what is known of a training goes where its result goes.
         method: "full", "lora", "prompt_tuning", …
         cfg: of the stage.
         data: what was trained on.
-        trained: the first seed's training.
+        trained: of one seed.
         dtype: number format that was computed in.
     """
     parameters = list(trained.policy.parameters())

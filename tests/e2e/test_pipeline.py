@@ -140,7 +140,7 @@ def test_a_pull_restores_what_was_pushed(finished: Path, tmp_path: Path) -> None
 
 
 def test_the_plots_read_what_the_stages_wrote(finished: Path) -> None:
-    with (finished / "artifacts/lora/curve.csv").open() as file:
+    with (finished / "artifacts/lora/adapter/curve.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [int(row["step"]) for row in rows] == list(range(101))
     assert all(row["loss"] for row in rows[1:])

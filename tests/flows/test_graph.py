@@ -37,6 +37,13 @@ def test_until_keeps_what_the_stage_needs(toy: Toy) -> None:
         whole.until("raport")
 
 
+def test_what_no_candidate_uses_is_not_needed(toy: Toy) -> None:
+    whole = graph.read(toy.root)
+    assert whole.needed() == whole
+    toy.set("  lora: {policy: artifacts/lora}\n", "")
+    assert set(graph.read(toy.root).needed().stages) == {"collect", "evaluate@base", "efficiency", "report"}
+
+
 def test_unchanged_means_all_that_it_needs_too() -> None:
     found = graph.Graph({"a": (), "b": ("a",), "c": ("b",), "d": ("a",)})
     assert found.unchanged(frozenset({"b"})) == {"a", "d"}

@@ -93,7 +93,7 @@ def start(
 
 
 def curve(folder: Path) -> list[list[float]]:
-    lines = (folder / "out/curve.csv").read_text().splitlines()[1:]
+    lines = next((folder / "out").glob("*/curve.csv")).read_text().splitlines()[1:]
     return [[float(value or "nan") for value in line.split(",")] for line in lines]
 
 

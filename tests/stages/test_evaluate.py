@@ -457,7 +457,7 @@ def test_what_a_policy_was_trained_on_is_noted(model: Path, data: dict[str, Path
 
     policy = tmp_path / "sft" / "model"
     shutil.copytree(model, policy)
-    (tmp_path / "sft" / "training.json").write_text('{"steps": 3, "tasks": ["words", "letters"]}')
+    (tmp_path / "sft/model/training.json").write_text('{"steps": 3, "tasks": ["words", "letters"]}')
     evaluated(model, tmp_path, with_tasks(data), policy=policy)
     assert json.loads((tmp_path / "out/scores.json").read_text())["trained_tasks"] == ["letters", "words"]
 

@@ -23,19 +23,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_outputs_are_exactly_these_and_the_same_every_time(place: Path, tmp_path: Path) -> None:
     metrics = tuned.run("lora", place, tmp_path, "one", seeds=[3, 4])
     assert tuned.files(tmp_path / "one") == [
-        "adapter-4/README.md",
-        "adapter-4/adapter_config.json",
-        "adapter-4/adapter_model.safetensors",
-        "adapter/README.md",
-        "adapter/adapter_config.json",
-        "adapter/adapter_model.safetensors",
-        "curve.csv",
-        "training.json",
+        f"{name}/{file}"
+        for name in ("adapter-4", "adapter")
+        for file in ("README.md", "adapter_config.json", "adapter_model.safetensors", "curve.csv", "training.json")
     ]
     assert metrics["train/too_long"] == 1
     assert metrics["train/examples"] == 16
     assert metrics["validation/loss_last"] is not None
-    training = json.loads((tmp_path / "one/training.json").read_text())
+    training = json.loads((tmp_path / "one/adapter/training.json").read_text())
     assert training["trainable_parameters"] == metrics["parameters/trainable"]
     tuned.run("lora", place, tmp_path, "two", seeds=[3, 4])
     assert tree_hash(tmp_path / "one") == tree_hash(tmp_path / "two")
@@ -109,6 +104,6 @@ def test_qlora_keeps_the_frozen_weights_in_few_bits_and_learns(kind: str, place:
     assert weight.numel() * (2 if kind == "nf4" else 1) == 64 * 64
     metrics = tuned.run("lora", place, tmp_path, "one", quantize=kind, steps=12, learning_rate=0.02)
     assert metrics["validation/loss_last"] < metrics["validation/loss_first"] - 0.5  # type: ignore[operator]
-    assert json.loads((tmp_path / "one/training.json").read_text())["method"] == "qlora"
+    assert json.loads((tmp_path / "one/adapter/training.json").read_text())["method"] == "qlora"
     merged, _ = models.load_policy(tmp_path / "one/adapter", place / "model", tuned.CPU)
     assert merged.model.layers[0].self_attn.q_proj.weight.dtype == torch.float32

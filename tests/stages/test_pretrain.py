@@ -40,7 +40,7 @@ def test_the_text_becomes_likelier(family: str, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("\n\n".join(documents))
     metrics = run(tmp_path, tmp_path / "text.txt")
     assert metrics["validation/loss_last"] < metrics["validation/loss_first"] - 0.1  # type: ignore[operator]
-    assert {"curve.csv", "training.json", "model/model.safetensors", "model/README.md"} <= set(
+    assert {"model/curve.csv", "model/training.json", "model/model.safetensors", "model/README.md"} <= set(
         tuned.files(tmp_path / "out")
     )
     assert models.load_base(tmp_path / "out/model", tuned.CPU).config.is_encoder_decoder == (family != "decoder-only")

@@ -104,7 +104,6 @@ def test_outputs_are_exactly_these_and_the_same_every_time(place: Path, tmp_path
         "model/prompt.json",
         "model/tokenizer.json",
         "model/tokenizer_config.json",
-        "prompt.json",
     ]
     assert found == run(place, tmp_path, "two")
     assert tree_hash(tmp_path / "one") == tree_hash(tmp_path / "two")
@@ -118,7 +117,7 @@ def test_the_grid_says_what_every_cell_gave(place: Path, tmp_path: Path) -> None
     found = run(place, tmp_path)
     with (tmp_path / "one/grid.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
-    told = written(tmp_path / "one/prompt.json")
+    told = written(tmp_path / "one/model/prompt.json")["found"]
     assert len(table) == len(told["cells"]) == found["cells"] == 2 * 2 + 2
     (chosen,) = [row for row in table if row["chosen"] == "True"]
     assert float(chosen["score"]) == max(float(row["score"]) for row in table) == found["validation/rouge1"]
@@ -146,7 +145,10 @@ def test_the_whole_grid(place: Path, tmp_path: Path) -> None:
     assert found["cells"] == 12 and found["validation/n"] == 4
     assert (
         len(
-            {(row["template"], row["shots"], row["decoding"]) for row in written(tmp_path / "one/prompt.json")["cells"]}
+            {
+                (row["template"], row["shots"], row["decoding"])
+                for row in written(tmp_path / "one/model/prompt.json")["found"]["cells"]
+            }
         )
         == 12
     )
@@ -226,7 +228,7 @@ def test_of_equal_cells_the_simpler_is_chosen_and_the_note_says_that_nothing_was
 
     monkeypatch.setattr(sampling, "generate", silent)
     found = run(place, tmp_path, shots=[2, 0], items=3)
-    told = written(tmp_path / "one/prompt.json")
+    told = written(tmp_path / "one/model/prompt.json")["found"]
     assert found["shots"] == 0 and found["validation/rouge1_gain"] == 0.0
     assert told["chosen"]["template"] == "plain" and told["chosen"]["decoding"] == "greedy"
     assert told["note"] == (

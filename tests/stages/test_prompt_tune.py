@@ -30,8 +30,8 @@ def test_outputs_are_exactly_these_and_load_in_plain_peft(family: str, tmp_path:
         "adapter/README.md",
         "adapter/adapter_config.json",
         "adapter/adapter_model.safetensors",
-        "curve.csv",
-        "training.json",
+        "adapter/curve.csv",
+        "adapter/training.json",
     ]
     base = models.load_base(tmp_path / "model", tuned.CPU)
     width = base.config.hidden_size

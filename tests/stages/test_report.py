@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,8 +30,6 @@ def run(root: Path, names: tuple[str, ...] = tuple(report_artifacts.FIVE), **cha
         "scope": artifacts / "scope",
         "data": artifacts / "validate",
         "select": artifacts / "select",
-        "trainings": tuple(artifacts / name for name in report_artifacts.TRAININGS),
-        "prompt": artifacts / "prompt",
         "evaluations": artifacts / "evaluate",
         "efficiency": artifacts / "efficiency",
         "comparison": root / "reports/comparison.json",
@@ -96,18 +95,34 @@ def test_the_report_does_not_depend_on_the_report_before_it(tmp_path: Path):
     assert (tmp_path / "out/report.html").read_bytes() == first
 
 
-@pytest.mark.parametrize("missing", ["trainings", "prompt", "efficiency", "timings", "lock"])
+@pytest.mark.parametrize("missing", ["efficiency", "timings", "lock"])
 def test_an_optional_input_may_be_missing(tmp_path: Path, missing: str):
     report_artifacts.write(tmp_path)
-    run(tmp_path, **{missing: () if missing == "trainings" else None})
+    run(tmp_path, **{missing: None})
     said = {
-        "trainings": "No training curve",
-        "prompt": "No prompts were tried",
         "efficiency": "No speed was measured",
         "timings": "No timings were kept",
         "lock": "No dvc.lock was given",
     }
     assert said[missing] in (tmp_path / "out/report.html").read_text(encoding="utf-8")
+
+
+def test_without_trained_and_prompted_candidates_the_page_says_so(tmp_path: Path):
+    report_artifacts.write(tmp_path, {"base": 0.0})
+    run(tmp_path, ("base",))
+    html = (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    assert "No training curve" in html and "No prompts were tried" in html
+
+
+def test_several_seeds_of_one_stage_are_one_training(tmp_path: Path):
+    report_artifacts.write(tmp_path, {"base": 0.0, "lora": 10.0, "second": 9.0})
+    evaluate = tmp_path / "artifacts/evaluate"
+    for name in ("training.json", "curve.csv"):
+        shutil.copy(evaluate / "lora" / name, evaluate / "second" / name)
+    found = report.read_trainings(evaluate, {"lora": "artifacts/lora/adapter", "second": "artifacts/lora/adapter-18"})
+    assert [each.name for each in found] == ["lora"]
+    found = report.read_trainings(evaluate, {"second": "models/mine", "lora": "artifacts/lora/adapter"})
+    assert [each.name for each in found] == ["second", "lora"]
 
 
 def test_one_candidate_six_candidates_no_baselines_no_groups(tmp_path: Path):
@@ -160,9 +175,9 @@ def test_only_the_named_candidates_are_read(tmp_path: Path):
         ("artifacts/scope/scope.json", b"[]", "scope.json: holds a list"),
         ("artifacts/evaluate/lora/instances.jsonl", b'{"id": 1}\n{"id', "instances.jsonl:2: not valid JSON"),
         ("artifacts/evaluate/lora/instances.jsonl", b"\xff", "instances.jsonl: not UTF-8 (byte 0)"),
-        ("artifacts/lora/curve.csv", b"step,loss\n1,2.0\n", "curve.csv:2: not a row of a training curve"),
+        ("artifacts/evaluate/lora/curve.csv", b"step,loss\n1,2.0\n", "curve.csv:2: not a row of a training curve"),
         (
-            "artifacts/lora/curve.csv",
+            "artifacts/evaluate/lora/curve.csv",
             b"step,loss,validation_loss\n1,two,\n",
             "curve.csv:2: not a row of a training curve",
         ),
@@ -191,12 +206,10 @@ def test_from_the_command_line(tmp_path: Path):
         "scope": "scope",
         "data": "validate",
         "select": "select",
-        "prompt": "prompt",
         "evaluations": "evaluate",
         "efficiency": "efficiency",
     }.items():
         command += [f"--{flag}", f"artifacts/{path}"]
-    command += ["--trainings", *(f"artifacts/{name}" for name in report_artifacts.TRAININGS)]
     command += ["--timings", "metrics", "--lock", "dvc.lock", "--out", "reports/report.html"]
     command += ["--out-tradeoff", "reports/tradeoff.csv"]
     subprocess.run(

@@ -21,18 +21,18 @@ def test_outputs_are_exactly_these_and_load_in_plain_transformers(family: str, t
     metrics = tuned.run("sft", tmp_path, tmp_path, "one", **given)
     chat = ["model/chat_template.jinja"] if family == "decoder-only" else []
     assert tuned.files(tmp_path / "one") == [
-        "curve.csv",
         "model/README.md",
         *chat,
         "model/config.json",
+        "model/curve.csv",
         "model/generation_config.json",
         "model/model.safetensors",
         "model/tokenizer.json",
         "model/tokenizer_config.json",
-        "training.json",
+        "model/training.json",
     ]
     assert metrics["parameters/share"] == 1
-    assert json.loads((tmp_path / "one/training.json").read_text())["method"] == "full"
+    assert json.loads((tmp_path / "one/model/training.json").read_text())["method"] == "full"
     kind = AutoModelForCausalLM if family == "decoder-only" else AutoModelForSeq2SeqLM
     before, after = kind.from_pretrained(tmp_path / "model"), kind.from_pretrained(tmp_path / "one/model")
     moved = [not torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True)]

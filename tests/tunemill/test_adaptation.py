@@ -40,6 +40,7 @@ def test_a_training_belongs_to_the_candidate_whose_policy_it_made():
     assert adaptation.candidate_of("lora", policies) == "mine"
     assert adaptation.candidate_of("sft", policies) is None
     assert adaptation.candidate_of("model", policies) is None  # the policy's own name is no stage
+    assert adaptation.candidate_of("mine", {"mine": "models/mine"}) == "mine"  # made elsewhere
 
 
 def test_rows_without_plan_time_curve_or_candidate_say_so():
