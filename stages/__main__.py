@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from tunemill.params import Candidates, Extra, Launch, ParamsFile, StartFolder
 from tunemill.stage import contract
 
 BASELINES = ("lead-10-words", "first-sentence")
+ADAPTERS = ("lora", "prompt_tune")
+"""Stages whose result is used with the model that they started from."""
 
 
 def check(root: Path) -> list[str]:
@@ -30,7 +33,9 @@ def check(root: Path) -> list[str]:
     outputs: list[str] = []
     for name, stage in tree["stages"].items():
         body = stage.get("do", stage)
-        outputs += [str(each if isinstance(each, str) else next(iter(each))) for each in body.get("outs", [])]
+        made = [str(each if isinstance(each, str) else next(iter(each))) for each in body.get("outs", [])]
+        names = runs_of(stage, params) if "foreach" in stage else [""]
+        outputs += [each.replace("${key}", name) for name in names for each in made if each.startswith("artifacts/")]
         module = module_of(str(body["cmd"]))
         if module is None or module != f"stages.{name}":
             faults.append(f"dvc.yaml: stages.{name}.cmd: expected it to run stages.{name}, as the stage is called")
@@ -73,7 +78,7 @@ def check(root: Path) -> list[str]:
     for name, candidate in candidates.items():
         for key in ("policy", "base"):
             path = getattr(candidate, key)
-            if not any(path == out or path.startswith(f"{out}/") for out in outputs) and not (root / path).exists():
+            if not any(path_under(path, out) for out in outputs) and not (root / path).exists():
                 faults.append(
                     str(
                         UserError(
@@ -83,6 +88,17 @@ def check(root: Path) -> list[str]:
                         )
                     )
                 )
+        stage = next((each for each in ADAPTERS if path_under(candidate.policy, f"artifacts/{each}")), None)
+        if stage and "start" in values and candidate.base != values["start"].root:
+            faults.append(
+                str(
+                    UserError(
+                        f"an adapter of {stage} sits on '{values['start'].root}', not on '{candidate.base}'",
+                        where=f"{params.path}:{params.line(('candidates', name, 'base'))}: candidates.{name}.base",
+                        expected="the model that `start` names",
+                    )
+                )
+            )
     if "scope" in values and candidates:
         known = [*candidates, *BASELINES]
         for at, criterion in enumerate(values["scope"].criteria):
@@ -102,6 +118,20 @@ def check(root: Path) -> list[str]:
                         )
                     )
     return faults
+
+
+def path_under(path: str, folder: str) -> bool:
+    """Whether a path is a folder or lies in it."""
+    return path == folder or path.startswith(f"{folder}/")
+
+
+def runs_of(stage: dict[str, Any], params: ParamsFile) -> list[str]:
+    """The names that a stage with `foreach: ${section.key}` runs once for each of."""
+    section, *keys = str(stage["foreach"]).removeprefix("${").removesuffix("}").split(".")
+    value = params.values(section) if section in params.sections else {}
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return [str(name) for name in value] if isinstance(value, Mapping) else []
 
 
 def main() -> int:

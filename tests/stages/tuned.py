@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,9 @@ def prepare(place: Path, family: str = "decoder-only") -> None:
         records.write(place / f"{name}.jsonl", rows)
 
 
-def run(stage: str, place: Path, tmp_path: Path, name: str, **change: object) -> dict[str, float | None]:
+def run(
+    stage: str, place: Path, tmp_path: Path, name: str, tasks: Path | None = None, **change: object
+) -> dict[str, float | None]:
     """Run a tuning stage with the values of params.yaml, few steps and what `change` says; its outputs are in `tmp_path/name`."""
     module: Any = importlib.import_module(f"stages.{stage}")
     values = ParamsFile(ROOT / "params.yaml").section(stage, module.Config).model_dump()
@@ -52,12 +55,18 @@ def run(stage: str, place: Path, tmp_path: Path, name: str, **change: object) ->
             train=place / "train.jsonl",
             validation=place / "validation.jsonl",
             model=place / "model",
+            **({"tasks": tasks} if tasks else {}),
             out=tmp_path / name,
             work=tmp_path / f"work-{name}",
             runtime=CPU,
             log=Log(),
         )
     )
+
+
+def environment() -> dict[str, str]:
+    """Of a stage that is started as a command anywhere."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "TUNEMILL_TRACKING": "off"}
 
 
 def files(folder: Path) -> list[str]:

@@ -1,0 +1,151 @@
+"""Every recipe in recipes/ is valid offline, and what it tunes runs: a few steps on a tiny model of the same architecture."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stages import __main__ as checks
+from tests.stages import tuned
+from tests.stages.test_pretrain import run as pretrained
+from tunemill import recipes, records
+from tunemill.params import Candidates, Launch, ParamsFile
+
+RECIPES = sorted(each.stem for each in (tuned.ROOT / "recipes").glob("*.yaml"))
+TUNING = ("sft", "lora", "prompt_tune", "ia3", "pretrain")
+FEW = {"steps": 2, "validation_items": 2, "validation_steps": 2, "checkpoint_steps": 2, "max_tokens": 120}
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder for a merged params.yaml, beside the graph."""
+    (tmp_path / "dvc.yaml").write_text((tuned.ROOT / "dvc.yaml").read_text())
+    return tmp_path
+
+
+def merge(place: Path, name: str) -> ParamsFile:
+    overlay = (tuned.ROOT / "recipes" / f"{name}.yaml", None)
+    (place / "params.yaml").write_text(recipes.merged(tuned.ROOT / "params.yaml", [overlay]))
+    return ParamsFile(place / "params.yaml")
+
+
+def used(params: ParamsFile) -> list[str]:
+    """The tuning stages whose results a candidate of the recipe uses."""
+    candidates = params.section("candidates", Candidates).root.values()
+    paths = [Path(each).parts for candidate in candidates for each in (candidate.policy, candidate.base)]
+    return [stage for stage in TUNING if any(parts[:2] == ("artifacts", stage) for parts in paths)]
+
+
+def test_the_recipes_that_are_promised_are_there() -> None:
+    assert {
+        "tiny", "study", "flan-t5-dialogsum", "smollm2-1.7b-one-gpu", "llama-8b-qlora", "multi-gpu-fsdp", "ia3", "domain",
+        "multi-task",
+    } <= set(RECIPES)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_it_is_valid(name: str, place: Path) -> None:
+    merge(place, name)
+    assert checks.check(place) == []
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name != "multi-gpu-fsdp"])
+def test_what_it_tunes_runs_on_a_tiny_model_of_the_same_architecture(name: str, place: Path) -> None:
+    params = merge(place, name)
+    stages = used(params)
+    assert stages, "a recipe tunes something"
+    tuned.prepare(place, "encoder-decoder" if "t5" in name else "decoder-only")
+    for stage in stages:
+        values = {**params.values(stage), **FEW}
+        if stage == "pretrain":
+            (place / "text.txt").write_text(
+                "\n\n".join(f"Return the value of row {at} of a table." for at in range(40))
+            )
+            values["max_tokens"] = 64
+            (place / "read").mkdir()
+            (place / "read/model").symlink_to(place / "model")
+            metrics = pretrained(place / "read", place / "text.txt", **values)
+            trained = json.loads((place / "read/out/model/training.json").read_text())
+        else:
+            values["seeds"] = values["seeds"][:1]
+            metrics = tuned.run(stage, place, place, stage, **values, **tasks(place, values))
+            [path] = (place / stage).glob("*/training.json")
+            trained = json.loads(path.read_text())
+        assert trained["batch_size"] == values["batch_size"] * values["accumulation"]
+        assert trained["steps"] == 2 and metrics["planned/memory_bytes"]
+        if stage == "lora":
+            assert trained["method"] == ("lora" if values["quantize"] == "none" else "qlora")
+            assert trained["tasks"] == values["mixture"]["tasks"]
+
+
+def tasks(place: Path, values: dict[str, Any]) -> dict[str, Path]:
+    """Rows of the other tasks that a stage mixes in, where it does."""
+    names = values.get("mixture", {}).get("tasks", ())
+    rows = [
+        records.TaskItem(id=f"{at:012x}", task=name, prompt=f"{name} {at}", completion="A", choices=(), source="made")
+        for name in names
+        for at in range(12)
+    ]
+    records.write(place / "tasks.jsonl", rows)
+    return {"tasks": place / "tasks.jsonl"} if rows else {}
+
+
+def test_several_processes_shard_what_the_recipe_shards(place: Path) -> None:
+    params = merge(place, "multi-gpu-fsdp")
+    launch = params.section("launch", Launch).root.split()
+    assert launch[0] == "torchrun" and launch[-2:] == ["--nproc_per_node", "4"]
+    assert used(params) == ["sft", "lora"]
+    tuned.prepare(place)
+    for stage in used(params):
+        sections = {
+            stage: {**params.values(stage), **FEW},
+            "runtime": {"device": "cpu", "dtype": "float32", "threads": 1},
+            "scope": {"name": "test"},
+        }
+        (place / "params.yaml").write_text(json.dumps(sections))
+        flags = [f"--{each}={place / each}.jsonl" for each in ("train", "validation")]
+        flags += [f"--model={place / 'model'}", f"--out={place / stage}"]
+        ended = subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", *launch[1:-1], "2", "-m", f"stages.{stage}", *flags],
+            cwd=place,
+            env={**tuned.environment(), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=200,
+        )
+        assert ended.returncode == 0, ended.stderr[-3000:]
+        [path] = (place / stage).glob("*/training.json")
+        assert json.loads(path.read_text())["micro_batch"] == 16  # of 32 pairs, half on each process
+
+
+def test_a_candidate_of_a_run_that_nobody_asked_for_is_told(place: Path) -> None:
+    text = (tuned.ROOT / "recipes/ia3.yaml").read_text().replace("tuned: {", "other: {")
+    (place / "mine.yaml").write_text(text)
+    merged = recipes.merged(tuned.ROOT / "params.yaml", [(place / "mine.yaml", None)])
+    (place / "params.yaml").write_text(merged)
+    [fault] = checks.check(place)
+    assert "'artifacts/ia3/tuned/adapter' is neither there nor made by a stage" in fault
+    assert "artifacts/ia3/other" in fault
+
+
+def test_an_adapter_on_another_model_than_it_was_made_for_is_told(place: Path) -> None:
+    merge(place, "domain")
+    path = place / "params.yaml"
+    text = path.read_text()
+    wrong = text.replace("adapter, base: artifacts/pretrain/domain/model}", "adapter, base: artifacts/select/model}")
+    assert wrong != text
+    path.write_text(wrong)
+    [fault] = checks.check(place)
+    assert "an adapter of lora sits on 'artifacts/pretrain/domain/model', not on 'artifacts/select/model'" in fault
+
+
+def test_every_recipe_says_how_it_is_started() -> None:
+    for name in RECIPES:
+        comment = (tuned.ROOT / "recipes" / f"{name}.yaml").read_text().split("\n\n")[0]
+        assert {"tiny": "make quick", "study": "make study"}.get(name, f"make run RECIPE={name}") in comment
