@@ -168,6 +168,10 @@ def main() -> None:
     arguments = parser.parse_args()
     pairs, tokens = chosen(arguments.model, arguments.rows, arguments.steps)
     if arguments.one:
+        if arguments.one == "tunemill":  # as a stage does, before anything large is loaded
+            from tunemill import runtime
+
+            runtime.tighten_malloc()
         train = {"tunemill": ours, "plain loop": plain}[arguments.one]
         print(json.dumps({"train_runtime": train(arguments.model, pairs, arguments.folder)}))
         return

@@ -21,6 +21,7 @@ import contextlib
 import hashlib
 import inspect
 import json
+import logging
 import math
 import os
 import shutil
@@ -205,6 +206,9 @@ def execute(stage: Contract, arguments: argparse.Namespace, distributed: bool = 
     os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")  # in processes that the stage starts
     # What one library deprecates in another is no news to the user, who can do nothing about it.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft|accelerate|datasets)\b")
+    logging.getLogger("bitsandbytes").setLevel(
+        logging.ERROR
+    )  # it misses a kernel whenever peft is imported, used or not
     file = ParamsFile(arguments.params)
     sections = {name: file.section(name, kind) for name, kind in stage.params.items()}
     inputs: dict[str, Any] = {name: getattr(arguments, f"input_{name}") for name in stage.inputs}

@@ -1,0 +1,58 @@
+"""An encoder-decoder, a tiny T5 made on the spot, goes through the whole pipeline by changing the model's entry alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.e2e import checkout
+
+pytestmark = pytest.mark.e2e
+
+CHANGE = "select.candidates.tiny.family=encoder-decoder"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workspace of a whole run with that one change."""
+    root = checkout.make(tmp_path_factory.mktemp("t5"))
+    checkout.run(root, "make", "run", f"SET={CHANGE}")
+    [workspace] = (root / "work/recipes").iterdir()
+    return workspace
+
+
+def test_every_candidate_is_compared(place: Path) -> None:
+    comparison = json.loads((place / "reports/comparison.json").read_text())
+    names = {"base", "prompt", "sft", "lora", "prompt_tune"}
+    assert names <= set(comparison["candidates"])
+    for name in names:
+        scores = comparison["candidates"][name]["rouge1"]
+        assert scores["ci_low"] <= scores["value"] <= scores["ci_high"] and scores["n"] == 24
+    html = (place / "reports/report.html").read_text()
+    assert all(f">{name}<" in html for name in names)
+
+
+def test_every_output_is_a_t5_that_plain_libraries_load(place: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    for folder in ("select/model", "prompt/model", "sft/model"):
+        model = AutoModelForSeq2SeqLM.from_pretrained(place / "artifacts" / folder)
+        assert model.config.model_type == "t5", folder
+    for folder in ("lora/adapter", "prompt_tune/adapter"):
+        base = AutoModelForSeq2SeqLM.from_pretrained(place / "artifacts/select/model")
+        policy = PeftModel.from_pretrained(base, place / "artifacts" / folder)
+        tokenizer = AutoTokenizer.from_pretrained(place / "artifacts/select/model")
+        given = tokenizer("Write the one-line summary.", return_tensors="pt")
+        assert policy.generate(**given, max_new_tokens=4).shape[0] == 1
+
+
+def test_what_was_tuned_learnt_something(place: Path) -> None:
+    for name in ("sft", "lora", "prompt_tune"):
+        metrics = json.loads((place / f"metrics/{name}.json").read_text())
+        assert metrics["validation/loss_last"] < metrics["validation/loss_first"], name
+        assert metrics["planned/memory_bytes"] > 0
+    for name in ("base", "lora"):
+        assert json.loads((place / f"metrics/evaluate/{name}.json").read_text())["test/n"] == 24
