@@ -19,7 +19,7 @@ def test_make_targets_recipes_links_and_files_exist(page: Path) -> None:
     for words in re.findall(r"(?:^|`)make ((?:[a-z-]+ ?)+)", text, re.MULTILINE):
         for target in words.split():
             assert target in targets, f"make {target}"
-    for recipe in re.findall(r"RECIPE=(\w+)", text):
+    for recipe in re.findall(r"RECIPE=([\w.-]*\w)", text):
         assert recipe == "name" or (ROOT / "recipes" / f"{recipe}.yaml").is_file(), recipe
     for link in re.findall(r"\]\(([^)#]+)", text):
         if not link.startswith("http"):
@@ -35,7 +35,7 @@ def test_the_readmes_figures_are_the_committed_ones() -> None:
     assert block is not None
     metrics = json.loads((ROOT / "metrics/compare.json").read_text(encoding="utf-8"))
     rows = re.findall(r"^\| (?:\*\*)?([\w-]+)(?:\*\*)? \| ([\d.]+) \| ([\d.]+) \|", block[1], re.MULTILINE)
-    assert {name for name, _, _ in rows} == {"base", "lora", "lead-10-words", "first-sentence"}
+    assert {name for name, _, _ in rows} == {"base", "prompt", "sft", "lora", "prompt_tune", "lead-10-words", "first-sentence"}
     for name, first, longest in rows:
         assert first == f"{metrics[f'{name}/rouge1']:.1f}", name
         assert longest == f"{metrics[f'{name}/rougeL']:.1f}", name

@@ -14,13 +14,16 @@ from tests.e2e import checkout
 
 pytestmark = pytest.mark.e2e
 
+CANDIDATES = ("base", "prompt", "sft", "lora", "prompt_tune")
+STAGES = ("scope", "collect", "validate", "select", *CANDIDATES[1:], "efficiency", "compare", "report")
+
 
 def test_every_output_is_there(finished: Path) -> None:
-    for name in ("scope", "collect", "validate", "select", "lora", "efficiency", "compare", "report"):
+    for name in (*STAGES, "evaluate/prompt_tune"):
         assert json.loads((finished / f"metrics/{name}.json").read_text()), name
         assert json.loads((finished / f"metrics/{name}.timing.json").read_text())["seconds"] > 0
     comparison = json.loads((finished / "reports/comparison.json").read_text())
-    assert {"base", "lora", "lead-10-words", "first-sentence"} <= set(comparison["candidates"])
+    assert {*CANDIDATES, "lead-10-words", "first-sentence"} <= set(comparison["candidates"])
     for metrics in comparison["candidates"].values():
         assert {"value", "ci_low", "ci_high", "n"} <= set(metrics["rouge1"])
     pair = next(
@@ -46,20 +49,16 @@ def test_mlflow_has_one_run_for_each_stage_and_candidate(finished: Path) -> None
     assert sorted(names) == sorted(
         [
             "dvc repro",
-            "base",
-            "lora",
-            *(
-                f"stages.{name}"
-                for name in ["scope", "collect", "validate", "select", "lora", "efficiency", "compare", "report"]
-            ),
+            *CANDIDATES,
+            *(f"stages.{name}" for name in STAGES),
         ]
     )
     assert {run.info.status for run in runs} == {"FINISHED"}
     (parent,) = [run for run in runs if run.info.run_name == "dvc repro"]
     assert {run.data.tags["mlflow.parentRunId"] for run in runs if run is not parent} == {parent.info.run_id}
-    base, lora = (run for run in runs if "candidate" in run.data.tags)
-    assert set(base.data.metrics) == set(lora.data.metrics)
-    assert "test/rouge1" in base.data.metrics
+    measured = [set(run.data.metrics) for run in runs if "candidate" in run.data.tags]
+    assert len(measured) == len(CANDIDATES) and all(each == measured[0] for each in measured)
+    assert "test/rouge1" in measured[0]
     tuned = next(run for run in runs if run.data.tags["tunemill.stage"] == "lora")
     assert {each.dataset.name for each in tuned.inputs.dataset_inputs} == {
         "validate/train.jsonl",
