@@ -111,7 +111,7 @@ def test_without_trained_and_prompted_candidates_the_page_says_so(tmp_path: Path
     report_artifacts.write(tmp_path, {"base": 0.0})
     run(tmp_path, ("base",))
     html = (tmp_path / "out/report.html").read_text(encoding="utf-8")
-    assert "No training curve" in html and "No prompts were tried" in html
+    assert "Nothing was trained or prompted" in html and "No prompts were tried" in html
 
 
 def test_several_seeds_of_one_stage_are_one_training(tmp_path: Path):
