@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -122,7 +121,7 @@ def run(
     # 5. Write.
     for name in KEPT:
         if (policy / name).is_file():
-            shutil.copyfile(policy / name, out / name)
+            checkpoints.write_text(out / name, (policy / name).read_text(encoding="utf-8"))
     records.write_objects(out / "instances.jsonl", instances)
     records.write_objects(out / "red_team.jsonl", provoked)
     if tasks is not None:

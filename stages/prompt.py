@@ -189,7 +189,7 @@ def run(
     )
     checkpoints.write_text(
         out / "model/README.md",
-        prompting.card(policy.config.is_encoder_decoder, template, decoding, best.shots, summary),
+        prompting.card(model, policy.config.is_encoder_decoder, template, decoding, best.shots, summary),
     )
     return {
         "cells": len(cells),

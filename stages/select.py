@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from tunemill import models, planning, screening
+from tunemill import cards, models, planning, screening
 from tunemill.checkpoints import tree_hash, write_json
 from tunemill.errors import TRY_AGAIN, UserError
 from tunemill.log import Log
@@ -224,6 +224,15 @@ def run(
 
     # 4. Plan what it costs, and measure how fast this machine is at it: the one is a result, the other is not.
     config = load_config(out / "model")
+    cards.write_base(
+        out / "model",
+        chosen,
+        describe(source),
+        source.license,
+        "The base model as the stage `select` keeps it: its weights as safetensors, nothing trained.",
+        {"number format": cfg.store_dtype, "family": planning.family(config)},
+        config.is_encoder_decoder,
+    )
     log.note("planning: a step of every way to tune it, on tensors without data")
     assumptions = assumed(cfg.plan)
     planned = planning.plan(config, assumptions)

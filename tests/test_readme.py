@@ -35,7 +35,15 @@ def test_the_readmes_figures_are_the_committed_ones() -> None:
     assert block is not None
     metrics = json.loads((ROOT / "metrics/compare.json").read_text(encoding="utf-8"))
     rows = re.findall(r"^\| (?:\*\*)?([\w-]+)(?:\*\*)? \| ([\d.]+) \| ([\d.]+) \|", block[1], re.MULTILINE)
-    assert {name for name, _, _ in rows} == {"base", "prompt", "sft", "lora", "prompt_tune", "lead-10-words", "first-sentence"}
+    assert {name for name, _, _ in rows} == {
+        "base",
+        "prompt",
+        "sft",
+        "lora",
+        "prompt_tune",
+        "lead-10-words",
+        "first-sentence",
+    }
     for name, first, longest in rows:
         assert first == f"{metrics[f'{name}/rouge1']:.1f}", name
         assert longest == f"{metrics[f'{name}/rougeL']:.1f}", name

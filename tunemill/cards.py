@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from tunemill.checkpoints import write_text
+
+QUOTED = re.compile(r"[:#'\"\[\]{}]")
+"""What YAML would not read as plain text."""
 
 LOADING = {
     "model": """from transformers import AutoModelFor{kind}, AutoTokenizer
@@ -22,7 +27,7 @@ tokenizer = AutoTokenizer.from_pretrained("<the base model>")""",
 
 
 def write(folder: Path, title: str, base: Path, text: str, facts: Mapping[str, object], encoder_decoder: bool) -> None:
-    """Write README.md into a checkpoint's or an adapter's folder.
+    """Write README.md into a tuned checkpoint's or an adapter's folder.
 
     Args:
         folder: the card's place; an adapter_config.json in it makes it an adapter's.
@@ -32,30 +37,69 @@ def write(folder: Path, title: str, base: Path, text: str, facts: Mapping[str, o
         facts: rows of the table.
         encoder_decoder: the model's family.
     """
+    _write(folder, title, inherited(base), text, facts, encoder_decoder)
+
+
+def write_base(
+    folder: Path, title: str, source: str, license: str, text: str, facts: Mapping[str, object], encoder_decoder: bool
+) -> None:
+    """Write README.md into the folder of a model that was made elsewhere; what is tuned from it inherits name and licence.
+
+    Args:
+        folder: the card's place.
+        title: of the card.
+        source: where the model comes from, pinned.
+        license: of its weights.
+        text: what it is, in a few sentences.
+        facts: rows of the table.
+        encoder_decoder: the model's family.
+    """
+    _write(folder, title, {"license": license, "base_model": source}, text, facts, encoder_decoder)
+
+
+def inherited(base: Path) -> dict[str, str]:
+    """Licence and name of what was made from a model: as its card tells."""
     known = front_matter(base / "README.md")
+    return {"license": known.get("license", "unknown"), "base_model": known.get("base_model", base.name)}
+
+
+def tag(encoder_decoder: bool) -> str:
+    """The hub's name of what a model does."""
+    return "text2text-generation" if encoder_decoder else "text-generation"
+
+
+def _write(
+    folder: Path, title: str, known: Mapping[str, str], text: str, facts: Mapping[str, object], encoder_decoder: bool
+) -> None:
     adapter = (folder / "adapter_config.json").is_file()
     kind = "Seq2SeqLM" if encoder_decoder else "CausalLM"
-    head = {
-        "license": known.get("license", "unknown"),
-        "base_model": known.get("base_model", base.name),
-        "library_name": "peft" if adapter else "transformers",
-        "pipeline_tag": "text-generation",
-    }
+    known = {**known, "library_name": "peft" if adapter else "transformers", "pipeline_tag": tag(encoder_decoder)}
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
     write_text(
         folder / "README.md",
-        "---\n"
-        + "".join(f"{name}: {value}\n" for name, value in head.items())
-        + f"---\n\n# {title}\n\n{text}\n\n"
+        head(known)
+        + f"\n# {title}\n\n{text}\n\n"
         + (f"| | |\n|---|---|\n{rows}\n\n" if rows else "")
         + f"## How to load it\n\n```python\n{LOADING['adapter' if adapter else 'model'].format(kind=kind)}\n```\n",
     )
 
 
+def head(values: Mapping[str, str]) -> str:
+    """The YAML block that a card begins with."""
+    lines = (f"{name}: {json.dumps(value) if QUOTED.search(value) else value}\n" for name, value in values.items())
+    return "---\n" + "".join(lines) + "---\n"
+
+
 def front_matter(card: Path) -> dict[str, str]:
-    """The `name: value` lines between a card's `---` lines; empty without a card."""
+    """The YAML block that a card begins with; empty without a card, or where that is no YAML."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
     if not card.is_file():
         return {}
     parts = card.read_text(encoding="utf-8").split("---\n")
-    lines = parts[1].splitlines() if len(parts) > 2 else []
-    return {name: value.strip() for name, mark, value in (line.partition(":") for line in lines) if mark}
+    try:
+        found = YAML(typ="safe", pure=True).load(parts[1]) if len(parts) > 2 else {}
+    except YAMLError:
+        return {}
+    return {str(name): str(value) for name, value in found.items()} if isinstance(found, dict) else {}

@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunemill import cards
+
 if TYPE_CHECKING:
     from tunemill.records import Example
     from tunemill.sampling import Decoding
@@ -208,24 +210,31 @@ def write_policy(
     else:
         settings.temperature = settings.top_k = settings.top_p = None
     settings.save_pretrained(out)
-    for file in sorted(each for each in model.iterdir() if each.is_file() and not (out / each.name).exists()):
+    told = {"training.json", "curve.csv", "prompt.json"}  # of how the model was made, not of how it is asked
+    for file in sorted(model.iterdir()):
+        if not file.is_file() or file.name in told or (out / file.name).exists():
+            continue
         try:
             os.link(file.resolve(), out / file.name)
         except OSError:  # another file system, or one without links
             shutil.copyfile(file, out / file.name)
 
 
-def card(encoder_decoder: bool, template: str, decoding: Decoding, shots: int, score: Mapping[str, Any]) -> str:
+def card(
+    model: Path, encoder_decoder: bool, template: str, decoding: Decoding, shots: int, score: Mapping[str, Any]
+) -> str:
     """The model card of such a folder, in Markdown.
 
     Args:
+        model: folder of the model that is asked, whose card tells name and licence.
         encoder_decoder: the model's family.
         template: see `render`.
         decoding: see `write_policy`.
         shots: number of worked examples.
         score: what stage `prompt` measured: metric, n, groups, chosen, gain and note.
     """
-    kind, tag = ("Seq2SeqLM", "text2text-generation") if encoder_decoder else ("CausalLM", "text-generation")
+    kind = "Seq2SeqLM" if encoder_decoder else "CausalLM"
+    known = cards.inherited(model)
     answer = "ids[0]" if encoder_decoder else 'ids[0, given["input_ids"].shape[1] :]'
     chosen = score["chosen"]
     between = "" if chosen["ci_low"] is None else f" (95% interval {chosen['ci_low']:.1f} to {chosen['ci_high']:.1f})"
@@ -235,10 +244,8 @@ def card(encoder_decoder: bool, template: str, decoding: Decoding, shots: int, s
         else "greedy"
     )
     quoted = "\n".join(f"    {line}".rstrip() for line in template.split("\n"))
-    return f"""---
-library_name: transformers
-pipeline_tag: {tag}
----
+    head = cards.head({**known, "library_name": "transformers", "pipeline_tag": cards.tag(encoder_decoder)})
+    return f"""{head}
 # A prompted model
 
 The weights are those of the model it was made from, untouched, and so is their licence. What was chosen is how to ask: a

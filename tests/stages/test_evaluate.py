@@ -460,6 +460,8 @@ def test_what_a_policy_was_trained_on_is_noted(model: Path, data: dict[str, Path
     (tmp_path / "sft/model/training.json").write_text('{"steps": 3, "tasks": ["words", "letters"]}')
     evaluated(model, tmp_path, with_tasks(data), policy=policy)
     assert json.loads((tmp_path / "out/scores.json").read_text())["trained_tasks"] == ["letters", "words"]
+    assert (tmp_path / "out/training.json").read_bytes() == (policy / "training.json").read_bytes()
+    assert not (tmp_path / "out/curve.csv").exists()
 
 
 def test_questions_are_asked_without_the_template_of_the_task_tuned_for(

@@ -143,6 +143,7 @@ def test_outputs_are_exactly_these_and_the_same_every_time(ran: Ran, tmp_path: P
     out = ran.place / "out"
     assert sorted(each.relative_to(out).as_posix() for each in out.rglob("*") if each.is_file()) == [
         "candidates.json",
+        "model/README.md",
         "model/chat_template.jinja",
         "model/config.json",
         "model/generation_config.json",
