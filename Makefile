@@ -35,7 +35,7 @@ driver = export TUNEMILL_MAKE=$$PPID; exec python -m flows $(if $(1),--recipe $(
 help: ## this list
 	@printf 'Tunemill. Usage: make TARGET\n\n'
 	@awk -F ':[^#]*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-11s\033[0m %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
-	@printf '\nFor run:  RECIPE=name  UNTIL=stage  JOBS=n  SET="section.key=value …"\n'
+	@printf '\nFor run:  RECIPE=name  UNTIL=stage  JOBS=n  SET="section.key=value …"  HF_HUB_OFFLINE=0 (allow a model hub)\n'
 
 setup: .installed ## make .venv with exactly what requirements.lock names
 	@$(PYTHON) tunemill/install.py --say
@@ -51,7 +51,7 @@ run: .installed ## the whole lifecycle; the report is reports/report.html
 quick: .installed ## the same on a tiny model, in about two minutes
 	@$(call driver,tiny)
 
-study: .installed ## the same with the data, steps and seeds that publishable numbers need: hours
+study: .installed ## the same with the steps and test items that stronger numbers need: two hours
 	@$(call driver,study)
 
 test: .installed ## unit and stage tests

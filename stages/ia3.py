@@ -3,7 +3,7 @@ r"""IA³ (Liu et al. 2022): tune a factor for each channel of keys, values and f
 python -m stages.ia3 --candidate tuned --train artifacts/validate/train.jsonl --validation artifacts/validate/validation.jsonl \
         --model artifacts/select/model --out artifacts/ia3/tuned
 
-Some 0.05% of the parameters; the factors merge into the weights. What to copy for another of PEFT's methods: the adapter.
+Some 0.04% of the parameters; the factors merge into the weights. What to copy for another of PEFT's methods: the adapter.
 """
 
 from __future__ import annotations

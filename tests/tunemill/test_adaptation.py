@@ -20,10 +20,10 @@ def tuned(name: str, curve: tuple[CurvePoint, ...] = (), **changes: Any) -> Tune
 def compared(diff: float, low: float, high: float, whole: float = 40.0) -> dict[str, Any]:
     """comparison.json in which lora and sft differ like this on all metrics."""
     return {
-        "candidates": {"sft": {metric: {"value": whole} for metric in adaptation.COURSE_LOSSES}},
+        "candidates": {"sft": {metric: {"value": whole} for metric in adaptation.LAB_LOSSES}},
         "pairs": [
             {"a": "lora", "b": "sft", "metric": metric, "diff": diff, "ci_low": low, "ci_high": high, "n": 99}
-            for metric in adaptation.COURSE_LOSSES
+            for metric in adaptation.LAB_LOSSES
         ],
     }
 
@@ -127,7 +127,7 @@ def test_no_worse_takes_a_bound_inside_the_margin(low: float, high: float, outco
     assert (found[0].lost.low, found[0].lost.high) == pytest.approx((-100 * high / 40, -100 * low / 40))
 
 
-def test_the_courses_lab_comes_out_as_its_figures_say():
+def test_the_lab_comes_out_as_its_figures_say():
     # ROUGE-1 of FLAN-T5-base on DialogSum: 0.4216 tuned in full, 0.4081 with LoRA.
     found = adaptation.losses("lora", "sft", compared(40.81 - 42.16, -3.0, 0.3, whole=42.16))
     assert round(found[0].lost.value or 0, 1) == found[0].reference == 3.2
