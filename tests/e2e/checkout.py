@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,18 @@ from tunemill.recipes import merged
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def make(place: Path, recipe: str | None = "tiny") -> Path:
-    """Copy what git tracks (or would), lay a recipe over params.yaml and commit it all."""
+FEW = {
+    "candidates": {
+        "base": {"policy": "artifacts/select/model", "base": "artifacts/select/model"},
+        "lora": {"policy": "artifacts/lora/adapter", "base": "artifacts/select/model"},
+    },
+    "compare": {"pairs": []},
+}
+"""For tests that one tuned candidate is enough for."""
+
+
+def make(place: Path, recipe: str | None = "tiny", more: Mapping[str, Any] | None = None) -> Path:
+    """Copy what git tracks (or would), lay a recipe and `more` over params.yaml and commit it all."""
     listed = subprocess.run(
         ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         capture_output=True,
@@ -29,8 +40,9 @@ def make(place: Path, recipe: str | None = "tiny") -> Path:
         if (ROOT / name).is_file() and name not in ("dvc.lock",) and not name.startswith("metrics/"):
             (place / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, place / name)
-    if recipe:
-        (place / "params.yaml").write_text(merged(ROOT / "params.yaml", [(ROOT / "recipes" / f"{recipe}.yaml", None)]))
+    overlays: list[tuple[Path, Mapping[str, Any] | None]] = [(ROOT / "recipes" / f"{recipe}.yaml", None)]
+    overlays = (overlays if recipe else []) + ([(Path("more"), more)] if more else [])
+    (place / "params.yaml").write_text(merged(ROOT / "params.yaml", overlays))
     (place / ".venv").symlink_to(Path(sys.prefix))
     # What the user has set for commits may ask for a signature or run a hook.
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "a checkout"]):

@@ -54,11 +54,13 @@ def wait_for(place: Path, process: subprocess.Popen[str], what: str) -> psutil.P
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
-    return checkout.make(tmp_path)
+def small(tmp_path: Path) -> Path:
+    """A checkout with one tuned candidate."""
+    return checkout.make(tmp_path, more=checkout.FEW)
 
 
-def test_kill_the_stage_then_dvc_then_make_and_end_the_same(place: Path, finished: Path) -> None:
+def test_kill_the_stage_then_dvc_then_make_and_end_the_same(tmp_path: Path, finished: Path) -> None:
+    place = checkout.make(tmp_path)
     # 1. The stage itself, in the middle of training.
     process = start(place)
     wait_for(place, process, "lora").kill()
@@ -93,7 +95,8 @@ def test_kill_the_stage_then_dvc_then_make_and_end_the_same(place: Path, finishe
     assert set(names.values()) == {1}, names
 
 
-def test_ctrl_c_ends_everything_within_seconds(place: Path) -> None:
+def test_ctrl_c_ends_everything_within_seconds(small: Path) -> None:
+    place = small
     process = start(place)
     wait_for(place, process, "lora")
     import os
@@ -106,11 +109,12 @@ def test_ctrl_c_ends_everything_within_seconds(place: Path) -> None:
     assert "Traceback" not in (place / "make.log").read_text()
 
 
-def test_two_runs_at_once_the_second_says_who_holds_it(place: Path) -> None:
+def test_two_runs_at_once_the_second_says_who_holds_it(small: Path) -> None:
+    place = small
     first = start(place)
     wait_for(place, first, "lora")
     second = checkout.run(place, "make", "run", check=False, timeout=120)
     assert second.returncode != 0
     assert "held by process" in second.stdout + second.stderr
     assert first.wait(timeout=900) == 0, (place / "make.log").read_text()[-4000:]
-    assert "up to date" in checkout.run(place, "dvc", "repro").stdout
+    assert "up to date" in checkout.run(place, "dvc", "repro", "report").stdout

@@ -32,7 +32,7 @@ def pairs() -> list[dict[str, str]]:
 
 
 def test_own_jsonl_runs_through_the_whole_pipeline(tmp_path: Path) -> None:
-    place = checkout.make(tmp_path)
+    place = checkout.make(tmp_path, more=checkout.FEW)
     (place / "dishes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs()))
     yaml = YAML()
     params = yaml.load((place / "params.yaml").read_text())
@@ -51,7 +51,7 @@ def test_own_jsonl_runs_through_the_whole_pipeline(tmp_path: Path) -> None:
     with (place / "params.yaml").open("w") as file:
         yaml.dump(params, file)
 
-    checkout.run(place, "dvc", "repro")
+    checkout.run(place, "dvc", "repro", "report")
     comparison = json.loads((place / "reports/comparison.json").read_text())
     assert comparison["candidates"]["lora"]["rouge1"]["n"] >= 20
     assert "dish" in (place / "artifacts/evaluate/lora/instances.jsonl").read_text()
