@@ -172,6 +172,13 @@ def test_a_dvc_yaml_that_is_none(place: Path, text: str, told: str) -> None:
         checks.check(place)
 
 
+def test_start_is_where_every_stage_starts_that_is_said_to() -> None:
+    stages = checks.graph(tuned.ROOT / "dvc.yaml")
+    starting = [name for name, stage in stages.items() if "--model ${start} " in stage.get("cmd", "")]
+    assert starting == list(checks.STARTED)
+    assert all("${start}" in stages[name]["deps"] for name in starting)
+
+
 def test_nothing_heavy_is_imported() -> None:
     heavy = "torch transformers mlflow trl peft datasets numpy pandas dvc prefect great_expectations"
     code = (
