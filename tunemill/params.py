@@ -48,7 +48,7 @@ class RawText(Start):
     """What one run of `pretrain` works on."""
 
     text: str
-    """File of documents: JSONL, or plain text with a blank line between them."""
+    """Documents: a JSONL file, or plain text with a blank line between them, a file or a folder of .txt files."""
 
 
 class Extra(Params):
