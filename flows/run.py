@@ -115,23 +115,30 @@ def prepare(root: Path, until: str | None, recipe: str | None, overrides: Mappin
     if not (root / "dvc.yaml").is_file():
         raise UserError("no dvc.yaml here", where=str(root), fix="run from the repository's root", exit_code=2)
     workspace = recipes.workspace(root, recipe, overrides or {})
-    checking = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "stages", "--check"],
         cwd=workspace,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-    )
-    try:
-        whole = graph.read(workspace)
-        part = whole.until(until) if until else whole.needed()
-        differing = graph.changed(workspace)
-    finally:
-        said, _ = checking.communicate()
-    if checking.returncode != 0:
-        raise UserError(said.strip().removeprefix("error: "), exit_code=checking.returncode)
+    ) as checking:
+        try:
+            whole = graph.read(workspace)
+            part = whole.until(until) if until else whole.needed()
+            differing = graph.changed(workspace)
+        except UserError:
+            # The check's answer has file, line and key; DVC's is its parser's.
+            _in_order(checking)
+            raise
+        _in_order(checking)
     unneeded = () if until else tuple(name for name in whole.stages if name not in part.stages)
     return Run(workspace, part, _idle(part, differing), unneeded)
+
+
+def _in_order(checking: subprocess.Popen[str]) -> None:
+    said, _ = checking.communicate()
+    if checking.returncode != 0:
+        raise UserError(said.strip().removeprefix("error: "), exit_code=checking.returncode) from None
 
 
 def _idle(part: graph.Graph, differing: frozenset[str] | None) -> frozenset[str]:
@@ -309,10 +316,9 @@ def _failure(status: int, lines: list[str], seconds: float) -> Outcome:
     found = re.search(r"exited with (-?\d+)", said)
     code = int(found.group(1)) if found else 1
     stage = [line for line in lines if not line.startswith("ERROR: failed to reproduce")]
-    starts = [at for at, line in enumerate(stage) if line.startswith("error: ")]
-    if starts:
-        end = next((at for at in range(starts[-1] + 1, len(stage)) if not stage[at].startswith("  ")), len(stage))
-        reason = "\n".join(stage[starts[-1] : end]).removeprefix("error: ")
+    errors = _last_errors(stage)
+    if errors:
+        reason = "\n".join(errors).removeprefix("error: ")
     elif code < 0 or code > 128:
         reason = f"the stage {processes.describe(code if code < 0 else 128 - code)}"
     elif "Traceback (most recent call last):" in stage:
@@ -323,3 +329,18 @@ def _failure(status: int, lines: list[str], seconds: float) -> Outcome:
         ).removeprefix("ERROR: ")
     busy = any(each in said for each in BUSY)
     return Outcome("failed", seconds, reason, 2 if code == 2 else 1, temporary=code == TEMPORARY or busy)
+
+
+def _last_errors(lines: list[str]) -> list[str]:
+    """The last error and those told right before it, each with the indented lines that follow it and each once."""
+    found: list[str] = []
+    inside = False
+    for line in lines:
+        if line.startswith("error: "):
+            found = [*found, line] if inside else [line]
+            inside = True
+        elif inside and line.startswith("  "):
+            found[-1] += f"\n{line}"
+        else:
+            inside = False
+    return list(dict.fromkeys(found))  # several processes tell the same

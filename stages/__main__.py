@@ -7,122 +7,132 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
+import shlex
+import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tunemill.dependencies import module_of
 from tunemill.errors import UserError, nearest
 from tunemill.params import Candidates, Extra, Launch, ParamsFile, StartFolder
+from tunemill.sources import FileSource
 from tunemill.stage import contract
 
 BASELINES = ("lead-10-words", "first-sentence")
 ADAPTERS = ("lora", "prompt_tune")
-"""Stages whose result is used with the model that they started from."""
+"""Stages whose result is used with the model that they started from, which `start` names."""
+STARTED = ("prompt", "sft", *ADAPTERS)
+"""Stages that start from the model that `start` names."""
+TUNING = ("pretrain", "sft", *ADAPTERS, "ia3")
+RESULTS = {"select": "model", "prompt": "model", "pretrain": "model", "sft": "model"} | dict.fromkeys(
+    (*ADAPTERS, "ia3"), "adapter"
+)
+"""Stage → what it calls the checkpoint that it writes; those of further seeds end in `-<seed>`."""
+
+Keys = tuple[str | int, ...]
+
+
+@dataclass
+class Setup:
+    """What is checked."""
+
+    root: Path
+    params: ParamsFile
+    values: dict[str, Any] = field(default_factory=dict)
+    """Section → its configuration, where it is valid."""
+    outputs: list[str] = field(default_factory=list)
+    """Folders under artifacts/ that stages write."""
+
+    @property
+    def candidates(self) -> dict[str, Any]:
+        """Name → candidate."""
+        return dict(self.values["candidates"].root) if "candidates" in self.values else {}
+
+    def told(self, keys: Keys, what: str, *, expected: str = "", fix: str = "", known: Iterable[str] = ()) -> str:
+        """A mistake in params.yaml, with its line; of `known` the nearest to the value is offered."""
+        near = nearest(what.split("'")[1], known) if known else None
+        line, dotted = self.params.line(keys), ".".join(map(str, keys))
+        fix = f"did you mean '{near}'?" if near else fix
+        return str(UserError(what, where=f"{self.params.path}:{line}: {dotted}", expected=expected, fix=fix))
 
 
 def check(root: Path) -> list[str]:
-    """Every mistake in params.yaml and dvc.yaml, as text; light imports only."""
-    from ruamel.yaml import YAML
+    """Every mistake in params.yaml and dvc.yaml, as text; light imports only.
 
-    faults: list[str] = []
-    params = ParamsFile(root / "params.yaml")
-    tree: Any = YAML(typ="safe", pure=True).load((root / "dvc.yaml").read_text(encoding="utf-8"))
+    Raises:
+        UserError: one of the two cannot be read at all.
+    """
+    setup = Setup(root, ParamsFile(root / "params.yaml"))
     sections: dict[str, Any] = {"candidates": Candidates, "launch": Launch, "start": StartFolder, "extra": Extra}
-    outputs: list[str] = []
-    for name, stage in tree["stages"].items():
-        body = stage.get("do", stage)
-        made = [str(each if isinstance(each, str) else next(iter(each))) for each in body.get("outs", [])]
-        names = runs_of(stage, params) if "foreach" in stage else [""]
-        outputs += [each.replace("${key}", name) for name in names for each in made if each.startswith("artifacts/")]
-        module = module_of(str(body["cmd"]))
-        if module is None or module != f"stages.{name}":
-            faults.append(f"dvc.yaml: stages.{name}.cmd: expected it to run stages.{name}, as the stage is called")
-            continue
-        about = contract(importlib.import_module(module).run, name)
-        sections |= about.params
-        flags = {
-            word.removeprefix("--").replace("-", "_") for word in str(body["cmd"]).split() if word.startswith("--")
-        }
-        known = {*about.inputs, *about.outputs, "candidate", "params", "metrics", "json"}
-        faults += [
-            f"dvc.yaml: stages.{name}.cmd: the stage has no flag --{flag.replace('_', '-')}"
-            for flag in sorted(flags - known)
-        ]
-        needed = {key for key, kind in about.inputs.items() if kind == "one"} | set(about.outputs)
-        faults += [f"dvc.yaml: stages.{name}.cmd: add --{flag.replace('_', '-')}" for flag in sorted(needed - flags)]
-        missing = set(about.params) - {str(each) for each in body.get("params", [])}
-        if missing:
-            faults.append(f"dvc.yaml: stages.{name}.params: add {', '.join(sorted(missing))}, which its run depends on")
-    values: dict[str, Any] = {}
+    faults = list(in_graph(setup, sections))
     for name, kind in sections.items():
         try:
-            values[name] = params.section(name, kind)
+            setup.values[name] = setup.params.section(name, kind)
         except UserError as error:
             faults.append(str(error))
-    for name in params.sections:
+    for name in setup.params.sections:
         if name not in sections:
-            near = nearest(name, sections)
+            among = "one of " + ", ".join(sorted(sections))
             faults.append(
-                str(
-                    UserError(
-                        f"unknown section '{name}'",
-                        where=f"{params.path}:{params.line((name,))}",
-                        expected="one of " + ", ".join(sorted(sections)),
-                        fix=f"did you mean '{near}'?" if near else "remove it",
-                    )
-                )
+                setup.told((name,), f"unknown section '{name}'", expected=among, fix="remove it", known=sections)
             )
-    candidates: dict[str, Any] = values["candidates"].root if "candidates" in values else {}
-    for name, candidate in candidates.items():
-        for key in ("policy", "base"):
-            path = getattr(candidate, key)
-            if not any(path_under(path, out) for out in outputs) and not (root / path).exists():
-                faults.append(
-                    str(
-                        UserError(
-                            f"'{path}' is neither there nor made by a stage",
-                            where=f"{params.path}:{params.line(('candidates', name, key))}: candidates.{name}.{key}",
-                            expected="a folder under one of " + ", ".join(sorted(outputs)),
-                        )
-                    )
-                )
-        stage = next((each for each in ADAPTERS if path_under(candidate.policy, f"artifacts/{each}")), None)
-        if stage and "start" in values and candidate.base != values["start"].root:
-            faults.append(
-                str(
-                    UserError(
-                        f"an adapter of {stage} sits on '{values['start'].root}', not on '{candidate.base}'",
-                        where=f"{params.path}:{params.line(('candidates', name, 'base'))}: candidates.{name}.base",
-                        expected="the model that `start` names",
-                    )
-                )
-            )
-    if "scope" in values and candidates:
-        known = [*candidates, *BASELINES]
-        for at, criterion in enumerate(values["scope"].criteria):
-            for key in ("candidate", "against"):
-                name = getattr(criterion, key)
-                if name not in known:
-                    line = params.line(("scope", "criteria", at, key))
-                    near = nearest(name, known)
-                    faults.append(
-                        str(
-                            UserError(
-                                f"'{name}' is no candidate",
-                                where=f"{params.path}:{line}: scope.criteria.{at}.{key}",
-                                expected="one of " + ", ".join(known),
-                                fix=f"did you mean '{near}'?" if near else "",
-                            )
-                        )
-                    )
+    for look in (in_launch, in_sources, in_folders, in_names, in_mixtures, in_training):
+        faults += look(setup)
     return faults
 
 
-def path_under(path: str, folder: str) -> bool:
-    """Whether a path is a folder or lies in it."""
-    return path == folder or path.startswith(f"{folder}/")
+def in_graph(setup: Setup, sections: dict[str, Any]) -> Iterator[str]:
+    """Commands of dvc.yaml that do not fit their stage; `sections` and the set-up's outputs are filled in."""
+    for name, stage in graph(setup.root / "dvc.yaml").items():
+        body = stage.get("do", stage)
+        made = [str(each if isinstance(each, str) else next(iter(each))) for each in body.get("outs", [])]
+        names = runs_of(stage, setup.params) if "foreach" in stage else [""]
+        setup.outputs += [
+            each.replace("${key}", name) for name in names for each in made if each.startswith("artifacts/")
+        ]
+        command = str(body.get("cmd", ""))
+        module = module_of(command)
+        if module is None or module != f"stages.{name}":
+            yield f"dvc.yaml: stages.{name}.cmd: expected it to run stages.{name}, as the stage is called"
+            continue
+        about = contract(importlib.import_module(module).run, name)
+        sections |= about.params
+        flags = {word.removeprefix("--").replace("-", "_") for word in command.split() if word.startswith("--")}
+        known = {*about.inputs, *about.outputs, "candidate", "params", "metrics", "json"}
+        for flag in sorted(flags - known):
+            yield f"dvc.yaml: stages.{name}.cmd: the stage has no flag --{flag.replace('_', '-')}"
+        needed = {key for key, kind in about.inputs.items() if kind == "one"} | set(about.outputs)
+        for flag in sorted(needed - flags):
+            yield f"dvc.yaml: stages.{name}.cmd: add --{flag.replace('_', '-')}"
+        missing = set(about.params) - {str(each) for each in body.get("params", [])}
+        if missing:
+            yield f"dvc.yaml: stages.{name}.params: add {', '.join(sorted(missing))}, which its run depends on"
+
+
+def graph(path: Path) -> dict[str, Any]:
+    """The stages of a dvc.yaml.
+
+    Raises:
+        UserError: it is no YAML, or has no stages.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        tree: Any = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark is not None else ""
+        what = getattr(error, "problem", None) or str(error)
+        raise UserError(f"not valid YAML: {what}", where=f"{path}{line}", exit_code=2) from None
+    stages = tree.get("stages") if isinstance(tree, Mapping) else None
+    if not isinstance(stages, Mapping) or not all(isinstance(each, Mapping) for each in stages.values()):
+        raise UserError("no stages", where=str(path), expected="stages: and a mapping for each", exit_code=2)
+    return {str(name): dict(stage) for name, stage in stages.items()}
 
 
 def runs_of(stage: dict[str, Any], params: ParamsFile) -> list[str]:
@@ -132,6 +142,257 @@ def runs_of(stage: dict[str, Any], params: ParamsFile) -> list[str]:
     for key in keys:
         value = value.get(key) if isinstance(value, Mapping) else None
     return [str(name) for name in value] if isinstance(value, Mapping) else []
+
+
+# ── how the tuning stages are started ─────────────────────────────────────────────────────────────────────────────
+
+
+def in_launch(setup: Setup) -> Iterator[str]:
+    """A launcher that is not there."""
+    if "launch" not in setup.values:
+        return
+    words = launcher(setup.values["launch"].root)
+    # As in a stage's shell, but what is installed beside this Python counts even where that is not on the path.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    if words and shutil.which(words[0], path=path):
+        return
+    what = f"no program '{words[0]}'" if words else "no program"
+    expected = "`python`, or `torchrun --standalone --nproc_per_node N`"
+    known = ("python", "torchrun", "accelerate") if words else ()
+    yield setup.told(("launch",), what, expected=expected, fix="set launch: python", known=known)
+
+
+def launcher(launch: str) -> list[str]:
+    """The words of `launch`, without the variables set before it; none where it cannot be read."""
+    try:
+        words = shlex.split(launch)
+    except ValueError:  # a quotation mark that is never closed
+        return []
+    while words and "=" in words[0]:
+        del words[0]
+    return words
+
+
+def processes(words: list[str]) -> int | None:
+    """How many processes a launcher starts; None where only the machine that it runs on can say.
+
+    `python` starts one; torchrun `--nproc_per_node` on each of `--nnodes`.
+    """
+    if not words:
+        return None
+    program = Path(words[0]).name
+    if program.startswith("python") and "torch.distributed.run" not in words:
+        return 1 if "-m" not in words else None
+    if program != "torchrun" and not program.startswith("python"):
+        return None
+    total = 1
+    for flag in ("--nproc_per_node", "--nnodes"):
+        given = [each.replace("-", "_").replace("__", "--", 1) if each.startswith("--") else each for each in words]
+        value = next(
+            (
+                each.partition("=")[2] if "=" in each else ([*words, ""])[at + 1]
+                for at, each in enumerate(given)
+                if each.partition("=")[0] == flag
+            ),
+            "1",
+        )
+        if not value.isdecimal():  # gpu, auto, 1:4
+            return None
+        total *= int(value)
+    return total
+
+
+# ── what must be there ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def in_sources(setup: Setup) -> Iterator[str]:
+    """Files and folders to read that are not there."""
+    tables: dict[Keys, Any] = {}
+    if "collect" in setup.values:
+        cfg = setup.values["collect"]
+        tables = {("collect", "examples"): cfg.examples, ("collect", "ratings"): cfg.ratings}
+        tables |= {("collect", "red_team", name, "rows"): each.rows for name, each in cfg.red_team.items()}
+        tables |= {("collect", "tasks", name, "rows"): each.rows for name, each in cfg.tasks.items()}
+    for keys, table in tables.items():
+        if isinstance(table, FileSource) and not (setup.root / table.path).is_file():
+            yield setup.told(
+                (*keys, "path"),
+                f"no file '{table.path}'",
+                expected="a file, from the repository's root",
+                fix="put it there, where git does not ignore it, or correct the path",
+            )
+    if "select" in setup.values:
+        for name, model in setup.values["select"].candidates.items():
+            if model.source == "folder" and not (setup.root / model.path / "config.json").is_file():
+                yield setup.told(
+                    ("select", "candidates", name, "path"),
+                    f"no model in '{model.path}'",
+                    expected="a folder with config.json, safetensors weights and a tokenizer",
+                    fix="put it there, where git does not ignore it, or name it from the root of the file system",
+                )
+
+
+def in_folders(setup: Setup) -> Iterator[str]:
+    """Models that are neither there nor made, and adapters on another model than they were made for."""
+    results = checkpoints(setup)
+    named: dict[Keys, str] = {}
+    if "start" in setup.values:
+        named["start",] = setup.values["start"].root
+    if "extra" in setup.values:
+        for stage, runs in dict(setup.values["extra"]).items():
+            named |= {
+                ("extra", stage, name, key): path for name, run in runs.items() for key, path in dict(run).items()
+            }
+    for name, candidate in setup.candidates.items():
+        named |= {("candidates", name, key): getattr(candidate, key) for key in ("policy", "base")}
+    wrong = {
+        keys
+        for keys, path in named.items()
+        if not any(path_under(path, each) for each in results) and not (setup.root / path).exists()
+    }
+    for keys in [each for each in named if each in wrong]:
+        yield setup.told(
+            keys,
+            f"'{named[keys]}' is neither there nor made by a stage",
+            expected="a folder that is there, or one under " + ", ".join(results),
+            known=results,
+        )
+    for name, candidate in setup.candidates.items():
+        keys = origin(candidate.policy, setup)
+        if keys not in named or {keys, ("candidates", name, "base")} & wrong or candidate.base == named[keys]:
+            continue
+        yield setup.told(
+            ("candidates", name, "base"),
+            f"an adapter of {Path(candidate.policy).parts[1]} sits on '{named[keys]}', not on '{candidate.base}'",
+            expected=f"the model that `{'.'.join(map(str, keys))}` names",
+        )
+
+
+def checkpoints(setup: Setup) -> list[str]:
+    """Everything that stages make and others may read: checkpoints by name, anything else by its folder."""
+    found = []
+    for out in sorted(setup.outputs):
+        stage = Path(out).parts[1]
+        if stage not in RESULTS or (stage in TUNING and stage not in setup.values):
+            found.append(out)
+            continue
+        further = getattr(setup.values.get(stage), "seeds", (0,))[1:]
+        found += [f"{out}/{RESULTS[stage]}", *(f"{out}/{RESULTS[stage]}-{seed}" for seed in further)]
+    return found
+
+
+def origin(policy: str, setup: Setup) -> Keys:
+    """The key that names the model which an adapter was made on; none for what is no adapter of a stage."""
+    if any(path_under(policy, f"artifacts/{each}") for each in ADAPTERS):
+        return ("start",)
+    parts = Path(policy).parts
+    return ("extra", "ia3", parts[2], "model") if parts[:2] == ("artifacts", "ia3") and len(parts) > 2 else ()
+
+
+def path_under(path: str, folder: str) -> bool:
+    """Whether a path is a folder or lies in it."""
+    return path == folder or path.startswith(f"{folder}/")
+
+
+# ── names of candidates and tasks ─────────────────────────────────────────────────────────────────────────────────
+
+
+def in_names(setup: Setup) -> Iterator[str]:
+    """Names of candidates that there are not: in the criteria, the comparisons and the references."""
+    candidates = [*setup.candidates]
+    if not candidates:
+        return
+    either = [*candidates, *BASELINES]
+    named: dict[Keys, tuple[str, list[str]]] = {}
+    if "scope" in setup.values:
+        for at, criterion in enumerate(setup.values["scope"].criteria):
+            for key in ("candidate", "against"):
+                named["scope", "criteria", at, key] = getattr(criterion, key), either
+    for stage in ("compare", "efficiency"):
+        if stage in setup.values:
+            named[stage, "reference"] = setup.values[stage].reference, candidates
+    if "compare" in setup.values:
+        for at, pair in enumerate(setup.values["compare"].pairs):
+            for place, name in enumerate(pair):
+                named["compare", "pairs", at, place] = name, either
+    for keys, (name, known) in named.items():
+        if name not in known:
+            yield setup.told(
+                keys,
+                f"'{name}' is no candidate",
+                expected="one of " + ", ".join(known),
+                fix="name another, or take the entry out",
+                known=known,
+            )
+
+
+def in_mixtures(setup: Setup) -> Iterator[str]:
+    """Tasks to mix in that are not collected."""
+    if "collect" not in setup.values:
+        return
+    known = [*setup.values["collect"].tasks]
+    for stage in TUNING:
+        mixture = getattr(setup.values.get(stage), "mixture", None)
+        for at, name in enumerate(mixture.tasks if mixture else ()):
+            if name not in known:
+                yield setup.told(
+                    (stage, "mixture", "tasks", at),
+                    f"no task '{name}'",
+                    expected="one of " + ", ".join(known) if known else "a task of collect.tasks, which has none",
+                    fix="name it in collect.tasks",
+                    known=known,
+                )
+
+
+# ── training ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def in_training(setup: Setup) -> Iterator[str]:
+    """What a tuning stage that a candidate uses would refuse when it starts."""
+    stages = [each for each in TUNING if each in used(setup) and each in setup.values]
+    number = processes(launcher(setup.values["launch"].root)) if "launch" in setup.values else None
+    if stages and "runtime" in setup.values and setup.values["runtime"].dtype == "float16":
+        yield setup.told(
+            ("runtime", "dtype"),
+            "float16 cannot be trained in: gradients underflow without loss scaling",
+            expected="auto, float32 or bfloat16",
+        )
+    for stage in stages if number else []:
+        cfg = setup.values[stage]
+        if cfg.sharding == "fsdp" and number == 1:
+            yield setup.told(
+                (stage, "sharding"),
+                "one process has nobody to share the model with",
+                expected="none",
+                fix="set sharding: none, or start several processes: launch: torchrun --nproc_per_node 2",
+            )
+        pairs = cfg.batch_size * cfg.accumulation
+        if number and pairs % number:
+            yield setup.told(
+                (stage, "batch_size"),
+                f"a step of {pairs} pairs (batch_size x accumulation) cannot be shared by {number} processes",
+                expected=f"a multiple of {number}",
+            )
+
+
+def used(setup: Setup) -> set[str]:
+    """The stages that a candidate uses, directly or through the model that a stage starts from."""
+    waiting = [path for each in setup.candidates.values() for path in (each.policy, each.base)]
+    runs = dict(setup.values["extra"]) if "extra" in setup.values else {}
+    found: set[str] = set()
+    seen: set[str] = set()
+    while waiting:
+        path = waiting.pop()
+        parts = Path(path).parts
+        if path in seen or parts[:1] != ("artifacts",) or len(parts) < 2:
+            continue
+        seen.add(path)
+        found.add(parts[1])
+        if parts[1] in STARTED and "start" in setup.values:
+            waiting.append(setup.values["start"].root)
+        run = runs.get(parts[1], {}).get(parts[2]) if len(parts) > 2 else None
+        waiting += dict(run).values() if run is not None else []
+    return found
 
 
 def main() -> int:

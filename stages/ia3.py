@@ -11,6 +11,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationInfo, field_validator
+
 from tunemill import tuning
 from tunemill.log import Log
 from tunemill.runtime import Runtime, seed_everything
@@ -24,6 +26,14 @@ class Config(tuning.Training):
     """Layers whose output (or, for those in `feedforward`, input) is scaled; empty: PEFT's choice for the architecture."""
     feedforward: tuple[str, ...]
     """Those of `targets` that end a feed-forward block."""
+
+    @field_validator("feedforward")
+    @classmethod
+    def _among_the_targets(cls, feedforward: tuple[str, ...], others: ValidationInfo) -> tuple[str, ...]:
+        targets = others.data.get("targets", feedforward)
+        if missing := [each for each in feedforward if each not in targets]:
+            raise ValueError(f"some of targets, {list(targets)}, and {', '.join(missing)} is not among them")
+        return feedforward
 
 
 def run(

@@ -9,13 +9,12 @@ out (T5's objective; the spans of a text are drawn once, not anew each time it i
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
-from tunemill import tuning
+from tunemill import pretraining, tuning
 from tunemill.errors import UserError
 from tunemill.log import Log
 from tunemill.losses import Encoded
@@ -30,6 +29,20 @@ class Config(tuning.Training):
     """Encoder-decoders: share of tokens taken out; 0.15 in the paper."""
     span: float = Field(ge=1, le=50)
     """Encoder-decoders: mean length of what is taken out; 3 in the paper."""
+
+    @field_validator("span")
+    @classmethod
+    def _leaves_something_between(cls, span: float, others: ValidationInfo) -> float:
+        if {"density", "max_tokens"} <= others.data.keys():
+            for length in range(pretraining.SHORTEST, min(others.data["max_tokens"], 4096) // 2 + 1):
+                try:
+                    pretraining.taken(length, others.data["density"], span)
+                except ValueError as error:
+                    raise ValueError(
+                        f"longer spans, or a smaller density than {others.data['density']}: {error}"
+                    ) from None
+        return span
+
     store_dtype: Literal["bfloat16", "float32", "float16"]
     """Number format of the weights on disk."""
 
@@ -37,7 +50,8 @@ class Config(tuning.Training):
 def run(cfg: Config, *, text: Path, model: Path, out: Path, work: Path, runtime: Runtime, log: Log) -> Metrics:
     """Train `model` on the documents of `text`; write the model, the curve and the counts under `out`.
 
-    `text` is a JSONL file (field `text`, or `prompt` and `completion`), or plain text with a blank line between documents.
+    `text` is a JSONL file (field `text`, or `prompt` and `completion`), plain text with a blank line between documents, or a
+    folder of .txt files of such text.
     """
     from tunemill import cards, models
 
@@ -80,31 +94,41 @@ def run(cfg: Config, *, text: Path, model: Path, out: Path, work: Path, runtime:
 
 
 def read(path: Path) -> list[str]:
-    """The documents of a file, none empty.
+    """The documents of a file, or of every .txt file of a folder by name, none empty.
 
     Raises:
-        UserError: a line is no JSON object with text, or there is no document.
+        UserError: a line is no JSON object with text, a file is not UTF-8, or there is no document.
     """
-    content = path.read_text(encoding="utf-8")
-    if path.suffix != ".jsonl":
-        found = [each.strip() for each in content.split("\n\n")]
-    else:
-        found = []
-        for number, line in enumerate(content.splitlines(), start=1):
-            try:
-                row = json.loads(line)
-                # A summary belongs before the text it summarises, as in the documents that it was taken from.
-                body = row.get("text") or row.get("prompt")
-                found.append("\n\n".join(each for each in (row.get("completion"), body) if each).strip())
-            except (json.JSONDecodeError, AttributeError):
+    from tunemill import records
+
+    found: list[str] = []
+    if path.suffix == ".jsonl" and not path.is_dir():
+        for line, row in records.read_objects(path):
+            # A summary belongs before the text it summarises, as in the documents that it was taken from.
+            parts = [row.get("completion"), row.get("text") or row.get("prompt")]
+            if not all(each is None or isinstance(each, str) for each in parts):
                 raise UserError(
-                    "not a JSON object",
-                    where=f"{path}:{number}",
-                    expected="a field `text`, or `prompt` and `completion`",
+                    "no text",
+                    where=f"{path}:{line}",
+                    expected="a field `text`, or `prompt` and `completion`, in quotation marks",
+                )
+            found.append("\n\n".join(each for each in parts if each).strip())
+    else:
+        for file in sorted(path.glob("*.txt")) if path.is_dir() else [path]:
+            try:
+                content = file.read_text(encoding="utf-8")
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"not UTF-8 (byte {error.start})", where=str(file), fix="save it as UTF-8 text"
                 ) from None
+            found += [each.strip() for each in content.split("\n\n")]
     kept = [each for each in found if each]
     if not kept:
-        raise UserError("no text", where=str(path), expected="at least one document")
+        raise UserError(
+            "no text",
+            where=str(path),
+            expected="at least one document" + (" in a file that ends in .txt" if path.is_dir() else ""),
+        )
     return kept
 
 
@@ -114,8 +138,6 @@ def blocks(documents: list[list[int]], tokenizer: Any, family: str, cfg: Config,
     Raises:
         UserError: the vocabulary has no sentinels, or there is too little text.
     """
-    from tunemill import pretraining
-
     if family == "decoder-only":
         found = pretraining.causal_blocks(documents, tokenizer.eos_token_id, cfg.max_tokens)
     else:

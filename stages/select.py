@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from tunemill import cards, models, planning, screening
 from tunemill.checkpoints import tree_hash, write_json
@@ -113,6 +113,14 @@ class Plan(Params):
     """Of prompt tuning."""
     devices: int = Field(ge=1, le=100_000)
     """That full tuning may be sharded over."""
+
+    @field_validator("completion")
+    @classmethod
+    def _within_the_row(cls, completion: int, others: ValidationInfo) -> int:
+        tokens = others.data.get("tokens", completion + 1)
+        if completion >= tokens:
+            raise ValueError(f"fewer than tokens, {tokens}: a row has a prompt too")
+        return completion
 
 
 class Scoring(Params):
@@ -315,6 +323,7 @@ def described(source: Source) -> screening.Description:
 
     Raises:
         screening.UnreachableError: it cannot be asked.
+        UserError: a folder is not there.
     """
     if isinstance(source, WheelModel):
         return screening.Description(source.architecture, None)
@@ -362,7 +371,11 @@ def scored(
     runtime: Runtime,
     log: Log,
 ) -> dict[int, float | None]:
-    """Number of worked examples → the metric over the chosen validation items."""
+    """Number of worked examples → the metric over the chosen validation items.
+
+    Raises:
+        UserError: too few training rows are short enough for worked examples.
+    """
     from tunemill import metrics, prompting, sampling, statistics
 
     policy, tokenizer = models.load_policy(model, model, runtime)
@@ -370,7 +383,15 @@ def scored(
         [each.id for each in validation], [each.group for each in validation], cfg.items, cfg.seed
     )
     items = [validation[at] for at in chosen]
-    shots = prompting.choose_shots(tokenizer, train, max(cfg.shots), max_tokens=cfg.shot_tokens, seed=cfg.seed)
+    try:
+        shots = prompting.choose_shots(tokenizer, train, max(cfg.shots), max_tokens=cfg.shot_tokens, seed=cfg.seed)
+    except ValueError as error:
+        raise UserError(
+            str(error),
+            where="params.yaml: select.score.shot_tokens",
+            fix="raise it, or show fewer (select.score.shots)",
+            exit_code=2,
+        ) from None
     found = {}
     for count in cfg.shots:
         prompts = [prompting.render(tokenizer, each.prompt, shots=shots[:count]) for each in items]

@@ -125,8 +125,16 @@ def load_tokenizer(folder: Path) -> Any:
 def load_policy(policy: Path, base: Path, runtime: Runtime) -> tuple[Any, Any]:
     """A policy ready to generate: the model in evaluation mode and its tokenizer.
 
-        What can be merged into the weights is: low-rank updates, W + (alpha / r)·B·A (Hu et al. 2021, section 4.1), and IA³'s
-    XX        runtime: device and number format.
+    What can be merged into the weights is: low-rank updates, W + (alpha / r)·B·A (Hu et al. 2021, section 4.1), and IA³'s
+    factors (Liu et al. 2022). A soft prompt stays before the input.
+
+    Args:
+        policy: folder of a whole checkpoint, or of an adapter.
+        base: folder of the model that an adapter sits on; not read for a whole checkpoint that has a tokenizer.
+        runtime: device and number format.
+
+    Returns:
+        The model (with a soft prompt a PeftModel, otherwise a plain one), and the policy's tokenizer or else the base's.
     """
     tokenizer = load_tokenizer(policy if (policy / "tokenizer_config.json").is_file() else base)
     if not is_adapter(policy):

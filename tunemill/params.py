@@ -48,7 +48,7 @@ class RawText(Start):
     """What one run of `pretrain` works on."""
 
     text: str
-    """File of documents: JSONL, or plain text with a blank line between them."""
+    """Documents: a JSONL file, or plain text with a blank line between them, a file or a folder of .txt files."""
 
 
 class Extra(Params):
@@ -152,11 +152,14 @@ class ParamsFile:
             # JSON mode with strict types: "5" is no number, but a list is a tuple and a string a path.
             return kind.model_validate_json(json.dumps(values if values is not None else {}), strict=True)
         except ValidationError as error:
-            problems = [self._explain(name, kind, item) for item in error.errors()]
-        first, more = problems[0], problems[1:]
-        if more:
-            first = UserError("\n".join([str(first), *map(str, more)]), exit_code=2)
-        raise first
+            # An unknown key comes first: a misspelt one is missing under its right name too, and here is the cause.
+            rank = {"extra_forbidden": 0, "missing": 2}
+            found = sorted(error.errors(), key=lambda each: rank.get(each["type"], 1))
+            problems = [self._explain(name, kind, item) for item in found]
+        if len(problems) == 1:
+            raise problems[0]
+        # Who shows an error writes "error: " before it: each of several begins alike.
+        raise UserError("\nerror: ".join(map(str, problems)), exit_code=2)
 
     def _explain(self, name: str, kind: type[BaseModel], error: Any) -> UserError:
         # Pydantic puts the names of union members and validators into `loc`; only keys of the file are shown.

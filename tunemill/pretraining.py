@@ -8,6 +8,9 @@ from itertools import pairwise
 
 from tunemill.losses import Encoded
 
+SHORTEST = 8
+"""Tokens of the shortest text that spans are taken out of."""
+
 
 def causal_blocks(documents: Sequence[Sequence[int]], end: int, length: int) -> list[Encoded]:
     """Documents put end to end and cut into blocks; every token but a block's first is to be predicted.
@@ -23,6 +26,19 @@ def causal_blocks(documents: Sequence[Sequence[int]], end: int, length: int) -> 
     stream = [token for document in documents for token in (*document, end)]
     blocks = [stream[at : at + length] for at in range(0, len(stream), length)]
     return [Encoded([block[0]], block[1:]) for block in blocks if len(block) > 1]
+
+
+def taken(length: int, density: float, span: float) -> tuple[int, int]:
+    """(tokens to take out of a text, spans that they make).
+
+    Raises:
+        ValueError: more spans than tokens that are kept between them.
+    """
+    count = max(1, round(length * density))
+    spans = max(1, round(count / span))
+    if length - count < spans:
+        raise ValueError(f"{length} tokens are too few to take {spans} spans out of")
+    return count, spans
 
 
 def corrupt(
@@ -48,15 +64,12 @@ def corrupt(
         ValueError: too short a text, or more spans than sentinels.
     """
     chosen = random.Random(seed)
-    taken = max(1, round(len(tokens) * density))
-    spans = max(1, round(taken / span))
-    if len(tokens) - taken < spans:
-        raise ValueError(f"{len(tokens)} tokens are too few to take {spans} spans out of")
+    count, spans = taken(len(tokens), density, span)
     if spans >= len(sentinels):
         raise ValueError(f"{spans} spans need {spans + 1} sentinels, the vocabulary has {len(sentinels)}")
     # Kept and taken stretches alternate, beginning with a kept one; their lengths are random, their sums fixed.
-    kept_lengths = _parts(len(tokens) - taken, spans, chosen)
-    taken_lengths = _parts(taken, spans, chosen)
+    kept_lengths = _parts(len(tokens) - count, spans, chosen)
+    taken_lengths = _parts(count, spans, chosen)
     prompt: list[int] = []
     completion: list[int] = []
     at = 0
@@ -67,7 +80,7 @@ def corrupt(
     return Encoded([*prompt, end], [*completion, sentinels[spans], end])
 
 
-def pieces(documents: Sequence[Sequence[int]], length: int, least: int = 8) -> Iterator[list[int]]:
+def pieces(documents: Sequence[Sequence[int]], length: int, least: int = SHORTEST) -> Iterator[list[int]]:
     """Each document in pieces of at most `length` tokens; pieces of fewer than `least` are left out."""
     for document in documents:
         for at in range(0, len(document), length):

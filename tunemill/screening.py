@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from tunemill import planning
+from tunemill.errors import UserError
 
 Status = Literal["selected", "scored", "refused", "skipped"]
 
@@ -94,13 +95,22 @@ def describe_folder(folder: Path) -> Description:
     """A checkpoint on this machine.
 
     Raises:
-        UnreachableError: no folder, or no config.json in it.
+        UserError: no folder, or no config.json in it that can be read. Unlike a hub that does not answer, that does not pass by itself.
     """
     from transformers import PreTrainedConfig
 
     if not (folder / "config.json").is_file():
-        raise UnreachableError(f"no config.json in {folder.name}/" if folder.is_dir() else f"no such folder: {folder}")
-    config, _ = PreTrainedConfig.get_config_dict(folder)
+        raise UserError(
+            "no config.json in it" if folder.is_dir() else "no such folder",
+            where=str(folder),
+            expected="a folder with config.json, safetensors weights and a tokenizer",
+            fix="put it there, or correct its path under select.candidates in params.yaml",
+            exit_code=2,
+        )
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(folder)
+    except OSError as error:
+        raise UserError(_first_line(error), where=str(folder / "config.json"), exit_code=2) from None
     return Description(config, tuple(sorted(each.name for each in folder.iterdir())))
 
 

@@ -124,6 +124,8 @@ def main(
         preview: given the stage's parameters alone, says what can be known before it runs; its name is the flag that asks for
             it. Nothing is read or written.
     """
+    # However it is started: no hub is reached unless the user allows it. The hub's client reads this when it is imported.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     stage = contract(run)
     if argv is None and "runtime" in stage.wants:
         runtime.tighten_malloc()

@@ -335,24 +335,42 @@ def adapt(model: Any, adapter: Any, section: str) -> Any:
         section: of params.yaml, for messages.
 
     Raises:
-        UserError: target modules match nothing, or a rank is above a layer's width.
+        UserError: target modules match nothing or no layer that can be adapted, PEFT has no choice of its own where none are
+            named, or a rank is above a layer's width.
     """
     import torch
     from peft import TaskType, get_peft_model
 
     adapter.task_type = TaskType.SEQ_2_SEQ_LM if model.config.is_encoder_decoder else TaskType.CAUSAL_LM
-    linear = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    names = sorted({name.rpartition(".")[2] for name in linear})
+    targets = getattr(adapter, "target_modules", None)
+    wanted = targets if isinstance(targets, str) else ", ".join(sorted(targets or ()))
     try:
         policy = get_peft_model(model, adapter)
     except ValueError as error:
-        if "not found in the base model" not in str(error):
+        told = str(error)
+        if "not found in the base model" in told:
+            # PEFT reads a text as a regular expression of a layer's whole name, a list as the ends of names.
+            pattern = isinstance(targets, str)
+            what = (
+                f"no layer's whole name matches the pattern '{wanted}'"
+                if pattern
+                else f"the model has no layer called {wanted}"
+            )
+            fix = f"put brackets around a layer's name: [{wanted}]" if pattern and wanted in names else ""
+        elif "Please specify" in told:
+            what, fix = f"PEFT has no choice of layers for {model.config.model_type}", "name some"
+        elif "is not supported" in told:
+            what, fix = f"among {wanted} is a layer that cannot be adapted", ""
+        else:
             raise
-        names = sorted({name.rpartition(".")[2] for name in linear})
-        wanted = ", ".join(sorted(map(str, adapter.target_modules)))
         raise UserError(
-            f"the model has no layer called {wanted}",
+            what,
             where=f"params.yaml: {section}.targets",
-            expected='"all-linear", or a list of ' + ", ".join(names),
+            # All linear layers by one word: of PEFT's methods LoRA alone takes it.
+            expected=('"all-linear", or ' if hasattr(adapter, "r") else "") + "a list of " + ", ".join(names),
+            fix=fix,
             exit_code=2,
         ) from None
     rank = getattr(adapter, "r", None)
@@ -410,7 +428,8 @@ def train(
         log: progress.
 
     Raises:
-        UserError: one pair does not fit into memory, or training diverges at the lower learning rate too.
+        UserError: one pair does not fit into memory (of several processes: what they were given does not), a pair is longer
+            than the model has positions, or training diverges at the lower learning rate too.
     """
     if runtime.dtype == "float16":
         raise UserError(
@@ -450,9 +469,18 @@ def train(
             rate *= LOWERED
             log.note(f"{fault}: back to {last}, learning rate {rate:.3g}")
         except (MemoryError, RuntimeError) as error:
-            # One of several processes cannot change the batches of the others, which wait for it.
-            if not out_of_memory(error) or runtime.processes > 1:
+            if not out_of_memory(error):
                 raise
+            if runtime.processes > 1:  # one of them cannot change the batches of the others, which wait for it
+                pairs = f"{micro} pair{'' if micro == 1 else 's'}"
+                smaller = (
+                    "set a smaller batch_size with a larger accumulation (the step stays as large), or recompute: true"
+                )
+                raise UserError(
+                    f"memory ran out with {pairs} in a forward pass of one of {runtime.processes} processes",
+                    where="training",
+                    fix=smaller if micro > 1 else "set recompute: true or sharding: fsdp, or lower max_tokens",
+                ) from None
             if micro == 1:
                 raise UserError(
                     "memory ran out with one pair in a forward pass",
@@ -465,6 +493,31 @@ def train(
         if runtime.rank == 0:
             checkpoints.write_json(note, {"batch_size": limit, "learning_rate": rate})
         _release()
+
+
+def _fits(model: Any, rows: Sequence[Encoded]) -> None:
+    """Refuse pairs that are longer than the model has positions for.
+
+    Raises:
+        UserError: the longest is. Learned positions would end in an index error, computed ones in nonsense.
+    """
+    most = getattr(model.config, "max_position_embeddings", None)
+    if most is None:
+        return
+    virtual = losses.virtual_tokens(model)
+    if model.config.is_encoder_decoder:
+        longest = max(max(len(row.prompt) + virtual, len(row.completion)) for row in rows)
+    else:
+        longest = max(map(len, rows)) + virtual
+    if longest > most:
+        told = f", {virtual} virtual ones included" if virtual else ""
+        raise UserError(
+            f"the longest training pair has {longest} tokens{told}",
+            where="params.yaml: max_tokens",
+            expected=f"at most {most}, the positions that the model has",
+            fix=f"lower max_tokens to {most - virtual}: longer pairs are left out, and counted",
+            exit_code=2,
+        )
 
 
 def _attempt(
@@ -500,6 +553,7 @@ def _attempt(
 
     # 2. What it will take, and where to go on.
     model = load()
+    _fits(model, [*data.train, *data.validation])
     forward = [step[at : at + micro] for step in steps for at in range(0, pairs, micro)]
     planned = plan_memory(model, forward, cfg, runtime)
     _say(planned, runtime, log)

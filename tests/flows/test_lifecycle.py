@@ -11,8 +11,9 @@ import pytest
 
 from flows import graph, processes
 from flows.lifecycle import default_jobs, metrics_table
-from flows.run import Outcome, Run, _failure, reproduce, tidy
-from tests.flows.conftest import Toy
+from flows.run import Outcome, Run, _failure, prepare, reproduce, tidy
+from tests.flows.conftest import REPOSITORY, Toy
+from tunemill.errors import UserError
 
 EVERY = ["collect", "evaluate@base", "lora", "evaluate@lora", "efficiency", "report"]
 
@@ -124,11 +125,57 @@ def test_a_mistake_in_params_is_told_before_anything_starts(toy: Toy) -> None:
 
 
 @pytest.mark.parametrize(
+    ("file", "old", "new", "told"),
+    [
+        (
+            "params.yaml",
+            "  lora: {policy: artifacts/lora/adapter, base: artifacts/select/model}",
+            "  lora: {policy: artifacts/lora/adapter}",
+            r"params\.yaml:\d+: candidates\.lora\.base: missing",
+        ),
+        ("params.yaml", "launch: python\n", "", r"params\.yaml: section 'launch' is missing"),
+        ("params.yaml", "lora:\n", "lora: [\n", r"params\.yaml:\d+: not valid YAML"),
+        ("dvc.yaml", "  prompt:\n", "  prompt: [\n", r"dvc\.yaml:\d+: not valid YAML"),
+        ("dvc.yaml", "cmd: python -m stages.scope", "cnd: python -m stages.scope", "scope"),
+    ],
+)
+def test_the_checks_answer_comes_before_dvcs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, old: str, new: str, told: str
+) -> None:
+    for name in ("dvc.yaml", "params.yaml"):
+        text = (REPOSITORY / name).read_text(encoding="utf-8")
+        if name == file:
+            assert old in text
+            text = text.replace(old, new, 1)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc/config").write_text("[core]\n    no_scm = true\n")
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    with pytest.raises(UserError, match=told) as caught:
+        prepare(tmp_path, None, None, None)
+    assert caught.value.exit_code == 2
+    assert "Traceback" not in str(caught.value) and "${" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("lines", "expected"),
     [
         (
             ["error: a.jsonl:3: bad", "  fix: this", "ERROR: failed to reproduce 'x': failed to run: y, exited with 2"],
             Outcome("failed", 1.0, "a.jsonl:3: bad\n  fix: this", 2),
+        ),
+        (
+            [
+                "error: an old one",
+                "then",
+                "error: a",
+                "  fix: b",
+                "error: c",
+                "error: c",
+                "that is all",
+                "ERROR: exited with 2",
+            ],
+            Outcome("failed", 1.0, "a\n  fix: b\nerror: c", 2),
         ),
         (
             ["ERROR: failed to reproduce 'x': failed to run: y, exited with -9"],

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from stages import ia3
 from tests.stages import tuned
 from tunemill import models
+from tunemill.params import ParamsFile
 
 
 @pytest.mark.parametrize("family", ["decoder-only", "encoder-decoder"])
@@ -30,3 +32,10 @@ def test_it_trains_few_factors_and_merged_equals_unmerged(family: str, tmp_path:
         assert not isinstance(merged, PeftModel)
         assert torch.allclose(merged(**given).logits, unmerged, atol=1e-4)
     assert (unmerged - before).abs().max() > 1e-3
+
+
+def test_a_feed_forward_layer_that_is_no_target_is_refused() -> None:
+    values = ParamsFile(tuned.ROOT / "params.yaml").section("ia3", ia3.Config).model_dump()
+    for targets in ([], ["k_proj", "v_proj"]):
+        with pytest.raises(ValueError, match="down_proj is not among them"):
+            ia3.Config.model_validate(values | {"targets": targets, "feedforward": ["down_proj"]})

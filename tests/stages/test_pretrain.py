@@ -10,7 +10,7 @@ import pytest
 
 from stages import pretrain
 from tests.stages import tuned
-from tunemill import models
+from tunemill import models, pretraining
 from tunemill.errors import UserError
 from tunemill.log import Log
 from tunemill.params import ParamsFile
@@ -50,9 +50,44 @@ def test_documents_of_every_kind_are_read(tmp_path: Path) -> None:
     rows = [{"text": "a body", "prompt": "unused", "completion": "a summary"}, {"text": "alone"}, {"prompt": "only"}]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert pretrain.read(tmp_path / "rows.jsonl") == ["a summary\n\na body", "alone", "only"]
+    # JSON allows U+2028 in a string, and str.splitlines would cut the row there.
+    (tmp_path / "breaks.jsonl").write_text('{"text": "one\u2028row"}\n\n{"text": "two"}\n', encoding="utf-8")
+    assert pretrain.read(tmp_path / "breaks.jsonl") == ["one\u2028row", "two"]
+    (tmp_path / "texts").mkdir()
+    for name, content in (("b.txt", "third"), ("a.txt", "first\n\nsecond"), ("c.md", "unread")):
+        (tmp_path / "texts" / name).write_text(content)
+    assert pretrain.read(tmp_path / "texts") == ["first", "second", "third"]
+
+
+def test_what_is_no_text_is_told_with_its_place(tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n[1]\n')
     with pytest.raises(UserError, match=r"bad\.jsonl:2: not a JSON object"):
         pretrain.read(tmp_path / "bad.jsonl")
     (tmp_path / "empty.txt").write_text("\n\n \n")
     with pytest.raises(UserError, match="no text"):
         pretrain.read(tmp_path / "empty.txt")
+    (tmp_path / "number.jsonl").write_text('{"text": "a"}\n{"text": 5}\n')
+    with pytest.raises(UserError, match=r"number\.jsonl:2: no text"):
+        pretrain.read(tmp_path / "number.jsonl")
+    (tmp_path / "latin.txt").write_bytes("naïve".encode("latin-1"))
+    with pytest.raises(UserError, match=r"latin\.txt: not UTF-8 \(byte 2\)"):
+        pretrain.read(tmp_path / "latin.txt")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match=r"no text\n.*in a file that ends in \.txt"):
+        pretrain.read(tmp_path / "folder")
+
+
+@pytest.mark.parametrize(
+    ("density", "span", "possible"), [(0.15, 3, True), (0.4, 1, True), (0.6, 1, False), (0.5, 1, False)]
+)
+def test_more_holes_than_text_are_refused_beforehand(density: float, span: float, possible: bool) -> None:
+    values = ParamsFile(tuned.ROOT / "params.yaml").section("pretrain", pretrain.Config).model_dump()
+    change = {"density": density, "span": span}
+    if not possible:
+        with pytest.raises(ValueError, match=f"longer spans, or a smaller density than {density}"):
+            pretrain.Config.model_validate(values | change)
+        return
+    cfg = pretrain.Config.model_validate(values | change)
+    for length in range(pretraining.SHORTEST, 129):
+        found = pretraining.corrupt(range(length), range(1000, 1200), 1, cfg.density, cfg.span, "0")
+        assert len(found.prompt) + len(found.completion) > length

@@ -246,6 +246,30 @@ def test_pickle_and_code_of_its_own_are_refused(ran: Ran, tmp_path: Path) -> Non
         run(mine, ran.asked, tmp_path, "code")
 
 
+def test_a_folder_that_is_not_there_is_a_mistake_and_not_passed_over(asked: Path, tmp_path: Path) -> None:
+    mine = {"source": "folder", "path": str(tmp_path / "mine"), "hash": "0" * 32, "license": "MIT"}
+    for name, told in (("none", "no such folder"), ("empty", "no config.json in it"), ("torn", "not a valid JSON")):
+        if name == "empty":
+            (tmp_path / "mine").mkdir()
+        if name == "torn":
+            (tmp_path / "mine/config.json").write_text("{")
+        with pytest.raises(UserError, match=f"mine.*: .*{told}") as caught:
+            run(config(tiny=RANDOM, mine=mine), asked, tmp_path, name)
+        assert caught.value.exit_code == 2
+    with pytest.raises(UserError, match="not a valid JSON"):
+        select.plan_only(config(mine=mine))
+
+
+def test_rows_shorter_than_their_completion_and_too_short_examples_are_refused(asked: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="fewer than tokens, 8: a row has a prompt too"):
+        select.Plan.model_validate({**PLAN, "tokens": 8, "completion": 8})
+    short = config(tiny=RANDOM)
+    score = short.score.model_copy(update={"shot_tokens": 8})
+    with pytest.raises(UserError, match=r"select\.score\.shot_tokens: 0 of 12 rows have at most 8 tokens") as caught:
+        run(short.model_copy(update={"score": score}), asked, tmp_path)
+    assert caught.value.exit_code == 2
+
+
 def test_nobody_left_is_one_clear_line(asked: Path, tmp_path: Path) -> None:
     rescoped(asked, constraints={"memory_gib": 1e-3})
     with pytest.raises(UserError, match=r"tiny refused \(tuning it takes at least 0\.5 GiB .* allows 0\.001\)"):

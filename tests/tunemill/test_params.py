@@ -97,6 +97,16 @@ def test_every_mistake_of_a_section_is_told_at_once(tmp_path: Path) -> None:
     assert "tuning.learning_rate" in text
 
 
+def test_several_mistakes_begin_alike_and_a_misspelt_key_comes_before_the_missing_one(tmp_path: Path) -> None:
+    text = problem(tmp_path, GOOD.replace("steps: 3", "stepz: 3").replace("learning_rate: 1e-4", "learning_rate: 2"))
+    first, *others = f"error: {text}".split("\nerror: ")
+    assert (
+        first.startswith("error: params.yaml:3: tuning.stepz: unknown key (value 3)")
+        and "did you mean 'steps'?" in first
+    )
+    assert [each.partition(": ")[2].partition(":")[0] for each in others] == ["tuning.learning_rate", "tuning.steps"]
+
+
 def test_a_missing_key_and_a_missing_section(tmp_path: Path) -> None:
     text = problem(tmp_path, GOOD.replace("  steps: 3\n", ""))
     assert "tuning.steps: missing\n  expected: Optimiser steps." in text

@@ -228,3 +228,24 @@ def test_contract_reads_inputs_outputs_and_sections() -> None:
 def test_not_a_number_is_refused_as_a_metric() -> None:
     with pytest.raises(RuntimeError, match="metric 'x' is nan; an undefined metric is None"):
         stage._checked("toy", {"x": float("nan")})
+
+
+@pytest.mark.parametrize(("given", "offline"), [({}, True), ({"HF_HUB_OFFLINE": "0"}, False)])
+def test_a_stage_started_by_hand_reaches_no_hub_unless_that_is_allowed(given: dict[str, str], offline: bool) -> None:
+    code = (
+        "import importlib, sys\n"
+        "from tunemill import stage\n"
+        "for name in 'select prompt sft lora prompt_tune ia3 pretrain evaluate'.split():\n"
+        "    importlib.import_module('stages.' + name)\n"
+        "assert 'huggingface_hub' not in sys.modules\n"
+        "try:\n"
+        "    stage.main(sys.modules['stages.select'].run, ['--help'])\n"
+        "except SystemExit:\n"
+        "    from huggingface_hub import constants\n"
+        "    print(constants.HF_HUB_OFFLINE)\n"
+    )
+    inherited = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=inherited | given, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == str(offline)

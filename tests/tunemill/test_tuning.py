@@ -245,6 +245,12 @@ def _once(real: Callable[..., Any], calls: list[int], at: int, *given: Any) -> A
     ("change", "message"),
     [
         ({"target_modules": ["query"]}, r"the model has no layer called query(.|\n)*q_proj, up_proj, v_proj"),
+        (
+            {"target_modules": "q_proj"},
+            r"lora\.targets: no layer's whole name matches the pattern 'q_proj'(.|\n)*around a layer's name: \[q_proj\]",
+        ),
+        ({"target_modules": r".*\.query"}, r"no layer's whole name matches the pattern '\.\*\\\.query'\n.*all-linear"),
+        ({"target_modules": ["norm"]}, r"among norm is a layer that cannot be adapted"),
         ({"r": 33, "target_modules": ["k_proj"]}, r"rank 33 is above the width of k_proj, 32 x 64"),
     ],
 )
@@ -254,6 +260,67 @@ def test_adapters_that_fit_no_layer_are_refused(folder: Path, change: dict[str, 
     with pytest.raises(UserError, match=message) as caught:
         tuning.adapt(models.load_base(folder, CPU), LoraConfig(**change), "lora")
     assert caught.value.exit_code == 2
+
+
+def test_a_pattern_adapts_the_layers_it_matches(folder: Path) -> None:
+    from peft import LoraConfig
+
+    policy = tuning.adapt(models.load_base(folder, CPU), LoraConfig(target_modules=r".*\.[qv]_proj"), "lora")
+    adapted = {name.split(".lora_")[0].rpartition(".")[2] for name, _ in policy.named_parameters() if ".lora_" in name}
+    assert adapted == {"q_proj", "v_proj"}
+
+
+def test_an_architecture_that_peft_has_no_choice_for_is_told() -> None:
+    from peft import IA3Config
+    from transformers import CohereConfig, CohereForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = CohereForCausalLM(CohereConfig(vocab_size=32, **sizes))
+    message = (
+        r"ia3\.targets: PEFT has no choice of layers for cohere\n  expected: a list of .*q_proj.*\n  fix: name some"
+    )
+    with pytest.raises(UserError, match=message) as caught:
+        tuning.adapt(model, IA3Config(), "ia3")
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(("change", "virtual"), [(lambda model: model, 0), (soft, 6)], ids=["full", "soft prompt"])
+def test_pairs_longer_than_the_models_positions_are_refused(
+    change: Callable[[Any], Any], virtual: int, folder: Path, tmp_path: Path
+) -> None:
+    longest = max(len(tuning.encode(models.load_tokenizer(folder), *pair)) for pair in PAIRS) + virtual
+
+    def with_positions(number: int) -> Callable[[Any], Any]:
+        def load(model: Any) -> Any:
+            model.config.max_position_embeddings = number
+            return change(model)
+
+        return load
+
+    train(folder, tmp_path / "fits", with_positions(longest), steps=1)
+    told = (
+        f"max_tokens: the longest training pair has {longest} tokens(.|\n)*lower max_tokens to {longest - 1 - virtual}"
+    )
+    with pytest.raises(UserError, match=told):
+        train(folder, tmp_path / "long", with_positions(longest - 1), steps=1)
+
+
+def test_one_of_several_processes_that_runs_out_of_memory_says_what_to_do(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = tuning.Training.model_validate(CONFIG)
+    tokenizer = models.load_tokenizer(folder)
+    data = tuning.prepare(cfg, tokenizer, PAIRS, [], "sft")
+    two = runtime.Runtime("cpu", "float32", 1, processes=2)
+    monkeypatch.setattr(tuning, "_attempt", lambda *_, **__: (_ for _ in ()).throw(MemoryError))
+    for size, told in (
+        (4, "2 pairs in(.|\n)*smaller batch_size with a larger accumulation"),
+        (2, "1 pair in(.|\n)*fsdp"),
+    ):
+        given = cfg.model_copy(update={"batch_size": size})
+        with pytest.raises(UserError, match=f"memory ran out with {told}") as caught:
+            tuning.train(lambda: None, tokenizer, data, given, 5, runtime=two, work=tmp_path, log=Log())
+        assert caught.value.exit_code == 1
 
 
 def test_data_that_teaches_nothing_is_refused(folder: Path) -> None:

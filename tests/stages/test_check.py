@@ -1,0 +1,190 @@
+"""`python -m stages --check` tells every mistake with its line before anything runs."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stages import __main__ as checks
+from tests.stages import tuned
+from tunemill import recipes
+from tunemill.errors import UserError
+
+LORA_ONLY = {
+    "base": {"policy": "artifacts/select/model", "base": "artifacts/select/model"},
+    "lora": {"policy": "artifacts/lora/adapter", "base": "artifacts/select/model"},
+}
+ONE = {"candidates": LORA_ONLY, "compare": {"pairs": []}}
+FOUR = {"launch": "torchrun --standalone --nproc_per_node 4"}
+READ = {"model": "artifacts/select/model", "text": "artifacts/validate/train.jsonl"}
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    (tmp_path / "dvc.yaml").write_text((tuned.ROOT / "dvc.yaml").read_text())
+    return tmp_path
+
+
+def faults(place: Path, overlay: dict[str, Any]) -> list[str]:
+    merged = recipes.merged(tuned.ROOT / "params.yaml", [(Path("overrides"), overlay)])
+    (place / "params.yaml").write_text(merged)
+    return checks.check(place)
+
+
+def test_the_default_is_in_order(place: Path) -> None:
+    assert faults(place, {}) == []
+
+
+@pytest.mark.parametrize(
+    ("overlay", "where", "told"),
+    [
+        ({"launch": ""}, "launch", "no program\n  expected: `python`, or `torchrun"),
+        ({"launch": "tochrun --nproc_per_node 2"}, "launch", "no program 'tochrun'|did you mean 'torchrun'?"),
+        ({"launch": "foobar 3"}, "launch", "no program 'foobar'|fix: set launch: python"),
+        ({"launch": "torchrun 'a"}, "launch", "no program"),
+        ({"lora": {"mixture": {"tasks": ["mmul"]}}}, "lora.mixture.tasks.0", "no task 'mmul'|did you mean 'mmlu'?"),
+        ({"sft": {"mixture": {"tasks": ["mmlu", "x"]}}}, "sft.mixture.tasks.1", "no task 'x'|one of mmlu, medmcqa"),
+        ({"compare": {"pairs": [["lora", "stf"]]}}, "compare.pairs.0.1", "'stf' is no candidate|did you mean 'sft'?"),
+        ({"compare": {"reference": "bas"}}, "compare.reference", "'bas' is no candidate|did you mean 'base'?"),
+        ({"compare": {"reference": "first-sentence"}}, "compare.reference", "'first-sentence' is no candidate"),
+        ({"efficiency": {"reference": "bse"}}, "efficiency.reference", "'bse' is no candidate|did you mean 'base'?"),
+        ({"candidates": LORA_ONLY}, "compare.pairs.0.1", "'sft' is no candidate|take the entry out"),
+        (
+            {"extra": {"ia3": {"tuned": {"model": "artifacts/select/modl"}}}},
+            "extra.ia3.tuned.model",
+            "'artifacts/select/modl' is neither there nor made by a stage|did you mean 'artifacts/select/model'?",
+        ),
+        (
+            {"extra": {"pretrain": {"domain": {**READ, "text": "texts"}}}},
+            "extra.pretrain.domain.text",
+            "'texts' is neither there nor made by a stage",
+        ),
+        (
+            {"extra": {"pretrain": {"domain": {**READ, "model": "models/x"}}}},
+            "extra.pretrain.domain.model",
+            "'models/x' is neither there nor made by a stage",
+        ),
+        ({"start": "artifacts/slect/model"}, "start", "neither there nor made by a stage|'artifacts/select/model'?"),
+        ({"sft": {"sharding": "fsdp"}}, "sft.sharding", "one process has nobody to share the model with"),
+        (
+            {**FOUR, "lora": {"batch_size": 6, "accumulation": 3}},
+            "lora.batch_size",
+            "a step of 18 pairs (batch_size x accumulation) cannot be shared by 4 processes|a multiple of 4",
+        ),
+        ({"runtime": {"dtype": "float16"}}, "runtime.dtype", "float16 cannot be trained in"),
+        (
+            {"collect": {"examples": {"source": "file", "path": "my.csv"}}},
+            "collect.examples.path",
+            "no file 'my.csv'|from the repository's root",
+        ),
+        (
+            {"collect": {"tasks": {"own": {"rows": {"source": "file", "path": "own.jsonl"}}}}},
+            "collect.tasks.own.rows.path",
+            "no file 'own.jsonl'",
+        ),
+        (
+            {"select": {"candidates": {"mine": {"source": "folder", "path": "away", "hash": "", "license": "MIT"}}}},
+            "select.candidates.mine.path",
+            "no model in 'away'",
+        ),
+    ],
+)
+def test_each_mistake_is_told_with_its_line(place: Path, overlay: dict[str, Any], where: str, told: str) -> None:
+    [fault] = faults(place, overlay)
+    number, _, rest = fault.removeprefix(f"{place / 'params.yaml'}:").partition(": ")
+    assert rest.startswith(f"{where}: ")
+    line = (place / "params.yaml").read_text().splitlines()[int(number) - 1]
+    assert any(each in line for each in [*where.split("."), *re.findall(r"'(.+?)'", told)]), line
+    for each in told.split("|"):
+        assert each in fault
+
+
+def test_a_seed_that_is_not_trained_and_a_base_that_is_nowhere_are_told_at_once(place: Path) -> None:
+    found = faults(place, {"candidates": {**LORA_ONLY, "sft": {"policy": "artifacts/sft/model-18", "base": "x"}}})
+    assert len(found) == 2
+    assert "candidates.sft.policy: 'artifacts/sft/model-18' is neither there nor made by a stage" in found[0]
+    assert "candidates.sft.base: 'x' is neither there" in found[1]
+
+
+@pytest.mark.parametrize(
+    "overlay",
+    [
+        ONE,
+        {"launch": "OMP_NUM_THREADS=1 torchrun --nproc_per_node=gpu", "sft": {"sharding": "fsdp"}},
+        {"launch": "torchrun --nproc-per-node 2 --nnodes 2", "sft": {"sharding": "fsdp"}},
+        {**FOUR, **ONE, "sft": {"batch_size": 3}, "prompt_tune": {"batch_size": 3}},  # no candidate uses them
+        {**ONE, "sft": {"sharding": "fsdp"}},
+        {"sft": {"seeds": [17, 18]}, "candidates": {"sft": {"policy": "artifacts/sft/model-18", "base": "."}}}
+        | {"scope": {"criteria": []}},
+    ],
+)
+def test_what_can_run_is_not_refused(place: Path, overlay: dict[str, Any]) -> None:
+    if overlay.get("scope"):  # candidates that the rest of params.yaml does not name
+        overlay = {
+            **overlay,
+            "scope": {"criteria": [{"metric": "rouge1", "candidate": "sft", "against": "first-sentence"}
+            | {"at_least": 0.0, "why": "it must"}]},
+            "compare": {"reference": "sft", "pairs": []}, "efficiency": {"reference": "sft"},
+        }  # fmt: skip
+    assert faults(place, overlay) == []
+
+
+def test_fsdp_and_odd_steps_are_told_of_what_is_read_before_too(place: Path) -> None:
+    overlay = {
+        **FOUR,
+        **ONE,
+        "start": "artifacts/pretrain/domain/model",
+        "candidates": {**LORA_ONLY, "lora": {**LORA_ONLY["lora"], "base": "artifacts/pretrain/domain/model"}},
+        "extra": {"pretrain": {"domain": READ}},
+        "pretrain": {"batch_size": 3},
+    }
+    [fault] = faults(place, overlay)
+    assert "pretrain.batch_size: a step of 3 pairs" in fault
+
+
+def test_an_ia3_adapter_on_another_model_is_told(place: Path) -> None:
+    (place / "other").mkdir()
+    ia3 = {"policy": "artifacts/ia3/tuned/adapter", "base": "artifacts/select/model"}
+    [fault] = faults(
+        place,
+        {
+            **ONE,
+            "candidates": {**LORA_ONLY, "ia3": ia3},
+            "extra": {"ia3": {"tuned": {"model": "other"}}},
+        },
+    )
+    assert "candidates.ia3.base: an adapter of ia3 sits on 'other', not on 'artifacts/select/model'" in fault
+    assert "the model that `extra.ia3.tuned.model` names" in fault
+
+
+@pytest.mark.parametrize(
+    ("text", "told"), [("stages: [\n", r"dvc\.yaml:\d+: not valid YAML"), ("a: 1\n", r"dvc\.yaml: no stages")]
+)
+def test_a_dvc_yaml_that_is_none(place: Path, text: str, told: str) -> None:
+    (place / "params.yaml").write_text((tuned.ROOT / "params.yaml").read_text())
+    (place / "dvc.yaml").write_text(text)
+    with pytest.raises(UserError, match=told):
+        checks.check(place)
+
+
+def test_start_is_where_every_stage_starts_that_is_said_to() -> None:
+    stages = checks.graph(tuned.ROOT / "dvc.yaml")
+    starting = [name for name, stage in stages.items() if "--model ${start} " in stage.get("cmd", "")]
+    assert starting == list(checks.STARTED)
+    assert all("${start}" in stages[name]["deps"] for name in starting)
+
+
+def test_nothing_heavy_is_imported() -> None:
+    heavy = "torch transformers mlflow trl peft datasets numpy pandas dvc prefect great_expectations"
+    code = (
+        "import sys; from pathlib import Path; from stages import __main__ as checks\n"
+        "assert checks.check(Path()) == []\n"
+        f"print(sorted(set('{heavy}'.split()) & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tuned.ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
