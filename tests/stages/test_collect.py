@@ -195,7 +195,7 @@ def test_what_the_edge_says(tmp_path: Path) -> None:
         ),
         (
             "examples: {source: file, pth: a.csv}",
-            'unknown key (value "a.csv")\n  expected: one of columns, path, sha256, source\n'
+            'unknown key (value "a.csv")\n  expected: one of columns, path, sha256, source, template\n'
             "  fix: did you mean 'path'?",
         ),
         (
