@@ -197,8 +197,11 @@ def test_out_of_memory_makes_smaller_batches_and_the_same_steps(
     assert set(seen[6:]) == {2}
     assert len(seen) == 6 + 2 * 8  # from the checkpoint at step 4 on, two forward passes for each of eight steps
     assert found.micro_batch == 2
-    assert told == ["out of memory with 4 pairs in a forward pass: 2 now, the step as large as before"]
+    assert [each for each in told if not each.startswith("memory at the peak")] == [
+        "out of memory with 4 pairs in a forward pass: 2 now, the step as large as before"
+    ]
     assert [point.step for point in found.points] == [point.step for point in whole.points]
+    assert log.measured["training_seconds"] > 0  # of the loop that went to the end, as if it had gone all the way
     for ours, theirs in zip(found.points, whole.points, strict=True):
         assert ours.tokens == theirs.tokens
         assert (ours.loss or 0.0) == pytest.approx(theirs.loss or 0.0, rel=1e-3)
@@ -222,7 +225,9 @@ def test_a_gradient_that_is_no_number_goes_back_once_and_then_fails(
     log = Log()
     monkeypatch.setattr(log, "note", told.append)
     found = train(folder, tmp_path / "once", log=log)
-    assert told == ["the gradient of step 6 is not finite: back to step 4, learning rate 0.003"]
+    assert [each for each in told if not each.startswith("memory at the peak")] == [
+        "the gradient of step 6 is not finite: back to step 4, learning rate 0.003"
+    ]
     assert found.learning_rate == pytest.approx(0.003)
     assert len(calls) == 6 + 8  # stopped at the step itself; steps 5 to 12 again
     assert all(bool(torch.isfinite(each).all()) for each in found.policy.parameters())
