@@ -3,9 +3,10 @@
     python -m stages.efficiency --evaluations artifacts/evaluate
 
 Absolute times depend on the machine and on what else it does. So all candidates stand in one process and take turns
-(A, B, A, B …), and what counts is the ratio to the reference: the median over rounds of the ratio within a round. A
-low-rank adapter is merged into its base, as one deploys it; a template, its shots and a soft prompt are read with every
-prompt. Peak memory is that of a process of its own for each candidate.
+(A, B, A, B …), and what counts is the ratio to the reference: the median over rounds of the ratio within a round. Where not
+all fit into memory together, each is loaded for its turn, and warmed up before it is measured. A low-rank adapter is merged
+into its base, as one deploys it; a template, its shots and a soft prompt are read with every prompt. Peak memory is that of a
+process of its own for each candidate.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from typing import Any
 
 from pydantic import Field
 
-from tunemill import checkpoints, models, profiling, records, statistics
+from tunemill import checkpoints, models, planning, profiling, records, statistics
 from tunemill.errors import UserError
 from tunemill.log import Log
 from tunemill.params import Candidates, Params
-from tunemill.runtime import Runtime
+from tunemill.runtime import Runtime, free_bytes, release
 from tunemill.stage import Metrics, main
 
 
@@ -61,17 +62,25 @@ def run(cfg: Config, *, evaluations: Path, candidates: Candidates, out: Path, ru
     prompts = [rows[index]["prompt"] for index in chosen]
     memory = peak_memories(folders, runtime, prompts, cfg.new_tokens)
 
-    # 3. Speed: all candidates in memory, taking turns.
-    loaded = {name: models.load_policy(policy, base, runtime) for name, (policy, base) in folders.items()}
-    log.start("measure", (1 + cfg.rounds) * len(loaded), "turn")
-    measured: dict[str, list[profiling.Speed]] = {name: [] for name in loaded}
-    for turn in range(1 + cfg.rounds):
-        for place, (name, (model, own)) in enumerate(loaded.items()):
+    # 3. Speed: the candidates take turns.
+    together = fit_together(folders, runtime, log)
+    loaded = {name: models.load_policy(*folder, runtime) for name, folder in folders.items()} if together else {}
+    log.start("measure", (1 + cfg.rounds) * len(folders), "turn")
+    measured: dict[str, list[profiling.Speed]] = {name: [] for name in folders}
+    # The first round warms up all of them; one that is loaded anew for each turn is warmed up in each.
+    for turn in range(0 if together else 1, 1 + cfg.rounds):
+        for place, (name, folder) in enumerate(folders.items()):
+            model, own = loaded[name] if together else models.load_policy(*folder, runtime)
             ids = [models.render_prompt(own, prompt) for prompt in prompts]
+            if not together:
+                profiling.speed(model, ids, cfg.new_tokens)
             found = profiling.speed(model, ids, cfg.new_tokens)
             if turn:
                 measured[name].append(found)
-            log(turn * len(loaded) + place + 1)
+            log(turn * len(folders) + place + 1)
+            if not together:
+                del model
+                release()
 
     # 4. Medians, and ratios to the reference within each round.
     table: dict[str, dict[str, Any]] = {}
@@ -94,6 +103,7 @@ def run(cfg: Config, *, evaluations: Path, candidates: Candidates, out: Path, ru
         {
             "candidates": table,
             "reference": cfg.reference,
+            "in_memory": "all" if together else "one",
             "rounds": cfg.rounds,
             "prompts": len(chosen),
             "new_tokens": cfg.new_tokens,
@@ -108,6 +118,25 @@ def run(cfg: Config, *, evaluations: Path, candidates: Candidates, out: Path, ru
         },
     )
     return {f"{name}/{key}": value for name, row in table.items() for key, value in row.items()}
+
+
+def fit_together(folders: Mapping[str, tuple[Path, Path]], runtime: Runtime, log: Log) -> bool:
+    """Whether all candidates' weights fit into the memory that is free, with a tenth of it to spare for answering."""
+    from transformers import AutoConfig
+
+    needed = 0
+    for policy, base in folders.values():
+        config = AutoConfig.from_pretrained(base if models.is_adapter(policy) else policy, trust_remote_code=False)
+        needed += planning.store_bytes(planning.count_parameters(config).total)[runtime.dtype]
+    free = free_bytes(runtime.device)
+    if needed <= 0.9 * free:
+        log.note(f"all candidates in memory, {needed / 2**30:.1f} GiB, taking turns")
+        return True
+    log.note(
+        f"one candidate in memory at a time, loaded anew for each turn: "
+        f"all take {needed / 2**30:.1f} GiB, {free / 2**30:.1f} are free"
+    )
+    return False
 
 
 def peak_memories(

@@ -57,7 +57,7 @@ def run(
         def load(seed: int = seed) -> Any:
             # 2. h = l ⊙ W·x, with l = 1 at the start, so that step 0 is the base model.
             seed_everything(seed)
-            return tuning.adapt(models.load_base(model, runtime), adapter(cfg), "ia3")
+            return tuning.adapt(models.load_base(model, tuning.loading(cfg, runtime)), adapter(cfg), "ia3")
 
         # 3. Train, and save what plain peft loads.
         trained = tuning.train(load, tokenizer, data, cfg, seed, runtime=runtime, work=work / name, log=log)

@@ -70,7 +70,8 @@ def run(
             # 2. θ = θ₀ + (alpha / rank)·B·A, with B = 0 at the start, so that step 0 is the base model.
             seed_everything(seed)  # of A, and of the dropout
             whole = cfg.quantize == "none"
-            base = models.load_base(model, runtime) if whole else models.load_quantized(model, runtime, cfg.quantize)
+            place = tuning.loading(cfg, runtime)
+            base = models.load_base(model, place) if whole else models.load_quantized(model, runtime, cfg.quantize)
             return tuning.adapt(base, adapter(cfg), "lora")
 
         # 3. Train, and save what plain peft loads.

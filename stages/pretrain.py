@@ -74,7 +74,7 @@ def run(cfg: Config, *, text: Path, model: Path, out: Path, work: Path, runtime:
 
         def load(seed: int = seed) -> Any:
             seed_everything(seed)
-            return models.load_trainable(model, runtime)
+            return models.load_trainable(model, tuning.loading(cfg, runtime))
 
         # 2. Train all weights; 3. save what plain transformers loads.
         trained = tuning.train(load, tokenizer, data, cfg, seed, runtime=runtime, work=work / name, log=log)

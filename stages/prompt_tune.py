@@ -53,7 +53,7 @@ def run(
         def load(seed: int = seed) -> Any:
             # 2. P ∈ ℝ^(virtual tokens × width) before the embedded prompt; nothing else is trained.
             seed_everything(seed)
-            policy = tuning.adapt(models.load_base(model, runtime), adapter(cfg), "prompt_tune")
+            policy = tuning.adapt(models.load_base(model, tuning.loading(cfg, runtime)), adapter(cfg), "prompt_tune")
             initialise(policy, tokenizer, cfg, seed)
             return policy
 

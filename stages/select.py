@@ -25,9 +25,9 @@ from tunemill import cards, models, planning, screening
 from tunemill.checkpoints import tree_hash, write_json
 from tunemill.errors import TRY_AGAIN, UserError
 from tunemill.log import Log
-from tunemill.params import Params
+from tunemill.params import Params, ParamsFile
 from tunemill.records import Example
-from tunemill.runtime import Runtime
+from tunemill.runtime import Runtime, RuntimeParams
 from tunemill.stage import Metrics, main
 
 
@@ -186,11 +186,10 @@ def run(
     from tunemill import calibration, records
 
     asked = json.loads((scope / "scope.json").read_text(encoding="utf-8"))
-    constraints, metric = asked["constraints"], asked["primary_metric"]
-    limits = screening.Limits(asked["kind"], tuple(constraints["licenses"]), constraints["memory_gib"])
+    metric, limits = asked["primary_metric"], limits_of(asked)
 
     # 1. Screen: nothing is fetched but what a hub says of a model.
-    rows = {name: screened(name, source, limits, cfg.plan, log) for name, source in cfg.candidates.items()}
+    rows = {name: screened(name, source, limits, cfg.plan, runtime, log) for name, source in cfg.candidates.items()}
 
     # 2. Fetch the survivors and let them answer.
     examples = {"train": records.read(train, Example), "validation": records.read(validation, Example)}
@@ -260,8 +259,11 @@ def run(
         },
     )
     methods = {name: each for name, each in planning.methods(assumptions).items() if name != "qlora"}
-    seconds = calibration.seconds(config, methods, assumptions.batch, runtime)
-    log.measure(**{f"step_seconds/{name}": round(value, 4) for name, value in seconds.items()})
+    seconds = calibration.seconds(config, methods, assumptions.batch, runtime, log)
+    log.measure(
+        **{f"step_seconds/{name}": round(value, 4) for name, value in seconds.items()},
+        step_tokens=assumptions.batch.rows * assumptions.batch.tokens,
+    )
     told = ", ".join(f"{name} {value * cfg.plan.steps / 60:.1f}" for name, value in seconds.items())
     log.note(f"minutes for {cfg.plan.steps} steps here, as far as small models tell: {told}")
 
@@ -285,24 +287,52 @@ def run(
     }
 
 
-def plan_only(cfg: Config) -> str:
-    """What every candidate would cost, as tables, from configurations alone."""
-    tables = []
+def plan_only(file: ParamsFile) -> str:
+    """Whether every candidate would be tried, and what it would cost, as tables, from configurations alone."""
+    cfg, asked = file.section("select", Config), file.values("scope")
+    machine = assumed_machine(file.section("runtime", RuntimeParams))
+    limits = limits_of(asked)
+    told = [f"screened for {machine.dtype} on {machine.device}; params.yaml: runtime plans for another machine"]
     for name, source in cfg.candidates.items():
         title = f"{name}: {describe(source)}, {source.license}"
         try:
-            config = screening.configuration(described(source).config)
-            tables.append(f"{title}\n\n{planning.table(planning.plan(config, assumed(cfg.plan)))}")
-        except (screening.UnreachableError, ValueError) as error:
-            tables.append(f"{title}\n\nnot planned: {error}")
-    return "\n\n\n".join(tables)
+            found = described(source)
+        except screening.UnreachableError as error:
+            told.append(f"{title}\nwould be skipped: {error}")
+            continue
+        verdict = screening.screen(found, source.license, limits, assumed(cfg.plan).batch, machine)
+        if verdict.refusal:
+            told.append(f"{title}\nwould be refused: {verdict.refusal}")
+            continue
+        most = max(verdict.training_bytes or 0, verdict.serving_bytes or 0) / 2**30
+        table = planning.table(planning.plan(screening.configuration(found.config), assumed(cfg.plan)))
+        told.append(f"{title}\nfits: at least {most:.1f} of {limits.memory_gib:g} GiB\n\n{table}")
+    return "\n\n\n".join(told)
 
 
-def screened(name: str, source: Source, limits: screening.Limits, plan: Plan, log: Log) -> Row:
+def assumed_machine(asked: RuntimeParams) -> Runtime:
+    """The machine that params.yaml asks for, which need not be this one; what it leaves open is as it is here.
+
+    Nothing is measured: a CPU's number format is taken to be float32 unless it is given.
+    """
+    import torch
+
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if asked.device == "auto" else asked.device
+    dtype = ("bfloat16" if device == "cuda" else "float32") if asked.dtype == "auto" else asked.dtype
+    return Runtime(device, dtype, asked.threads)
+
+
+def limits_of(asked: Mapping[str, Any]) -> screening.Limits:
+    """What a scope asks of a model."""
+    constraints = asked["constraints"]
+    return screening.Limits(asked["kind"], tuple(constraints["licenses"]), constraints["memory_gib"])
+
+
+def screened(name: str, source: Source, limits: screening.Limits, plan: Plan, runtime: Runtime, log: Log) -> Row:
     """What is known of a candidate before its weights are fetched; "scored" is what it will be unless it is refused."""
     row = Row(name, describe(source), source.license, "scored", "")
     try:
-        verdict = screening.screen(described(source), source.license, limits, assumed(plan).batch)
+        verdict = screening.screen(described(source), source.license, limits, assumed(plan).batch, runtime)
     except screening.UnreachableError as error:
         log.note(f"{name}: skipped, {error}")
         return row._replace(status="skipped", reason=str(error))

@@ -55,7 +55,7 @@ def run(
 
         def load(seed: int = seed) -> Any:
             seed_everything(seed)  # of the dropout, where the model has any
-            return models.load_trainable(model, runtime)
+            return models.load_trainable(model, tuning.loading(cfg, runtime))
 
         # 2. Train all weights, in float32: bfloat16's eight bits would swallow most updates of a small learning rate.
         trained = tuning.train(load, tokenizer, data, cfg, seed, runtime=runtime, work=work / name, log=log)

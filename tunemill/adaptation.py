@@ -409,23 +409,25 @@ def plans(trainings: Sequence[Tuned], timings: Mapping[str, Json]) -> list[Kept]
     """Every training's plan beside what it took; what is missing on either side is None.
 
     Memory was planned by the training itself (training.json: planned). Time was foretold by `select`, which measures a step
-    of each method on this machine, and is no part of any result: it stands among the timings.
+    of each method on this machine, and is no part of any result: it stands among the timings. It goes by the tokens that were
+    trained on, and is that of the training loop, without loading, validating and saving.
 
     Args:
         trainings: what was trained.
         timings: stage → seconds, peak memory, and what else was measured.
     """
     found = []
+    probed = timings.get("select", {})
     for each in trainings:
         planned: Mapping[str, Any] = each.record.get("planned") or {}
         spent, memory = timings.get(each.name, {}), planned.get("bytes") or {}
-        step = timings.get("select", {}).get(f"step_seconds/{each.record['method']}")
-        minutes = planned.get("minutes", None if step is None else step * each.record["steps"] / 60)
+        step, tokens = probed.get(f"step_seconds/{each.record['method']}"), probed.get("step_tokens")
+        seconds = None if step is None or not tokens else step / tokens * each.record["tokens"]
         found.append(
             Kept(
                 each.name,
                 Held(memory.get("total"), spent.get("peak_memory_bytes")),
-                Held(None if minutes is None else 60 * minutes, spent.get("seconds")),
+                Held(seconds, spent.get("training_seconds")),
                 tuple((part, value) for part, value in memory.items() if part != "total" and value),
             )
         )

@@ -6,29 +6,38 @@ What is found depends on the machine and on what else it does: it is told beside
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from tunemill import losses, planning
-from tunemill.runtime import Runtime
+from tunemill.log import Log
+from tunemill.runtime import Runtime, free_bytes, out_of_memory, release
 
 PROBED_LAYERS = (1, 3)
 """Layers of the two models that are timed; what all layers take lies on the line through both."""
 
 
 def seconds(
-    config: Any, methods: Mapping[str, planning.Method], batch: planning.Batch, runtime: Runtime, rounds: int = 1
+    config: Any,
+    methods: Mapping[str, planning.Method],
+    batch: planning.Batch,
+    runtime: Runtime,
+    log: Log,
+    rounds: int = 1,
 ) -> dict[str, float]:
     """Seconds of one step of each method, and of answering one batch (`generation`), found out with two small models.
 
     Both have the model's width and vocabulary and few layers, with random weights: what the layers take grows with their
-    number, embedding and logits are there once. The best of the rounds counts, after one that warms up.
+    number, embedding and logits are there once. The best of the rounds counts, after one that warms up. What does not fit into
+    the memory that is free is left out: three layers of a large model may be too much for a device that can tune it otherwise.
 
     Args:
         config: a transformers configuration.
         methods: what to plan, by name.
         batch: the batch of a step; its prompts are what is answered, with as many tokens as a completion has.
         runtime: the machine.
+        log: told what is left out.
         rounds: measurements of each.
     """
     import torch
@@ -36,18 +45,39 @@ def seconds(
     found: dict[str, float] = {}
     with torch.random.fork_rng(devices=[]):
         sizes = {each: planning.with_layers(config, each) for each in PROBED_LAYERS}
+        largest = sizes[max(sizes)]
+        probes: dict[str, tuple[int, Callable[[Any], float]]] = {}
         for name, method in methods.items():
-            times = {each: _step_seconds(shape, method, batch, runtime, rounds) for each, shape in sizes.items()}
-            found[name] = _on_the_line(times, config.num_hidden_layers)
-        times = {
-            each: _answer_seconds(planning.skeleton(shape, runtime.dtype).to(runtime.device).eval(), batch, rounds)
-            for each, shape in sizes.items()
-        }
-        found["generation"] = _on_the_line(times, config.num_hidden_layers)
+            step = planning.step_memory(largest, method, batch, runtime.dtype)
+            probes[name] = (
+                step.total,
+                partial(_step_seconds, method=method, batch=batch, runtime=runtime, rounds=rounds),
+            )
+        answering = planning.serving_bytes(largest, planning.count_parameters(largest).total, batch, runtime.dtype)
+        probes["generation"] = (answering, partial(_answer_seconds, batch=batch, runtime=runtime, rounds=rounds))
+        for name, (planned, probe) in probes.items():
+            free = free_bytes(runtime.device)
+            if planned > free:
+                log.note(f"{name} is not timed: it takes {planned / 2**30:.1f} GiB, {free / 2**30:.1f} are free")
+                continue
+            try:
+                times = {each: probe(shape) for each, shape in sizes.items()}
+                found[name] = _on_the_line(times, _half(config))
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+                log.note(f"{name} is not timed: memory ran out")
+            release()
     return found
 
 
-def _on_the_line(times: Mapping[int, float], layers: int) -> float:
+def _half(config: Any) -> float:
+    """Layers of a decoder; of an encoder-decoder, whose probes have as many layers in each half, their mean."""
+    encoder, decoder = planning.layers(config)
+    return (encoder + decoder) / 2 if encoder else decoder
+
+
+def _on_the_line(times: Mapping[int, float], layers: float) -> float:
     (few, short), (some, long) = sorted(times.items())
     # On a busy machine the larger model may happen to be the faster one; a layer takes no negative time.
     return short + max(0.0, long - short) / (some - few) * (layers - few)
@@ -75,9 +105,10 @@ def _step_seconds(config: Any, method: planning.Method, batch: planning.Batch, r
     return min(times[1:])
 
 
-def _answer_seconds(model: Any, batch: planning.Batch, rounds: int) -> float:
+def _answer_seconds(config: Any, batch: planning.Batch, runtime: Runtime, rounds: int) -> float:
     import torch
 
+    model = planning.skeleton(config, runtime.dtype).to(runtime.device).eval()
     ids = torch.zeros((batch.rows, batch.tokens - batch.completion), dtype=torch.long, device=model.device)  # (B, T)
     times = []
     for _ in range(rounds + 1):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tunemill.checkpoints import write_json
 from tunemill.errors import UserError
-from tunemill.runtime import Runtime
+from tunemill.runtime import Runtime, out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -85,6 +85,8 @@ def load_quantized(folder: Path, runtime: Runtime, kind: str) -> Any:
             trust_remote_code=False,
         )
     except (ImportError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
         raise UserError(
             f"cannot quantize: {_first_line(error)}",
             where="params.yaml: lora.quantize",

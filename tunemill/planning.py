@@ -133,6 +133,9 @@ def skeleton(config: Any, dtype: str = "float32") -> Any:
     }
     model = kinds[family(config)].from_config(config, dtype=getattr(torch, dtype), trust_remote_code=False)
     model.tie_weights()
+    if getattr(config, "scale_decoder_outputs", True) is False:
+        # T5 1.1 and FLAN-T5 have an output head of their own. transformers calls every T5 tied, until it reads the weights.
+        model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
     return model
 
 
@@ -167,23 +170,33 @@ def _part(name: str) -> str:
     return "other"
 
 
-def linear_shapes(config: Any) -> list[tuple[int, int]]:
-    """(out, in) of every linear layer but the output head: what LoRA on all linear layers adapts."""
+def trainable_parameters(config: Any, method: Method) -> int:
+    """Parameters that a method trains, counted on the model without weights, whatever its layers are.
+
+    LoRA trains rank x (in + out) for each weight it adapts (Hu et al. 2021).
+    """
     import torch
 
     with torch.device("meta"):
-        model = skeleton(config)
-    head = model.get_output_embeddings()
-    return [
-        (module.out_features, module.in_features)
-        for module in model.modules()
-        if isinstance(module, torch.nn.Linear) and module is not head
-    ]
+        policy = build(config, method)
+    return sum(each.numel() for each in policy.parameters() if each.requires_grad)
 
 
-def lora_parameters(shapes: list[tuple[int, int]], rank: int) -> int:
-    """Trainable parameters of LoRA (Hu et al. 2021): rank x (in + out) for each adapted weight of shape (out, in)."""
-    return sum(rank * (inputs + outputs) for outputs, inputs in shapes)
+def packed_parameters(config: Any) -> int:
+    """Weights that bitsandbytes keeps in few bits: every matrix but the output head."""
+    import torch
+
+    with torch.device("meta"):
+        return sum(each.weight.numel() for each in _pack(skeleton(config)))
+
+
+def layers(config: Any) -> tuple[int, int]:
+    """(layers of the encoder, layers of the decoder); a decoder-only model has no encoder."""
+    if not config.is_encoder_decoder:
+        return 0, int(config.num_hidden_layers)
+    encoder = getattr(config, "encoder_layers", None) or config.num_hidden_layers
+    named = (getattr(config, name, None) for name in ("num_decoder_layers", "decoder_layers"))
+    return int(encoder), int(next((each for each in named if each), encoder))
 
 
 # ── bytes ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -200,23 +213,6 @@ def store_bytes(parameters: int) -> dict[str, int]:
 def full_training_bytes(parameters: int) -> dict[str, int]:
     """The rule of thumb for full FP32 training with Adam, by purpose, and its total (24 bytes per parameter)."""
     table = {name: parameters * size for name, size in RULE_OF_THUMB_BYTES.items()}
-    return {**table, "total": sum(table.values())}
-
-
-def adapter_training_bytes(parameters: int, trainable: int, weights: str) -> dict[str, int]:
-    """Weights, gradients and Adam moments of adapter training: the frozen weights keep neither gradient nor moment.
-
-    Args:
-        parameters: of the frozen model.
-        trainable: of the adapter, in FP32.
-        weights: number format of the frozen weights ("4-bit" is QLoRA).
-    """
-    table = {
-        "frozen_weights": store_bytes(parameters)[weights],
-        "adapter": 4 * trainable,
-        "gradients": 4 * trainable,
-        "adam_moments": 8 * trainable,
-    }
     return {**table, "total": sum(table.values())}
 
 
@@ -266,14 +262,11 @@ def kv_cache_bytes(config: Any, rows: int, tokens: int, value_bytes: float = 2) 
 
     For an encoder-decoder, those of the decoder's own tokens; the encoder's are as many again for the input's tokens.
     """
-    layers = getattr(config, "num_decoder_layers", None) or config.num_hidden_layers
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = (
-        getattr(config, "head_dim", None)
-        or getattr(config, "d_kv", None)
-        or config.hidden_size // config.num_attention_heads
-    )
-    return int(2 * layers * heads * width * rows * tokens * value_bytes)
+    # BART and its kin name the heads of each half, and may give the decoder others than the encoder.
+    all_heads = getattr(config, "decoder_attention_heads", None) or config.num_attention_heads
+    heads = getattr(config, "num_key_value_heads", None) or all_heads
+    width = getattr(config, "head_dim", None) or getattr(config, "d_kv", None) or config.hidden_size // all_heads
+    return int(2 * layers(config)[1] * heads * width * rows * tokens * value_bytes)
 
 
 def serving_bytes(config: Any, parameters: int, batch: Batch, dtype: str = "float32") -> int:
@@ -289,11 +282,6 @@ def serving_bytes(config: Any, parameters: int, batch: Batch, dtype: str = "floa
 def training_flops(parameters: float, tokens: float, method: str) -> float:
     """Floating-point operations: 6·N·D with all weights trained; 4·N·D with an adapter (no gradient of frozen weights)."""
     return (6 if method == "full" else 4) * parameters * tokens
-
-
-def generation_flops(parameters: float, tokens: float) -> float:
-    """2·N for each token read or written."""
-    return 2 * parameters * tokens
 
 
 def petaflop_days(flops: float) -> float:
@@ -412,18 +400,20 @@ def process_bytes(memory: Memory, device: str = "cpu") -> int:
     return PROCESS_BYTES + lasting + round(ALLOCATOR_SLACK * (memory.total - lasting))
 
 
-def step_memory(config: Any, method: Method, batch: Batch, dtype: str = "float32") -> Memory:
+def step_memory(
+    config: Any, method: Method, batch: Batch, dtype: str = "float32", *, recompute: bool = False
+) -> Memory:
     """The memory of one training step of a method with AdamW: see `tuning_memory`.
 
     Args:
         config: a transformers configuration.
         method: how the model is tuned.
         batch: the largest batch.
-        dtype: number format to compute in; QLoRA takes bfloat16. Weights that are trained are kept in float32.
+        dtype: number format to compute in. Weights that are trained are kept in float32, QLoRA's frozen matrices in 4 bits.
+        recompute: activations are computed again in the backward pass instead of being kept.
     """
-    if method.name == "qlora":
-        return tuning_memory(config, adapter(config, method), batch, "bfloat16", quantised="4-bit")
-    return tuning_memory(config, adapter(config, method), batch, dtype)
+    quantised = "4-bit" if method.name == "qlora" else None
+    return tuning_memory(config, adapter(config, method), batch, dtype, recompute=recompute, quantised=quantised)
 
 
 def tuning_memory(
@@ -437,7 +427,8 @@ def tuning_memory(
         batch: the largest batch of one forward pass.
         dtype: number format to compute in. Frozen weights are kept in it; those that are trained in float32.
         recompute: activations are computed again in the backward pass instead of being kept.
-        quantised: the frozen matrices under the adapter are kept in this format, "4-bit" or "int8" (QLoRA).
+        quantised: the frozen matrices are kept in this format, "4-bit" or "int8" (QLoRA): all but the output head. What is
+            left, embedding and norms, is in float32 then, as PEFT prepares a model for it.
 
     Returns:
         What is alive at the worst moment: in the forward pass, the backward pass, or the optimizer's step.
@@ -450,9 +441,11 @@ def tuning_memory(
 
     if family(config) == "encoder-only":
         raise ValueError("an encoder-only model writes no completions")
-    mixed = adapter is None and dtype != "float32"
+    mixed = (adapter is None or quantised is not None) and dtype != "float32"
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        policy = _adapted(skeleton(config, "float32" if adapter is None else dtype), config, adapter)
+        model = skeleton(config, "float32" if adapter is None else dtype)
+        packed = _pack(model) if quantised else []
+        policy = _adapted(model, config, adapter)
     with FakeTensorMode(), torch.autocast("cpu", getattr(torch, dtype), enabled=mixed):
         _place(policy)
         policy.train()
@@ -464,9 +457,9 @@ def tuning_memory(
         parameters = list(policy.parameters())
         trainable = [each for each in parameters if each.requires_grad]
         weights = sum(each.numel() * each.element_size() for each in parameters)
-        if quantised:  # the frozen matrices are kept in few bits, and expanded one at a time
-            packed = sum(module.base_layer.weight.numel() for module in policy.modules() if hasattr(module, "lora_A"))
-            weights += store_bytes(packed)[quantised] - 2 * packed
+        if quantised:
+            weights -= sum(each.weight.numel() * each.weight.element_size() for each in packed)
+            weights += store_bytes(sum(each.weight.numel() for each in packed))[quantised]
         with _unpacked(), alive(config.vocab_size) as storages:
             loss = _loss(policy, config, getattr(adapter, "num_virtual_tokens", None) or 0, batch)
             loss.backward()
@@ -486,6 +479,51 @@ def tuning_memory(
     # AdamW goes through the weights one by one, with two temporaries of the largest one's size.
     stepping = Memory(weights, optimizer, gradients, 0, 2 * max(4 * each.numel() for each in trainable))
     return max(found, stepping, key=lambda each: each.total)
+
+
+def _pack(model: Any) -> list[Any]:
+    """Make of a model, on the meta device, what bitsandbytes and `prepare_model_for_kbit_training` make of it.
+
+    Returns:
+        The layers that stand for packed ones. Their matrices are as large as what they are expanded to.
+    """
+    import torch
+    from transformers.pytorch_utils import Conv1D
+    from transformers.quantizers.base import get_keys_to_not_convert
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    class Expanded(torch.autograd.Function):
+        """A product with a matrix that is expanded for it and dropped, forward and backward."""
+
+        @staticmethod
+        def forward(context: Any, given: Any, weight: Any) -> Any:
+            context.save_for_backward(weight)
+            return (given.to(weight.dtype) @ torch.empty_like(weight).T).to(given.dtype)
+
+        @staticmethod
+        def backward(context: Any, gradient: Any) -> Any:
+            (weight,) = context.saved_tensors
+            return (gradient.to(weight.dtype) @ torch.empty_like(weight)).to(gradient.dtype), None
+
+    class Packed(torch.nn.Linear):
+        def forward(self, given: Any) -> Any:
+            product = Expanded.apply(given, self.weight)  # type: ignore[no-untyped-call]
+            return product if self.bias is None else product + self.bias.to(product.dtype)
+
+    kept = get_keys_to_not_convert(model) + list(model._keep_in_fp32_modules or ())
+    packed = []
+    for name, module in list(model.named_modules()):
+        if not (type(module) is torch.nn.Linear or isinstance(module, Conv1D)) or not should_convert_module(name, kept):
+            continue
+        inputs, outputs = module.weight.shape if isinstance(module, Conv1D) else module.weight.shape[::-1]
+        packed.append(Packed(inputs, outputs, module.bias is not None, dtype=module.weight.dtype))
+        parent, _, own = name.rpartition(".")
+        setattr(model.get_submodule(parent), own, packed[-1])
+    matrices = {id(each.weight) for each in packed}
+    for each in model.parameters():
+        if id(each) not in matrices:
+            each.data = each.data.float()
+    return packed
 
 
 def _place(model: Any) -> None:
@@ -669,6 +707,10 @@ def alive(wide: int) -> Iterator[Storages]:
 
     class Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's way to see every operation
         def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if (
+                function.namespace == "prim"
+            ):  # questions, such as which device: two in three calls, and they make nothing
+                return function(*args, **(kwargs or {}))
             found.clock += 1
             before = {_key(each) for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)}
             # Autograd adds gradients up in place, but not while someone watches.
@@ -678,6 +720,7 @@ def alive(wide: int) -> Iterator[Storages]:
                 # A view of a weight is no new storage, and no storage of ours.
                 if isinstance(each, torch.Tensor) and _key(each) not in before:
                     found.add(each, wide, in_place)
+            found.clock += 1  # what goes from now on was still there with what was made
             return made
 
     with Follow():  # type: ignore[no-untyped-call]
@@ -723,19 +766,27 @@ def plan(config: Any, assumed: Assumptions) -> dict[str, Any]:
         What `artifacts/select/plan.json` holds beside the model's description.
     """
     counted = count_parameters(config)
-    shapes = linear_shapes(config)
     n, tokens = counted.total, assumed.steps * assumed.batch.rows * assumed.batch.tokens
-    adapter = lora_parameters(shapes, assumed.rank)
-    trained = {"full": n, "prompt_tuning": assumed.virtual_tokens * config.hidden_size}
     tuned = {}
     if family(config) != "encoder-only":
         for name, method in methods(assumed).items():
-            memory = step_memory(config, method, assumed.batch)
-            trainable = trained.get(name, adapter)
+            # What QLoRA computes in is 16 bits; the format is that of the frozen matrices.
+            kept, dtype = ("4-bit", "bfloat16") if name == "qlora" else ("float32", "float32")
+            memory = step_memory(config, method, assumed.batch, dtype)
+            totals = {kept: memory.total}
+            if name == "qlora":  # the same step
+                packed = packed_parameters(config)
+                totals["int8"] = memory.total + store_bytes(packed)["int8"] - store_bytes(packed)["4-bit"]
+            else:
+                half = step_memory(config, method, assumed.batch, "bfloat16").total
+                totals |= {"float16": half, "bfloat16": half}
+            trainable = trainable_parameters(config, method)
             tuned[name] = {
                 "trainable_parameters": trainable,
                 "trainable_share": trainable / n,
+                "dtype": kept,
                 "memory": {**memory._asdict(), "total": memory.total},
+                "training_bytes": totals,
                 "flops": training_flops(n, tokens, name),
             }
     state = mixed_precision_state(n)
@@ -768,7 +819,6 @@ def plan(config: Any, assumed: Assumptions) -> dict[str, Any]:
             }
             for days in BUDGETS
         ],
-        "adapted_weights": len(shapes),
     }
 
 
@@ -793,14 +843,26 @@ def table(planned: Mapping[str, Any]) -> str:
         "",
         f"to tune, batches of {batch['rows']} rows of {batch['tokens']} tokens, {batch['completion']} of them completion;"
         " MiB at the worst moment, the process itself apart",
-        f"{'method':<14} {'trainable':>12} {'share':>8} "
+        f"{'method':<14} {'format':<8} {'trainable':>12} {'share':>8} "
         + " ".join(f"{each:>11}" for each in columns)
         + f" {'FLOPs':>9}",
     ]
     for name, each in planned["methods"].items():
         sizes = " ".join(f"{each['memory'][column] / 2**20:>11,.0f}" for column in columns)
         trained = f"{each['trainable_parameters']:>12,} {each['trainable_share']:>8.2%}"
-        lines.append(f"{name:<14} {trained} {sizes} {each['flops']:>9.2e}")
+        lines.append(f"{name:<14} {each['dtype']:<8} {trained} {sizes} {each['flops']:>9.2e}")
+    kinds = ("float32", "float16", "bfloat16", "int8", "4-bit")
+    lines += [
+        "",
+        "the same in total for each number format: of what computes, weights that are trained staying in FP32; of QLoRA's"
+        " frozen matrices",
+        f"{'method':<14} " + " ".join(f"{kind:>9}" for kind in kinds),
+    ]
+    for name, each in planned["methods"].items():
+        totals = [each["training_bytes"].get(kind) for kind in kinds]
+        lines.append(
+            f"{name:<14} " + " ".join("        –" if size is None else f"{size / 2**20:>9,.0f}" for size in totals)
+        )
     rule = planned["rule_of_thumb_bytes"]["total"]
     lines.append(f"rule of thumb for full tuning, 24 bytes for each parameter: {rule / 2**20:,.0f} MiB")
     shards = planned["sharded"]

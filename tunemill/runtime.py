@@ -205,6 +205,44 @@ def seed_everything(seed: int) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
+def peak_memory(device: str) -> dict[str, int]:
+    """Bytes at the peak so far, as a stage's timing names them.
+
+    On CUDA `peak_memory_bytes` is what tensors had allocated on the device, as it is planned, and `host_peak_memory_bytes`
+    the process's resident memory; elsewhere the one is the other.
+    """
+    if device != "cuda":
+        return {"peak_memory_bytes": peak_memory_bytes()}
+    import torch
+
+    return {
+        "peak_memory_bytes": int(torch.cuda.max_memory_allocated()),
+        "host_peak_memory_bytes": peak_memory_bytes(),
+    }
+
+
+def free_bytes(device: str) -> int:
+    """Memory that is free for tensors: the GPU's, or this machine's."""
+    import psutil
+    import torch
+
+    if device == "cuda":
+        torch.cuda.empty_cache()  # what torch keeps for later is free too
+        return int(torch.cuda.mem_get_info()[0])
+    return int(psutil.virtual_memory().available)
+
+
+def release() -> None:
+    """Give back what tensors that are gone have left allocated."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def peak_memory_bytes() -> int:
     """Peak resident memory of this process so far, in bytes."""
     import resource

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 from tunemill import planning
 from tunemill.errors import UserError
+from tunemill.runtime import Runtime
 
 Status = Literal["selected", "scored", "refused", "skipped"]
 
@@ -132,7 +133,7 @@ def configuration(values: Mapping[str, Any]) -> Any:
         raise ValueError(f"not a model that transformers knows: {_first_line(error)}") from None
 
 
-def screen(found: Description, license_: str, limits: Limits, batch: planning.Batch) -> Verdict:
+def screen(found: Description, license_: str, limits: Limits, batch: planning.Batch, runtime: Runtime) -> Verdict:
     """Say whether a candidate may be tried: the cheap questions first.
 
     Args:
@@ -140,6 +141,7 @@ def screen(found: Description, license_: str, limits: Limits, batch: planning.Ba
         license_: its weights' licence.
         limits: what the scope asks for.
         batch: the batch that tuning and serving are planned for.
+        runtime: the device and the number format to compute in.
     """
     if found.config.get("auto_map"):
         return Verdict("it brings code of its own (auto_map in config.json), which is never run")
@@ -161,10 +163,9 @@ def screen(found: Description, license_: str, limits: Limits, batch: planning.Ba
     if family == "encoder-only":
         return Verdict("encoder-only; nothing here tunes or scores a model that writes no text", family)
     parameters = planning.count_parameters(config).total
-    # Prompt tuning trains least and keeps least: what does not fit then, never fits.
-    step = planning.step_memory(config, planning.Method("prompt_tuning", virtual_tokens=1), batch)
-    training = planning.process_bytes(step)
-    serving = planning.PROCESS_BYTES + planning.serving_bytes(config, parameters, batch)
+    training = _least_training_bytes(config, batch, runtime)
+    process = 0 if runtime.device == "cuda" else planning.PROCESS_BYTES
+    serving = process + planning.serving_bytes(config, parameters, batch, runtime.dtype)
     verdict = Verdict(None, family, parameters, training, serving)
     if max(training, serving) > limits.memory_gib * 2**30:
         return verdict._replace(
@@ -172,6 +173,18 @@ def screen(found: Description, license_: str, limits: Limits, batch: planning.Ba
             f"scope.constraints.memory_gib allows {limits.memory_gib:g}"
         )
     return verdict
+
+
+def _least_training_bytes(config: Any, batch: planning.Batch, runtime: Runtime) -> int:
+    """What the least demanding way to tune takes, activations computed again: what does not fit then, never fits.
+
+    Prompt tuning trains least and keeps least; on a GPU an adapter on weights in 4 bits may take less.
+    """
+    ways = [planning.Method("prompt_tuning", virtual_tokens=1)]
+    if runtime.device == "cuda":
+        ways.append(planning.Method("qlora", rank=1))
+    steps = [planning.step_memory(config, way, batch, runtime.dtype, recompute=True) for way in ways]
+    return min(planning.process_bytes(step, runtime.device) for step in steps)
 
 
 def _only_pickle(files: Sequence[str] | None) -> str | None:

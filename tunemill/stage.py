@@ -113,7 +113,7 @@ def main(
     argv: Sequence[str] | None = None,
     *,
     distributed: bool = False,
-    preview: Callable[[Any], str] | None = None,
+    preview: Callable[[ParamsFile], str] | None = None,
 ) -> typing.NoReturn:
     """Run a stage from the command line and exit: 0, 1 (bad data, a held lock), 2 (a mistake in params or flags).
 
@@ -121,8 +121,8 @@ def main(
         run: the stage.
         argv: the command line; the process's own if left out.
         distributed: the stage can be started by torchrun or accelerate in several processes; the first one writes.
-        preview: given the stage's parameters alone, says what can be known before it runs; its name is the flag that asks for
-            it. Nothing is read or written.
+        preview: given params.yaml alone, says what can be known before it runs; its name is the flag that asks for it.
+            Nothing is read or written.
     """
     # However it is started: no hub is reached unless the user allows it. The hub's client reads this when it is imported.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -137,8 +137,8 @@ def main(
     try:
         if asked and preview is not None:
             warnings.simplefilter("ignore")  # what one library deprecates in another is no news to the user
-            os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-            print(preview(ParamsFile(arguments.params).section(stage.name, stage.config)))
+            _quieten()
+            print(preview(ParamsFile(arguments.params)))
         else:
             execute(stage, arguments, distributed)
     except UserError as error:
@@ -193,6 +193,12 @@ def _parser(stage: Contract, preview: str = "", needs_inputs: bool = True) -> ar
     return parser
 
 
+def _quieten() -> None:
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # It misses a kernel whenever peft is imported, used or not.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
 def execute(stage: Contract, arguments: argparse.Namespace, distributed: bool = False) -> Metrics:
     """Run one stage with everything around it.
 
@@ -204,13 +210,10 @@ def execute(stage: Contract, arguments: argparse.Namespace, distributed: bool = 
     began = time.time()
     # One progress line of ours instead of the libraries' bars, which fill a log file with carriage returns.
     os.environ.setdefault("TQDM_DISABLE", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    _quieten()
     os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")  # in processes that the stage starts
     # What one library deprecates in another is no news to the user, who can do nothing about it.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft|accelerate|datasets)\b")
-    logging.getLogger("bitsandbytes").setLevel(
-        logging.ERROR
-    )  # it misses a kernel whenever peft is imported, used or not
     file = ParamsFile(arguments.params)
     sections = {name: file.section(name, kind) for name, kind in stage.params.items()}
     inputs: dict[str, Any] = {name: getattr(arguments, f"input_{name}") for name in stage.inputs}
@@ -280,7 +283,7 @@ def execute(stage: Contract, arguments: argparse.Namespace, distributed: bool = 
                 return flat
             timing = {
                 "seconds": round(time.time() - _process_start(began), 3),
-                "peak_memory_bytes": runtime.peak_memory_bytes(),
+                **runtime.peak_memory(machine.device if machine else "cpu"),
                 **({"device": machine.device, "dtype": machine.dtype} if machine else {}),
                 **log.measured,
             }

@@ -14,10 +14,11 @@ fast on a small machine, exact, and hard to break:
 from __future__ import annotations
 
 import csv
-import gc
 import io
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -28,7 +29,7 @@ from tunemill.errors import UserError
 from tunemill.log import Log
 from tunemill.losses import Encoded
 from tunemill.params import Params
-from tunemill.runtime import Runtime, out_of_memory
+from tunemill.runtime import Runtime, free_bytes, out_of_memory, release
 
 LOWERED = 0.3
 """What the learning rate is multiplied by after a gradient that was no number."""
@@ -492,7 +493,7 @@ def train(
         # Outside the handlers: the error's traceback holds the tensors that did not fit.
         if runtime.rank == 0:
             checkpoints.write_json(note, {"batch_size": limit, "learning_rate": rate})
-        _release()
+        release()
 
 
 def _fits(model: Any, rows: Sequence[Encoded]) -> None:
@@ -564,10 +565,13 @@ def _attempt(
     if resume and max((point.step for point in points if point.loss is not None), default=0) < first:
         resume, first, points = None, 0, []  # weights without their curve: not what a checkpoint of ours looks like
     start, virtual = losses.start_token(model), losses.virtual_tokens(model)
+    began = apart = 0.0  # when the loop began, and what the passes over validation pairs took
     validating = bool(data.validation) and cfg.validation_steps > 0
 
     class Follow(TrainerCallback):  # type: ignore[misc]  # the hook that transformers offers; it holds no logic of its own
         def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            nonlocal began
+            began = _now(runtime)
             if learning_rate != cfg.learning_rate:  # a checkpoint brings the old one back
                 scheduler = getattr(given["lr_scheduler"], "scheduler", given["lr_scheduler"])
                 scheduler.base_lrs = [learning_rate] * len(scheduler.base_lrs)
@@ -602,7 +606,10 @@ def _attempt(
             _barrier()
 
         def validate(self, policy: Any, step: int) -> None:
+            nonlocal apart
+            stopped = _now(runtime)
             loss = validation_loss(policy, data.validation, cfg.batch_size, tokenizer.pad_token_id)
+            apart += _now(runtime) - stopped
             points.append(Point(step, None, loss, None, tokens_until[step]))
             log(step, validation_loss=loss)
 
@@ -633,6 +640,10 @@ def _attempt(
     trainer.add_callback(Follow())
     log.start("training", cfg.steps, "step", first)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    if first < cfg.steps and "training_seconds" not in log.measured:  # of several seeds the first one's
+        seconds = _now(runtime) - began - apart
+        # Where it was continued, as long as all steps would have taken at the speed of the last ones.
+        log.measure(training_seconds=round(seconds * cfg.steps / (cfg.steps - first), 3))
     policy = trainer.accelerator.unwrap_model(trainer.model)
     return (_gathered(policy, load()) if cfg.sharding == "fsdp" else policy), points, planned
 
@@ -754,7 +765,7 @@ def _sharded(model: Any) -> bool:
 
 
 def _gathered(sharded: Any, fresh: Any) -> Any:
-    """The trained weights, whole again on every process, in a model that is not sharded."""
+    """The trained weights, whole again on every process, in a model that is not sharded and lies on the host."""
     from torch.distributed.tensor import DTensor
 
     weights = {
@@ -770,6 +781,14 @@ def _gathered(sharded: Any, fresh: Any) -> Any:
 def _one_device(arguments: Any) -> None:
     _ = arguments.device  # reading it counts the devices
     arguments._n_gpu = min(1, arguments.n_gpu)  # several would be wrapped in DataParallel, which changes the batches
+
+
+def loading(cfg: Training, runtime: Runtime) -> Runtime:
+    """Where a model is loaded that is to be trained: on the host where it is sharded, else on the device.
+
+    FSDP2 moves a layer to the GPU as it shards it, so no GPU ever holds the whole; neither does it when it is gathered.
+    """
+    return replace(runtime, device="cpu") if cfg.sharding == "fsdp" else runtime
 
 
 def validation_loss(policy: Any, rows: Sequence[Encoded], batch_size: int, pad: int) -> float:
@@ -798,19 +817,19 @@ def _finite(model: Any) -> bool:
     return bool((norm.full_tensor() if hasattr(norm, "full_tensor") else norm).isfinite())
 
 
+def _now(runtime: Runtime) -> float:
+    if runtime.device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def _barrier() -> None:
     import torch.distributed as distributed
 
     if distributed.is_available() and distributed.is_initialized():
         distributed.barrier()
-
-
-def _release() -> None:
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def plan_memory(policy: Any, batches: Sequence[Sequence[Encoded]], cfg: Training, runtime: Runtime) -> dict[str, int]:
@@ -851,14 +870,15 @@ def plan_memory(policy: Any, batches: Sequence[Sequence[Encoded]], cfg: Training
 
 def _say(planned: Mapping[str, int], runtime: Runtime, log: Log) -> None:
     """Say what memory a training will take, and whether that much is free."""
-    import psutil
-    import torch
-
-    total = planned["total"]
+    total, free, whose = planned["total"], free_bytes(runtime.device), "the GPU"
     if runtime.device == "cuda":
-        free, whose = torch.cuda.mem_get_info()[0], "the GPU"
-    else:  # this process has some of it already
-        free, whose = psutil.virtual_memory().available + psutil.Process().memory_info().rss, "this machine"
+        import torch
+
+        free += torch.cuda.memory_allocated()  # the model is there already
+    else:
+        import psutil
+
+        free, whose = free + psutil.Process().memory_info().rss, "this machine"  # this process has some of it already
     text = f"memory at the peak, as planned: {total / 2**30:.1f} GiB"
     if total > free:
         text += f"; {whose} has {free / 2**30:.1f} GiB free: set recompute: true or a smaller batch_size"
@@ -879,10 +899,7 @@ def record(out: Path, method: str, cfg: Training, data: Data, trained: Trained, 
         trained: of one seed.
         dtype: number format that was computed in.
     """
-    parameters = list(trained.policy.parameters())
-    trainable = sum(each.numel() for each in parameters if each.requires_grad)
-    # An adapter's own weights are no part of the model that the share is of.
-    total = sum(each.numel() for each in parameters)
+    trainable, total = _counted(trained.policy)
     trained_on = [point.loss for point in trained.points if point.loss is not None]
     validated = [point.validation_loss for point in trained.points if point.validation_loss is not None]
     pairs = cfg.batch_size * cfg.accumulation
@@ -927,11 +944,10 @@ def record(out: Path, method: str, cfg: Training, data: Data, trained: Trained, 
 
 def facts(cfg: Training, data: Data, trained: Trained, seed: int) -> dict[str, object]:
     """What a model card tells about a training."""
-    parameters = list(trained.policy.parameters())
-    trainable = sum(each.numel() for each in parameters if each.requires_grad)
+    trainable, total = _counted(trained.policy)
     validated = [point.validation_loss for point in trained.points if point.validation_loss is not None]
     told: dict[str, object] = {
-        "trained parameters": f"{trainable:,} of {sum(each.numel() for each in parameters):,}",
+        "trained parameters": f"{trainable:,}, {trainable / total:.2%} of the model's {total:,}",
         "training pairs": f"{len(data.train):,}",
         "optimizer steps": f"{cfg.steps} of {cfg.batch_size * cfg.accumulation} pairs",
         "peak learning rate": f"{trained.learning_rate:g}",
@@ -940,6 +956,16 @@ def facts(cfg: Training, data: Data, trained: Trained, seed: int) -> dict[str, o
     if validated:
         told["validation loss"] = f"{validated[0]:.3f} before, {validated[-1]:.3f} after"
     return told
+
+
+def _counted(policy: Any) -> tuple[int, int]:
+    """(parameters that were trained, parameters of the model without what an adapter adds to it)."""
+    if not hasattr(policy, "get_nb_trainable_parameters"):
+        parameters = list(policy.parameters())
+        return sum(each.numel() for each in parameters if each.requires_grad), sum(each.numel() for each in parameters)
+    # PEFT knows that bitsandbytes keeps two weights in a byte. Nothing but the adapter is trained.
+    trainable, everything = policy.get_nb_trainable_parameters()
+    return int(trainable), int(everything - trainable)
 
 
 def curve_csv(points: Sequence[Point]) -> str:

@@ -75,6 +75,34 @@ def test_real_measurements(root: Path, tmp_path: Path) -> None:
     assert (written["device"], written["dtype"], written["prompts"]) == ("cpu", "float32", 2)
 
 
+def test_what_does_not_fit_together_is_loaded_in_turn(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[str] = []
+    load = models.load_policy
+
+    def counted(policy: Path, *rest: Any) -> Any:
+        loads.append(policy.name)
+        return load(policy, *rest)
+
+    monkeypatch.setattr(models, "load_policy", counted)
+    monkeypatch.setattr(profiling, "peak_memory", lambda *_: 1)
+    monkeypatch.setattr(efficiency, "peak_memories", lambda folders, *_: dict.fromkeys(folders, 1))
+    for name, free, order in (
+        ("all", 2**34, ["model", "adapter"]), ("one", 100, ["model", "adapter"] * CONFIG.rounds),
+    ):  # fmt: skip
+        monkeypatch.setattr(efficiency, "free_bytes", lambda device, free=free: free)
+        loads.clear()
+        (tmp_path / name).mkdir()
+        run(
+            CONFIG, evaluations=root / "evaluate", candidates=candidates(root), out=tmp_path / name, runtime=CPU,
+            log=Log(),
+        )  # fmt: skip
+        written = json.loads((tmp_path / name / "efficiency.json").read_text())
+        assert (written["in_memory"], loads) == (name, order)
+        assert [len(each) for each in written["samples"].values()] == [CONFIG.rounds] * 2
+
+
 def test_turns_medians_and_ratios(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The machine gets three times as slow in the last round: ratios within a round do not notice.
     turns: list[str] = []

@@ -11,14 +11,52 @@ from typing import Any
 import pytest
 
 from stages import __main__ as checks
+from stages import lora, prompt_tune, scope, select, sft
 from tests.stages import tuned
 from tests.stages.test_pretrain import run as pretrained
-from tunemill import recipes, records
+from tunemill import planning, recipes, records, screening, tuning
 from tunemill.params import Candidates, Launch, ParamsFile
+from tunemill.runtime import Runtime
 
 RECIPES = sorted(each.stem for each in (tuned.ROOT / "recipes").glob("*.yaml"))
 TUNING = ("sft", "lora", "prompt_tune", "ia3", "pretrain")
 FEW = {"steps": 2, "validation_items": 2, "validation_steps": 2, "checkpoint_steps": 2, "max_tokens": 120}
+SHAPES: dict[str, dict[str, Any]] = {
+    "meta-llama/Llama-3.1-8B-Instruct": {
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 4096, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 14336, "vocab_size": 128256,
+    },
+    "HuggingFaceTB/SmolLM2-1.7B-Instruct": {
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 2048, "num_hidden_layers": 24,
+        "num_attention_heads": 32, "num_key_value_heads": 32, "intermediate_size": 8192, "vocab_size": 49152,
+        "tie_word_embeddings": True,
+    },
+    "google/flan-t5-base": {
+        "model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True, "d_model": 768,
+        "num_layers": 12, "num_heads": 12, "d_ff": 2048, "d_kv": 64, "vocab_size": 32128, "feed_forward_proj": "gated-gelu",
+        "tie_word_embeddings": False, "decoder_start_token_id": 0,
+    },
+    "google/flan-t5-small": {
+        "model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True, "d_model": 512,
+        "num_layers": 8, "num_heads": 6, "d_ff": 1024, "d_kv": 64, "vocab_size": 32128, "feed_forward_proj": "gated-gelu",
+        "tie_word_embeddings": False, "decoder_start_token_id": 0,
+    },
+}  # fmt: skip
+"""What the config.json of the recipes' hub models says of their shapes."""
+
+PARAMETERS = {
+    "meta-llama/Llama-3.1-8B-Instruct": 8_030_261_248,
+    "HuggingFaceTB/SmolLM2-1.7B-Instruct": 1_711_376_384,
+    "google/flan-t5-base": 247_577_856,
+    "google/flan-t5-small": 76_961_152,
+}
+"""As their model cards count them."""
+
+GPUS = {
+    "llama-8b-qlora": (24, "bfloat16"), "smollm2-1.7b-one-gpu": (40, "bfloat16"), "multi-gpu-fsdp": (24, "bfloat16"),
+    "flan-t5-dialogsum": (16, "float32"),
+}  # fmt: skip
+"""GiB of the GPU that a recipe's comment names, and the number format it has to do in."""
 
 
 @pytest.fixture
@@ -56,6 +94,50 @@ def test_it_is_valid(name: str, place: Path) -> None:
         assert "collect.examples.path: no file 'dialogsum.csv'" in fault
         (place / "dialogsum.csv").touch()
     assert checks.check(place) == []
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_its_models_pass_its_own_screening_on_a_gpu(name: str, place: Path) -> None:
+    params = merge(place, name)
+    asked, chosen = params.section("scope", scope.Config), params.section("select", select.Config)
+    limits = screening.Limits(asked.kind, asked.constraints.licenses, asked.constraints.memory_gib)
+    hub = [each for each in chosen.candidates.values() if isinstance(each, select.HubModel)]
+    assert hub or name not in GPUS
+    for source in hub:
+        found = screening.Description(SHAPES[source.repo], ("config.json", "model.safetensors"))
+        batch = select.assumed(chosen.plan).batch
+        verdict = screening.screen(found, source.license, limits, batch, Runtime("cuda", "bfloat16", 2))
+        assert verdict.refusal is None
+        assert verdict.parameters == PARAMETERS[source.repo]
+
+
+@pytest.mark.parametrize("name", GPUS)
+def test_its_largest_batch_fits_the_gpu_that_its_comment_names(name: str, place: Path) -> None:
+    params, (size, dtype) = merge(place, name), GPUS[name]
+    assert f"{size} GB" in (tuned.ROOT / "recipes" / f"{name}.yaml").read_text().partition("\n\nscope:")[0]
+    [source] = params.section("select", select.Config).candidates.values()
+    assert isinstance(source, select.HubModel)
+    config = screening.configuration(SHAPES[source.repo])
+    command = params.section("launch", Launch).root.split()
+    processes = int(command[-1]) if command[0] == "torchrun" else 1
+    stages: dict[str, tuple[type[tuning.Training], Any]] = {
+        "sft": (sft.Config, lambda cfg: None),
+        "lora": (lora.Config, lora.adapter),
+        "prompt_tune": (prompt_tune.Config, prompt_tune.adapter),
+    }
+    for stage in used(params):
+        kind, adapter = stages[stage]
+        cfg = params.section(stage, kind)
+        rows, _ = tuning.micro_batches(cfg.batch_size, cfg.accumulation, processes)
+        batch = planning.Batch(rows, cfg.max_tokens, 128 if config.is_encoder_decoder else 32)
+        quantised = {"nf4": "4-bit", "int8": "int8"}.get(getattr(cfg, "quantize", "none"))
+        planned = planning.tuning_memory(
+            config, adapter(cfg), batch, dtype, recompute=cfg.recompute, quantised=quantised
+        )
+        lasting = planned.weights + planned.optimizer + planned.gradients
+        shards = processes if cfg.sharding == "fsdp" else 1
+        # A tenth is left for what CUDA keeps for itself and for holes between tensors.
+        assert planned.total - lasting + lasting / shards < 0.9 * size * 2**30, stage
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name != "multi-gpu-fsdp"])

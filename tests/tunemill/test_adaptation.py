@@ -52,7 +52,7 @@ def test_rows_without_plan_time_curve_or_candidate_say_so():
     lora = found[1]
     assert (lora.candidate, lora.quality.reason, lora.gain) == (None, "no candidate of this run", None)
     assert (lora.before, lora.after, lora.seconds, lora.memory) == (None, None, None, None)
-    assert lora.share == pytest.approx(100 * 2442240 / 136957248)
+    assert lora.share == pytest.approx(100 * 2442240 / 134515008)
     assert adaptation.methods([], None, policies={}, comparison={}, metric="", reference="base", timings={}) == []
 
 
@@ -194,10 +194,14 @@ def test_a_plan_that_is_a_fifth_off_is_marked(planned: float | None, measured: f
 
 
 def test_plans_stand_beside_what_was_measured():
-    timings = {"sft": {"seconds": 210.0, "peak_memory_bytes": 3_200_000_000}}
+    timings = {
+        "select": {"seconds": 30.0, "step_seconds/full": 2.0, "step_tokens": 1514},
+        "sft": {"seconds": 210.0, "training_seconds": 180.0, "peak_memory_bytes": 3_200_000_000},
+    }
     sft, soft = adaptation.plans([tuned("sft"), tuned("prompt_tune")], timings)
-    assert (sft.time.planned, sft.time.measured) == (150.0, 210.0)
+    # By the tokens that were trained on, not by steps; held against the loop alone, not the whole stage.
+    assert (sft.time.planned, sft.time.measured) == (2.0 * 151400 / 1514, 180.0)
     assert sum(size for _, size in sft.parts) == sft.memory.planned
     assert (soft.memory.said, soft.time.said, soft.parts) == ("not planned", "not planned", ())
-    timings["select"] = {"seconds": 30.0, "step_seconds/prompt_tuning": 1.5}
-    assert adaptation.plans([tuned("prompt_tune")], timings)[0].time.planned == 150.0  # of 100 steps
+    # A method whose step was not measured has no planned time.
+    assert adaptation.plans([tuned("lora", method="qlora")], timings)[0].time.said == "not planned"

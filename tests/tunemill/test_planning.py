@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
@@ -11,9 +12,23 @@ from tunemill import planning
 
 
 def test_lora_arithmetic_of_a_512_by_64_weight() -> None:
+    from transformers import LlamaConfig
+
     # 512 x 64 = 32,768 weights; rank 8 trains 8 x 64 + 512 x 8 = 4,608: 86% fewer.
-    assert planning.lora_parameters([(512, 64)], 8) == 4_608
+    config = LlamaConfig(hidden_size=64, head_dim=128, num_attention_heads=4, num_hidden_layers=1, vocab_size=9)
+    method = planning.Method("lora", rank=8, targets=("q_proj",))
+    assert planning.trainable_parameters(config, method) == 4_608
     assert round(100 * (1 - 4_608 / (512 * 64))) == 86
+
+
+def test_what_is_trained_is_counted_whatever_the_layers_are_called() -> None:
+    from transformers import GPT2Config
+
+    # GPT-2's matrices are no nn.Linear. In each layer: 32 → 96, 32 → 32, 32 → 128 and 128 → 32.
+    config = GPT2Config(n_layer=2, n_embd=32, n_head=2, vocab_size=90)
+    assert planning.trainable_parameters(config, planning.Method("lora", rank=4)) == 2 * 4 * (128 + 64 + 160 + 160)
+    assert planning.trainable_parameters(config, planning.Method("prompt_tuning", virtual_tokens=5)) == 5 * 32
+    assert planning.trainable_parameters(config, planning.Method("full")) == planning.count_parameters(config).total
 
 
 def test_counts_equal_the_real_model() -> None:
@@ -66,11 +81,6 @@ def test_rule_of_thumb_is_24_bytes_to_train_and_4_to_store() -> None:
     }
 
 
-def test_adapters_keep_gradients_and_moments_for_themselves_only() -> None:
-    table = planning.adapter_training_bytes(1000, 10, "bfloat16")
-    assert table["total"] == 2000 + 40 + 40 + 80
-
-
 def test_number_formats_as_ieee_and_brain_float_define_them() -> None:
     assert [tuple(each) for each in planning.formats()] == [
         ("float32", 32, 8, 23, 4.0),
@@ -116,7 +126,7 @@ def test_a_petaflop_day_is_what_gpt_3_took_3640_of() -> None:
 
 
 def test_the_cache_of_llama_2_7b_takes_half_a_mebibyte_for_a_token() -> None:
-    from transformers import LlamaConfig, T5Config
+    from transformers import BartConfig, LlamaConfig, T5Config
 
     llama = LlamaConfig(num_hidden_layers=32, hidden_size=4096, num_attention_heads=32, num_key_value_heads=32)
     assert planning.kv_cache_bytes(llama, 1, 1) == 2**19
@@ -124,6 +134,11 @@ def test_the_cache_of_llama_2_7b_takes_half_a_mebibyte_for_a_token() -> None:
     assert planning.kv_cache_bytes(grouped, 1, 1) == 2 * 80 * 8 * 128 * 2
     t5 = T5Config(num_layers=3, num_decoder_layers=5, d_kv=16, num_heads=4)
     assert planning.kv_cache_bytes(t5, 2, 7, 4) == 2 * 5 * 4 * 16 * 14 * 4
+    bart = BartConfig(
+        d_model=64, encoder_layers=2, decoder_layers=6, encoder_attention_heads=4, decoder_attention_heads=2
+    )
+    assert planning.kv_cache_bytes(bart, 1, 1) == 2 * 6 * 64 * 2
+    assert [planning.layers(each) for each in (llama, t5, bart)] == [(0, 32), (3, 5), (2, 6)]
 
 
 def test_families_are_recognised_from_the_configuration() -> None:
@@ -260,6 +275,36 @@ def test_half_precision_saves_where_nothing_needs_the_precision() -> None:
     assert packed.weights < half.weights
 
 
+@pytest.mark.parametrize("family", ["decoder-only", "encoder-decoder"])
+@pytest.mark.parametrize(("kind", "kept"), [("nf4", "4-bit"), ("int8", "int8")])
+def test_packed_weights_are_as_many_bytes_as_bitsandbytes_keeps(
+    family: Literal["decoder-only", "encoder-decoder"], kind: str, kept: str, tmp_path: Path
+) -> None:
+    from peft import LoraConfig
+    from transformers import AutoConfig
+
+    from tunemill import models, runtime, tuning
+
+    models.make_random(tmp_path, 2, 256, 1, "float32", family)
+    base = models.load_quantized(tmp_path, runtime.Runtime("cpu", "bfloat16", 2), kind)
+    policy = tuning.adapt(base, LoraConfig(r=4, target_modules="all-linear"), "lora")
+    real = sum(each.numel() * each.element_size() for each in policy.parameters())
+    for each in policy.parameters():
+        if state := getattr(each, "quant_state", None):
+            real += state.absmax.numel() * state.absmax.element_size() + 4 * state.state2.absmax.numel()
+    config = AutoConfig.from_pretrained(tmp_path)
+    config.scale_decoder_outputs = (
+        True  # the random T5 has no head of its own, unlike the checkpoints it is modelled on
+    )
+    # Whichever layers the adapter is on, every matrix but the output head is packed.
+    for adapter in (LoraConfig(r=4, target_modules="all-linear"), LoraConfig(r=1, target_modules=["q_proj", "q"])):
+        planned = planning.tuning_memory(config, adapter, planning.Batch(2, 24, 8), "bfloat16", quantised=kept)
+        own = planned.optimizer // 2  # of the adapter, in float32
+        assert planned.weights - own == pytest.approx(real - 4 * tuning._counted(policy)[0], rel=1e-4)
+    counted = planning.count_parameters(config).total
+    assert tuning._counted(policy)[1] == counted  # not half of it, and without the adapter
+
+
 def test_computing_activations_again_saves_most_of_them() -> None:
     adapter = planning.adapter(small(), planning.Method("lora", rank=4))
     kept, again = (
@@ -307,6 +352,17 @@ def test_the_table_says_everything_once() -> None:
     assert text.splitlines()[0].startswith("0.2 M parameters: embedding 0.0 M, attention 0.0 M")
     for line in ("bfloat16      16         8         7      2", "zero3", "rule of thumb for full tuning, 24 bytes"):
         assert line in text
+    # Bytes to train in each number format, and which one the parts are for.
+    formats = {name: each["training_bytes"] for name, each in planned["methods"].items()}
+    assert {name: sorted(each) for name, each in formats.items()} == {
+        **{name: ["bfloat16", "float16", "float32"] for name in ("full", "lora", "prompt_tuning")},
+        "qlora": ["4-bit", "int8"],
+    }
+    for name, each in planned["methods"].items():
+        assert formats[name][each["dtype"]] == each["memory"]["total"]
+        assert f"{name:<14} {each['dtype']}" in text
+    assert formats["lora"]["bfloat16"] < formats["lora"]["float32"]
+    assert formats["qlora"]["4-bit"] < formats["qlora"]["int8"]
     assert planned["methods"]["full"]["trainable_share"] == 1.0
     assert planned["methods"]["prompt_tuning"]["trainable_parameters"] == 5 * 64
     assert planned["compute_optimal"]["fitted_tokens"] is None  # smaller than the paper's table

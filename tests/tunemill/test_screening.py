@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from tunemill import planning, screening
+from tunemill.runtime import Runtime
 
 LIMITS = screening.Limits("summarisation", ("Apache-2.0", "MIT"), 12.0)
 BATCH = planning.Batch(2, 24, 8)
+CPU = Runtime("cpu", "float32", 2)
 LLAMA = {
     "model_type": "llama", "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128,
     "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -23,7 +25,7 @@ T5 = {
 
 
 def screen(config: dict[str, Any], license_: str = "MIT", files: tuple[str, ...] | None = None) -> screening.Verdict:
-    return screening.screen(screening.Description(config, files), license_, LIMITS, BATCH)
+    return screening.screen(screening.Description(config, files), license_, LIMITS, BATCH, CPU)
 
 
 def test_both_families_that_write_pass_for_summaries() -> None:
@@ -53,6 +55,23 @@ def test_the_cheap_questions_come_first() -> None:
     assert "pickle (pytorch_model.bin)" in str(screen(large, files=("config.json", "pytorch_model.bin")).refusal)
     assert time.monotonic() - began < 20
     assert "scope.constraints.memory_gib allows 12" in str(screen(large).refusal)
+
+
+def test_it_is_asked_of_the_device_and_the_number_format_that_will_compute() -> None:
+    # Wide enough that the weights count, with a vocabulary that is small beside them.
+    found = screening.Description(
+        {**LLAMA, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 4}, None
+    )
+    on_cpu = screening.screen(found, "MIT", LIMITS, BATCH, CPU)
+    half = screening.screen(found, "MIT", LIMITS, BATCH, Runtime("cpu", "bfloat16", 2))
+    on_gpu = screening.screen(found, "MIT", LIMITS, BATCH, Runtime("cuda", "bfloat16", 2))
+    assert on_cpu.parameters and on_cpu.training_bytes and on_cpu.serving_bytes
+    assert half.training_bytes and half.serving_bytes and on_gpu.training_bytes and on_gpu.serving_bytes
+    weights = 2 * on_cpu.parameters
+    assert on_cpu.serving_bytes - half.serving_bytes == pytest.approx(weights, rel=0.01)
+    assert half.serving_bytes - on_gpu.serving_bytes == planning.PROCESS_BYTES  # the GPU holds no Python
+    # A GPU can tune an adapter on weights in 4 bits.
+    assert on_gpu.training_bytes < weights < half.training_bytes - planning.PROCESS_BYTES
 
 
 def test_what_is_no_language_model_is_refused() -> None:

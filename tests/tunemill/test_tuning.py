@@ -200,6 +200,7 @@ def test_out_of_memory_makes_smaller_batches_and_the_same_steps(
     assert told[0].startswith("memory at the peak, as planned: ")
     assert events(told) == ["out of memory with 4 pairs in a forward pass: 2 now, the step as large as before"]
     assert [point.step for point in found.points] == [point.step for point in whole.points]
+    assert log.measured["training_seconds"] > 0  # of the loop that went to the end, as if it had gone all the way
     for ours, theirs in zip(found.points, whole.points, strict=True):
         assert ours.tokens == theirs.tokens
         assert (ours.loss or 0.0) == pytest.approx(theirs.loss or 0.0, rel=1e-3)
