@@ -72,6 +72,7 @@ def run(
         )
         told = tuning.record(out / name, "ia3", cfg, data, trained, runtime.dtype)
         metrics = metrics or told
+        del trained  # the next seed wants the memory
     return metrics
 
 

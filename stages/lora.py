@@ -88,6 +88,7 @@ def run(
         method = "lora" if cfg.quantize == "none" else "qlora"
         told = tuning.record(out / name, method, cfg, data, trained, runtime.dtype)
         metrics = metrics or told
+        del trained  # the next seed wants the memory
     return metrics
 
 

@@ -90,6 +90,7 @@ def run(cfg: Config, *, text: Path, model: Path, out: Path, work: Path, runtime:
             facts,
             family == "encoder-decoder",
         )
+        del trained  # the next seed wants the memory
     return metrics
 
 

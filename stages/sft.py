@@ -73,6 +73,7 @@ def run(
             facts,
             trained.policy.config.is_encoder_decoder,
         )
+        del trained  # the next seed wants the memory
     return metrics
 
 

@@ -447,6 +447,7 @@ def train(
             fix="set sharding: none, or start several processes: launch: torchrun --nproc_per_node 2",
             exit_code=2,
         )
+    release()  # what an earlier training of this process has left
     note = work / "recovered.json"  # survives a kill, as the checkpoints do
     state = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
     limit, rate = state.get("batch_size", cfg.batch_size), state.get("learning_rate", cfg.learning_rate)
