@@ -25,7 +25,7 @@ from tunemill.errors import UserError
 from tunemill.log import Log
 from tunemill.params import Candidates, Params
 from tunemill.runtime import Runtime, free_bytes, release
-from tunemill.stage import Metrics, main
+from tunemill.stage import Metrics, main, quieten
 
 
 class Config(Params):
@@ -143,7 +143,7 @@ def peak_memories(
     folders: Mapping[str, tuple[Path, Path]], runtime: Runtime, prompts: Sequence[str], new_tokens: int
 ) -> dict[str, int]:
     """Peak bytes for each candidate, every one in a fresh process, two side by side: nothing is timed here."""
-    with multiprocessing.get_context("spawn").Pool(min(2, len(folders)), maxtasksperchild=1) as pool:
+    with multiprocessing.get_context("spawn").Pool(min(2, len(folders)), quieten, maxtasksperchild=1) as pool:
         asked = {
             name: pool.apply_async(profiling.peak_memory, (policy, base, runtime, prompts, new_tokens))
             for name, (policy, base) in folders.items()

@@ -413,7 +413,17 @@ def step_memory(
         recompute: activations are computed again in the backward pass instead of being kept.
     """
     quantised = "4-bit" if method.name == "qlora" else None
-    return tuning_memory(config, adapter(config, method), batch, dtype, recompute=recompute, quantised=quantised)
+
+    def planned(shape: Any) -> Memory:
+        return tuning_memory(shape, adapter(shape, method), batch, dtype, recompute=recompute, quantised=quantised)
+
+    # With frozen weights the worst moment is the beginning of the backward pass, however many layers there are: each adds the
+    # same. With trained ones it moves, as gradients pile up while activations go.
+    if method.name == "full" or not (layers := _alike(config)):
+        return planned(config)
+    few, more = (planned(with_layers(config, each)) for each in SHALLOW)
+    steps = (layers - SHALLOW[0]) / (SHALLOW[1] - SHALLOW[0])
+    return Memory(*(round(low + steps * (high - low)) for low, high in zip(few, more, strict=True)))
 
 
 def tuning_memory(
@@ -613,12 +623,28 @@ def _unpacked() -> Iterator[None]:
         setattr(masking_utils, name, reads)
 
 
+SHALLOW = (2, 4)
+"""Layers of the models that a deeper one is planned by."""
+LAYER_COUNTS = ("num_hidden_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
+"""What configurations call the number of layers, in each half of an encoder-decoder."""
+
+
+def _alike(config: Any) -> int:
+    """The number of layers, where there are many and each is like the others; 0 otherwise."""
+    counts = {int(value) for name in LAYER_COUNTS if (value := getattr(config, name, None)) is not None}
+    if len(counts) != 1 or (layers := counts.pop()) <= 2 * SHALLOW[1]:
+        return 0
+    few, more, all_of_them = (count_parameters(with_layers(config, each)).total for each in (*SHALLOW, layers))
+    steps = (layers - SHALLOW[0]) / (SHALLOW[1] - SHALLOW[0])
+    return layers if few + steps * (more - few) == all_of_them else 0
+
+
 def with_layers(config: Any, layers: int) -> Any:
     """The same configuration with another number of layers, in each half of an encoder-decoder."""
     import copy
 
     changed = copy.deepcopy(config)
-    for name in ("num_hidden_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers"):
+    for name in LAYER_COUNTS:
         if getattr(changed, name, None) is not None:
             setattr(changed, name, layers)
     if getattr(changed, "layer_types", None):

@@ -137,7 +137,7 @@ def main(
     try:
         if asked and preview is not None:
             warnings.simplefilter("ignore")  # what one library deprecates in another is no news to the user
-            _quieten()
+            quieten()
             print(preview(ParamsFile(arguments.params)))
         else:
             execute(stage, arguments, distributed)
@@ -193,7 +193,8 @@ def _parser(stage: Contract, preview: str = "", needs_inputs: bool = True) -> ar
     return parser
 
 
-def _quieten() -> None:
+def quieten() -> None:
+    """Silence what libraries say that is no news to the user; processes that a stage starts call it too."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # It misses a kernel whenever peft is imported, used or not.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -210,7 +211,7 @@ def execute(stage: Contract, arguments: argparse.Namespace, distributed: bool = 
     began = time.time()
     # One progress line of ours instead of the libraries' bars, which fill a log file with carriage returns.
     os.environ.setdefault("TQDM_DISABLE", "1")
-    _quieten()
+    quieten()
     os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")  # in processes that the stage starts
     # What one library deprecates in another is no news to the user, who can do nothing about it.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft|accelerate|datasets)\b")

@@ -305,6 +305,34 @@ def test_packed_weights_are_as_many_bytes_as_bitsandbytes_keeps(
     assert tuning._counted(policy)[1] == counted  # not half of it, and without the adapter
 
 
+@pytest.mark.parametrize("family", ["decoder-only", "encoder-decoder"])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_deep_model_is_planned_by_shallow_ones(family: str, recompute: bool) -> None:
+    from transformers import LlamaConfig, T5Config
+
+    config: Any = (
+        LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=12, num_attention_heads=4, vocab_size=300)
+        if family == "decoder-only"
+        else T5Config(d_model=32, d_ff=64, num_layers=12, num_heads=4, d_kv=8, vocab_size=300)
+    )
+    batch = planning.Batch(3, 40, 8)
+    for method in planning.methods(planning.Assumptions(batch, 10, 4, 5, 8)).values():
+        quantised = "4-bit" if method.name == "qlora" else None
+        whole = planning.tuning_memory(
+            config, planning.adapter(config, method), batch, "float32", recompute=recompute, quantised=quantised
+        )
+        found = planning.step_memory(config, method, batch, recompute=recompute)
+        assert found.total == pytest.approx(whole.total, rel=1e-3), method.name
+
+
+def test_layers_that_differ_are_all_planned() -> None:
+    from transformers import LlamaConfig, T5Config
+
+    assert planning._alike(LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=12)) == 12
+    assert planning._alike(LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=6)) == 0  # few enough
+    assert planning._alike(T5Config(d_model=32, d_ff=64, num_layers=12, num_decoder_layers=10)) == 0
+
+
 def test_computing_activations_again_saves_most_of_them() -> None:
     adapter = planning.adapter(small(), planning.Method("lora", rank=4))
     kept, again = (
