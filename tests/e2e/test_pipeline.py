@@ -61,6 +61,7 @@ def test_mlflow_has_one_run_for_each_stage_and_candidate(finished: Path) -> None
     assert "test/rouge1" in measured[0]
     tuned = next(run for run in runs if run.data.tags["tunemill.stage"] == "lora")
     assert {each.dataset.name for each in tuned.inputs.dataset_inputs} == {
+        "validate/tasks_train.jsonl",
         "validate/train.jsonl",
         "validate/validation.jsonl",
     }
