@@ -28,7 +28,11 @@ def edited(place: Path, old: str, new: str) -> str:
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
-        ("  learning_rate:", "  learning_rat:", ["lora.learning_rat: unknown key", "did you mean 'learning_rate'?"]),
+        (
+            "  learning_rate:",
+            "  learning_rat:",
+            ["pretrain.learning_rat: unknown key", "did you mean 'learning_rate'?"],
+        ),
         ("  test_items: 24", "  test_items: many", ['evaluate.test_items: "many" is not allowed', "integer"]),
         (
             "  test_items: 24",

@@ -86,8 +86,6 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             scope=artifacts / "scope",
             data=artifacts / "validate",
             select=artifacts / "select",
-            trainings=() if little else tuple(artifacts / each for each in report_artifacts.TRAININGS),
-            prompt=None if little else artifacts / "prompt",
             evaluations=artifacts / "evaluate",
             efficiency=None if little else artifacts / "efficiency",
             comparison=root / "reports/comparison.json",
