@@ -133,8 +133,6 @@ def measure(variant: str, arguments: argparse.Namespace, place: Path) -> dict[st
     folder = Path(tempfile.mkdtemp(dir=place))
     flags = VARIANTS[variant]
     if variant.startswith("trl"):
-        from tunemill import models, tuning  # noqa: F401  # the same import errors here as there
-
         machine = resolved()
         text = (flags or "").format(bf16=str(machine.dtype == "bfloat16").lower())
         command = [Path(sys.executable).with_name("trl"), "sft", "--model_name_or_path", arguments.model]

@@ -13,9 +13,9 @@ from typing import Any
 
 from pydantic import ValidationInfo, field_validator
 
-from tunemill import tuning
+from tunemill import trainings, tuning
 from tunemill.log import Log
-from tunemill.runtime import Runtime, seed_everything
+from tunemill.runtime import Runtime
 from tunemill.stage import Metrics, main
 
 
@@ -40,40 +40,22 @@ def run(
     cfg: Config, *, train: Path, validation: Path, model: Path, out: Path, work: Path, runtime: Runtime, log: Log
 ) -> Metrics:
     """Tune the factors for `model` on `train`; write them, the curve and the counts under `out`."""
-    from tunemill import cards, models, records
+    from tunemill import models
 
     # 1. Encode, leaving out and counting what is too long.
     tokenizer = models.load_tokenizer(model)
-    pairs = [
-        [(row.prompt, row.completion) for row in records.read(path, records.Example)] for path in (train, validation)
-    ]
-    data = tuning.prepare(cfg, tokenizer, *pairs, "ia3")
-    log.note(f"{len(data.train)} pairs; {data.too_long} have more than {cfg.max_tokens} tokens")
+    data = trainings.read(cfg, tokenizer, train, validation, "ia3", log)
 
-    metrics: Metrics = {}
-    for seed in cfg.seeds:
-        name = "adapter" if seed == cfg.seeds[0] else f"adapter-{seed}"
+    def load(_: int) -> Any:
+        # 2. h = l ⊙ W·x, with l = 1 at the start, so that step 0 is the base model.
+        return tuning.adapt(models.load_base(model, tuning.loading(cfg, runtime)), adapter(cfg), "ia3")
 
-        def load(seed: int = seed) -> Any:
-            # 2. h = l ⊙ W·x, with l = 1 at the start, so that step 0 is the base model.
-            seed_everything(seed)
-            return tuning.adapt(models.load_base(model, tuning.loading(cfg, runtime)), adapter(cfg), "ia3")
-
-        # 3. Train, and save what plain peft loads.
-        trained = tuning.train(load, tokenizer, data, cfg, seed, runtime=runtime, work=work / name, log=log)
-        tuning.save_adapter(trained.policy, out / name)
-        cards.write(
-            out / name,
-            "IA³ adapter",
-            model,
-            "Factors for keys, values and feed-forward activations (Liu et al. 2022) of the model named above.",
-            tuning.facts(cfg, data, trained, seed),
-            trained.policy.config.is_encoder_decoder,
-        )
-        told = tuning.record(out / name, "ia3", cfg, data, trained, runtime.dtype)
-        metrics = metrics or told
-        del trained  # the next seed wants the memory
-    return metrics
+    # 3. Train, and save what plain peft loads.
+    text = "Factors for keys, values and feed-forward activations (Liu et al. 2022) of the model named above."
+    kind = trainings.Kind("ia3", "IA³ adapter", text)
+    return trainings.each_seed(
+        cfg, kind, load, tokenizer, data, model=model, out=out, work=work, runtime=runtime, log=log
+    )
 
 
 def adapter(cfg: Config) -> Any:

@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from tunemill import tuning
+from tunemill import trainings, tuning
 from tunemill.log import Log
-from tunemill.runtime import Runtime, seed_everything
+from tunemill.runtime import Runtime
 from tunemill.stage import Metrics, main
 
 
@@ -50,46 +50,26 @@ def run(
     log: Log,
 ) -> Metrics:
     """Tune adapters for `model` on `train`; write them, the curve and the counts under `out`."""
-    from tunemill import cards, models, records
+    from tunemill import models
 
     # 1. Encode, leaving out and counting what is too long; mix in other tasks where they are named.
     tokenizer = models.load_tokenizer(model)
-    pairs = [
-        [(row.prompt, row.completion) for row in records.read(path, records.Example)] for path in (train, validation)
-    ]
-    data = tuning.prepare(cfg, tokenizer, *pairs, "lora")
-    others = records.by_task(tasks) if tasks else {}
-    data = tuning.mix(cfg, cfg.mixture, tokenizer, data, others, "lora")
-    log.note(f"{len(data.train)} pairs; {data.too_long} have more than {cfg.max_tokens} tokens")
+    data = trainings.read(cfg, tokenizer, train, validation, "lora", log, cfg.mixture, tasks)
 
-    metrics: Metrics = {}
-    for seed in cfg.seeds:
-        name = "adapter" if seed == cfg.seeds[0] else f"adapter-{seed}"
+    def load(_: int) -> Any:
+        # 2. θ = θ₀ + (alpha / rank)·B·A, with B = 0 at the start, so that step 0 is the base model.
+        if cfg.quantize == "none":
+            base = models.load_base(model, tuning.loading(cfg, runtime))
+        else:
+            base = models.load_quantized(model, runtime, cfg.quantize)
+        return tuning.adapt(base, adapter(cfg), "lora")
 
-        def load(seed: int = seed) -> Any:
-            # 2. θ = θ₀ + (alpha / rank)·B·A, with B = 0 at the start, so that step 0 is the base model.
-            seed_everything(seed)  # of A, and of the dropout
-            whole = cfg.quantize == "none"
-            place = tuning.loading(cfg, runtime)
-            base = models.load_base(model, place) if whole else models.load_quantized(model, runtime, cfg.quantize)
-            return tuning.adapt(base, adapter(cfg), "lora")
-
-        # 3. Train, and save what plain peft loads.
-        trained = tuning.train(load, tokenizer, data, cfg, seed, runtime=runtime, work=work / name, log=log)
-        tuning.save_adapter(trained.policy, out / name)
-        cards.write(
-            out / name,
-            "Low-rank adapter",
-            model,
-            f"A low-rank adapter (Hu et al. 2021, rank {cfg.rank}, alpha {cfg.alpha}) for the model named above.",
-            tuning.facts(cfg, data, trained, seed),
-            trained.policy.config.is_encoder_decoder,
-        )
-        method = "lora" if cfg.quantize == "none" else "qlora"
-        told = tuning.record(out / name, method, cfg, data, trained, runtime.dtype)
-        metrics = metrics or told
-        del trained  # the next seed wants the memory
-    return metrics
+    # 3. Train, and save what plain peft loads.
+    text = f"A low-rank adapter (Hu et al. 2021, rank {cfg.rank}, alpha {cfg.alpha}) for the model named above."
+    kind = trainings.Kind("lora" if cfg.quantize == "none" else "qlora", "Low-rank adapter", text)
+    return trainings.each_seed(
+        cfg, kind, load, tokenizer, data, model=model, out=out, work=work, runtime=runtime, log=log
+    )
 
 
 def adapter(cfg: Config) -> Any:

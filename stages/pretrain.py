@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from tunemill import pretraining, tuning
+from tunemill import pretraining, trainings, tuning
 from tunemill.errors import UserError
 from tunemill.log import Log
 from tunemill.losses import Encoded
-from tunemill.runtime import Runtime, seed_everything
+from tunemill.runtime import Runtime
 from tunemill.stage import Metrics, main
 
 
@@ -53,7 +53,7 @@ def run(cfg: Config, *, text: Path, model: Path, out: Path, work: Path, runtime:
     `text` is a JSONL file (field `text`, or `prompt` and `completion`), plain text with a blank line between documents, or a
     folder of .txt files of such text.
     """
-    from tunemill import cards, models
+    from tunemill import models
 
     # 1. Read the documents; every twentieth is held out.
     tokenizer = models.load_tokenizer(model)
@@ -68,30 +68,15 @@ def run(cfg: Config, *, text: Path, model: Path, out: Path, work: Path, runtime:
     )
     log.note(f"{len(learnt)} documents, {len(data.train)} blocks of at most {cfg.max_tokens} tokens")
 
-    metrics: Metrics = {}
-    for seed in cfg.seeds:
-        name = "model" if seed == cfg.seeds[0] else f"model-{seed}"
+    def load(_: int) -> Any:
+        return models.load_trainable(model, tuning.loading(cfg, runtime))
 
-        def load(seed: int = seed) -> Any:
-            seed_everything(seed)
-            return models.load_trainable(model, tuning.loading(cfg, runtime))
-
-        # 2. Train all weights; 3. save what plain transformers loads.
-        trained = tuning.train(load, tokenizer, data, cfg, seed, runtime=runtime, work=work / name, log=log)
-        told = tuning.record(out / name, "full", cfg, data, trained, runtime.dtype)
-        metrics = metrics or told
-        facts = tuning.facts(cfg, data, trained, seed)
-        models.save(trained.policy, tokenizer, out / name, cfg.store_dtype)
-        cards.write(
-            out / name,
-            "Model adapted to a domain",
-            model,
-            "The model named above, pre-trained further on raw text.",
-            facts,
-            family == "encoder-decoder",
-        )
-        del trained  # the next seed wants the memory
-    return metrics
+    # 2. Train all weights; 3. save what plain transformers loads.
+    text = "The model named above, pre-trained further on raw text."
+    kind = trainings.Kind("full", "Model adapted to a domain", text, cfg.store_dtype)
+    return trainings.each_seed(
+        cfg, kind, load, tokenizer, data, model=model, out=out, work=work, runtime=runtime, log=log
+    )
 
 
 def read(path: Path) -> list[str]:

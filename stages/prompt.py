@@ -21,7 +21,7 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from tunemill import checkpoints, metrics, prompting, records, sampling, statistics
 from tunemill.errors import UserError
@@ -31,16 +31,9 @@ from tunemill.records import Example
 from tunemill.runtime import Runtime
 from tunemill.sampling import Decoding, Generation
 from tunemill.stage import Metrics, main
-
-
-def _with_a_place(template: str) -> str:
-    if prompting.FIELD not in template:
-        raise ValueError(f"a text with {prompting.FIELD} in the prompt's place")
-    return template
-
+from tunemill.templates import Template
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
-Template = Annotated[str, AfterValidator(_with_a_place)]
 
 
 class DecodingParams(Params):

@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from tunemill import tuning
+from tunemill import trainings, tuning
 from tunemill.errors import UserError
 from tunemill.log import Log
-from tunemill.runtime import Runtime, seed_everything
+from tunemill.runtime import Runtime
 from tunemill.stage import Metrics, main
 
 
@@ -36,42 +36,24 @@ def run(
     cfg: Config, *, train: Path, validation: Path, model: Path, out: Path, work: Path, runtime: Runtime, log: Log
 ) -> Metrics:
     """Tune soft prompts for `model` on `train`; write them, the curve and the counts under `out`."""
-    from tunemill import cards, models, records
+    from tunemill import models
 
     # 1. Encode, leaving out and counting what is too long.
     tokenizer = models.load_tokenizer(model)
-    pairs = [
-        [(row.prompt, row.completion) for row in records.read(path, records.Example)] for path in (train, validation)
-    ]
-    data = tuning.prepare(cfg, tokenizer, *pairs, "prompt_tune")
-    log.note(f"{len(data.train)} pairs; {data.too_long} have more than {cfg.max_tokens} tokens")
+    data = trainings.read(cfg, tokenizer, train, validation, "prompt_tune", log)
 
-    metrics: Metrics = {}
-    for seed in cfg.seeds:
-        name = "adapter" if seed == cfg.seeds[0] else f"adapter-{seed}"
+    def load(seed: int) -> Any:
+        # 2. P ∈ ℝ^(virtual tokens × width) before the embedded prompt; nothing else is trained.
+        policy = tuning.adapt(models.load_base(model, tuning.loading(cfg, runtime)), adapter(cfg), "prompt_tune")
+        initialise(policy, tokenizer, cfg, seed)
+        return policy
 
-        def load(seed: int = seed) -> Any:
-            # 2. P ∈ ℝ^(virtual tokens × width) before the embedded prompt; nothing else is trained.
-            seed_everything(seed)
-            policy = tuning.adapt(models.load_base(model, tuning.loading(cfg, runtime)), adapter(cfg), "prompt_tune")
-            initialise(policy, tokenizer, cfg, seed)
-            return policy
-
-        # 3. Train, and save what plain peft loads.
-        trained = tuning.train(load, tokenizer, data, cfg, seed, runtime=runtime, work=work / name, log=log)
-        tuning.save_adapter(trained.policy, out / name)
-        cards.write(
-            out / name,
-            "Soft prompt",
-            model,
-            f"A soft prompt of {cfg.virtual_tokens} virtual tokens (Lester et al. 2021) for the model named above.",
-            tuning.facts(cfg, data, trained, seed),
-            trained.policy.config.is_encoder_decoder,
-        )
-        told = tuning.record(out / name, "prompt_tuning", cfg, data, trained, runtime.dtype)
-        metrics = metrics or told
-        del trained  # the next seed wants the memory
-    return metrics
+    # 3. Train, and save what plain peft loads.
+    text = f"A soft prompt of {cfg.virtual_tokens} virtual tokens (Lester et al. 2021) for the model named above."
+    kind = trainings.Kind("prompt_tuning", "Soft prompt", text)
+    return trainings.each_seed(
+        cfg, kind, load, tokenizer, data, model=model, out=out, work=work, runtime=runtime, log=log
+    )
 
 
 def adapter(cfg: Config) -> Any:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from tunemill import tuning
+from tunemill import trainings, tuning
 from tunemill.log import Log
-from tunemill.runtime import Runtime, seed_everything
+from tunemill.runtime import Runtime
 from tunemill.stage import Metrics, main
 
 
@@ -37,44 +37,22 @@ def run(
     log: Log,
 ) -> Metrics:
     """Tune `model` on `train`; write the tuned model, the curve and the counts under `out`."""
-    from tunemill import cards, models, records
+    from tunemill import models
 
     # 1. Encode, leaving out and counting what is too long; mix in other tasks where they are named.
     tokenizer = models.load_tokenizer(model)
-    pairs = [
-        [(row.prompt, row.completion) for row in records.read(path, records.Example)] for path in (train, validation)
-    ]
-    data = tuning.prepare(cfg, tokenizer, *pairs, "sft")
-    others = records.by_task(tasks) if tasks else {}
-    data = tuning.mix(cfg, cfg.mixture, tokenizer, data, others, "sft")
-    log.note(f"{len(data.train)} pairs; {data.too_long} have more than {cfg.max_tokens} tokens")
+    data = trainings.read(cfg, tokenizer, train, validation, "sft", log, cfg.mixture, tasks)
 
-    metrics: Metrics = {}
-    for seed in cfg.seeds:
-        name = "model" if seed == cfg.seeds[0] else f"model-{seed}"
+    def load(_: int) -> Any:
+        return models.load_trainable(model, tuning.loading(cfg, runtime))
 
-        def load(seed: int = seed) -> Any:
-            seed_everything(seed)  # of the dropout, where the model has any
-            return models.load_trainable(model, tuning.loading(cfg, runtime))
-
-        # 2. Train all weights, in float32: bfloat16's eight bits would swallow most updates of a small learning rate.
-        trained = tuning.train(load, tokenizer, data, cfg, seed, runtime=runtime, work=work / name, log=log)
-
-        # 3. Save what plain transformers loads.
-        told = tuning.record(out / name, "full", cfg, data, trained, runtime.dtype)
-        metrics = metrics or told
-        facts = tuning.facts(cfg, data, trained, seed)
-        models.save(trained.policy, tokenizer, out / name, cfg.store_dtype)
-        cards.write(
-            out / name,
-            "Fine-tuned model",
-            model,
-            "All weights of the model named above, fine-tuned on prompt-completion pairs.",
-            facts,
-            trained.policy.config.is_encoder_decoder,
-        )
-        del trained  # the next seed wants the memory
-    return metrics
+    # 2. Train all weights, in float32: bfloat16's eight bits would swallow most updates of a small learning rate.
+    # 3. Save what plain transformers loads.
+    text = "All weights of the model named above, fine-tuned on prompt-completion pairs."
+    kind = trainings.Kind("full", "Fine-tuned model", text, cfg.store_dtype)
+    return trainings.each_seed(
+        cfg, kind, load, tokenizer, data, model=model, out=out, work=work, runtime=runtime, log=log
+    )
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def table(
 
     Returns:
         One entry for each candidate, measure and task. `value` and `reference` are means (nll in nats per token, accuracy as a
-        share), `diff` is their difference with its interval and p, `verdict` is worse, better or unclear. `task` is None for
+        share), `diff` is their difference with its interval and p, `verdict` is worse, better, the same or unclear. `task` is None for
         the mean over the tasks not trained on. Accuracy is there for tasks with choices only.
     """
     tasks = list(dict.fromkeys(row["task"] for row in rows[reference]))
@@ -119,7 +119,9 @@ def judged(difference: Difference, sign: int, level: float) -> dict[str, Any]:
     """
     found = statistics.compare(difference.value - difference.reference, difference.draws, difference.units, level)
     verdict = "unclear"
-    if found.low is not None and found.high is not None and (found.low > 0 or found.high < 0):
+    if found.low == found.high == 0:
+        verdict = "the same"  # every question alike, as where tuning has left the model itself alone
+    elif found.low is not None and found.high is not None and (found.low > 0 or found.high < 0):
         verdict = "better" if (found.low > 0) == (sign > 0) else "worse"
     return {
         "value": difference.value,

@@ -17,29 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunemill import cards
+from tunemill.templates import FIELD, PLAIN, checked, fill
 
 if TYPE_CHECKING:
     from tunemill.records import Example
     from tunemill.sampling import Decoding
 
-FIELD = "{prompt}"
-"""What a template has in the prompt's place."""
-PLAIN = FIELD
-"""The template that adds nothing."""
-
 Shot = tuple[str, str]
 """A worked example: its prompt and its completion."""
-
-
-def fill(template: str, prompt: str) -> str:
-    """The template with the prompt in its place.
-
-    Raises:
-        ValueError: the template has no place for it.
-    """
-    if FIELD not in template:
-        raise ValueError(f"a template without {FIELD}: {template!r}")
-    return template.replace(FIELD, prompt)
 
 
 def render(tokenizer: Any, prompt: str, *, template: str = PLAIN, shots: Sequence[Shot] = ()) -> list[int]:
@@ -120,7 +105,7 @@ def chat_template(tokenizer: Any, template: str = PLAIN, shots: Sequence[Shot] =
     Raises:
         ValueError: the template has no place for the prompt, or this tokenizer's special tokens cannot be written as text.
     """
-    fill(template, "")  # a template without a place for the prompt is refused
+    checked(template)
     shown = [turn for turn in _turns("", template, shots)[:-1] if shots]
     # Text stands in string literals only, where Jinja's own marks mean nothing.
     preamble = (

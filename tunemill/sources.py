@@ -24,27 +24,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import Field, field_validator
 
 from tunemill import corpus
 from tunemill.errors import TRY_AGAIN, UserError
 from tunemill.params import Params
+from tunemill.templates import PLAIN, Template, fill
 
 Format = Literal["jsonl", "csv", "parquet", "lines", "yaml"]
 """jsonl: an object a line. csv: with a header, lines starting with # before it skipped. parquet: a table. lines: one
 text a line, in the column `prompt`. yaml: a list of objects under the top key that holds one."""
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-def _with_a_place(text: str) -> str:
-    if "{prompt}" not in text:
-        raise ValueError("a text with {prompt} in the prompt's place")
-    return text
-
-
-Template = Annotated[str, AfterValidator(_with_a_place)]
-"""An instruction around every prompt: what the rows themselves do not say (FLAN, Wei et al. 2022)."""
 
 
 class FileSource(Params):
@@ -57,8 +48,8 @@ class FileSource(Params):
     """SHA-256 of the file's bytes; leave it out once, and the error says what to paste here."""
     columns: dict[str, str] = Field(default={})
     """Our name of a column → the file's name for it; a column not listed has our name."""
-    template: Template = "{prompt}"
-    """Text around every prompt; the column itself stays as `text`, for the baselines."""
+    template: Template = PLAIN
+    """Text around every prompt, like an instruction (FLAN, Wei et al. 2022); `text` keeps the column as it is."""
 
     @field_validator("path")
     @classmethod
@@ -81,8 +72,8 @@ class HubSource(Params):
     """The data set's configuration, where it has several."""
     columns: dict[str, str] = Field(default={})
     """Our name of a column → the data set's name for it; a column not listed has our name."""
-    template: Template = "{prompt}"
-    """Text around every prompt; the column itself stays as `text`, for the baselines."""
+    template: Template = PLAIN
+    """Text around every prompt, like an instruction (FLAN, Wei et al. 2022); `text` keeps the column as it is."""
 
 
 class WheelSource(Params):
@@ -104,8 +95,8 @@ class WheelSource(Params):
     columns: dict[str, str] = Field(default={})
     """Our name of a column → the files' name for it; a column not listed has our name. A pattern (`human_score*`) takes
     all that match."""
-    template: Template = "{prompt}"
-    """Text around every prompt; the column itself stays as `text`, for the baselines."""
+    template: Template = PLAIN
+    """Text around every prompt, like an instruction (FLAN, Wei et al. 2022); `text` keeps the column as it is."""
 
 
 Table = Annotated[FileSource | HubSource | WheelSource, Field(discriminator="source")]
@@ -463,6 +454,6 @@ def _with_columns(rows: Iterator[Raw], columns: Mapping[str, str], template: str
                 found = [row.fields[name] for name in row.fields if fnmatch.fnmatchcase(name, pattern)]
                 fields[ours] = [value for value in found if value not in (None, "")]
         # An empty prompt, or none, stays one: it is to be refused as such.
-        if template != "{prompt}" and isinstance(prompt := fields.get("prompt"), str) and prompt.strip():
-            fields = {"text": prompt, **fields, "prompt": template.replace("{prompt}", prompt)}
+        if template != PLAIN and isinstance(prompt := fields.get("prompt"), str) and prompt.strip():
+            fields = {"text": prompt, **fields, "prompt": fill(template, prompt)}
         yield Raw(row.source, row.line, fields)

@@ -13,8 +13,6 @@ fast on a small machine, exact, and hard to break:
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -884,112 +882,6 @@ def _say(planned: Mapping[str, int], runtime: Runtime, log: Log) -> None:
     if total > free:
         text += f"; {whose} has {free / 2**30:.1f} GiB free: set recompute: true or a smaller batch_size"
     log.note(text)
-
-
-# ── what is told about it ─────────────────────────────────────────────────────────────────────────────────────────
-
-
-def record(out: Path, method: str, cfg: Training, data: Data, trained: Trained, dtype: str) -> dict[str, float | None]:
-    """Write curve.csv and training.json beside what was trained; the stage's metrics are returned.
-
-    Args:
-        out: folder of the tuned model or adapter: what is known of a training goes where its result goes.
-        method: "full", "lora", "prompt_tuning", …
-        cfg: of the stage.
-        data: what was trained on.
-        trained: of one seed.
-        dtype: number format that was computed in.
-    """
-    trainable, total = _counted(trained.policy)
-    trained_on = [point.loss for point in trained.points if point.loss is not None]
-    validated = [point.validation_loss for point in trained.points if point.validation_loss is not None]
-    pairs = cfg.batch_size * cfg.accumulation
-    examples = min(cfg.steps * pairs, len(data.train))
-    checkpoints.write_text(out / "curve.csv", curve_csv(trained.points))
-    checkpoints.write_json(
-        out / "training.json",
-        {
-            "method": method,
-            "steps": cfg.steps,
-            "batch_size": pairs,
-            "micro_batch": trained.micro_batch,
-            "learning_rate": trained.learning_rate,
-            "learning_rate_asked": cfg.learning_rate,
-            "examples": examples,
-            "tasks": list(data.tasks),
-            "tokens": trained.points[-1].tokens,
-            "longest_tokens": max(map(len, data.train)),
-            "longest_completion": max(len(row.completion) for row in data.train),
-            "trainable_parameters": trainable,
-            "total_parameters": total,
-            "dtype": dtype,
-            "seeds": cfg.seeds,
-            "planned": {"bytes": trained.planned},
-        },
-    )
-    return {
-        "train/loss_first": trained_on[0],
-        "train/loss_last": sum(trained_on[-10:]) / len(trained_on[-10:]),
-        "validation/loss_first": validated[0] if validated else None,
-        "validation/loss_last": validated[-1] if validated else None,
-        "train/tokens": trained.points[-1].tokens,
-        "train/examples": examples,
-        "train/too_long": data.too_long,
-        "train/micro_batch": trained.micro_batch,
-        "train/learning_rate": trained.learning_rate,
-        "parameters/trainable": trainable,
-        "parameters/share": trainable / total,
-        "planned/memory_bytes": trained.planned["total"],
-    }
-
-
-def facts(cfg: Training, data: Data, trained: Trained, seed: int) -> dict[str, object]:
-    """What a model card tells about a training."""
-    trainable, total = _counted(trained.policy)
-    validated = [point.validation_loss for point in trained.points if point.validation_loss is not None]
-    told: dict[str, object] = {
-        "trained parameters": f"{trainable:,}, {trainable / total:.2%} of the model's {total:,}",
-        "training pairs": f"{len(data.train):,}",
-        "optimizer steps": f"{cfg.steps} of {cfg.batch_size * cfg.accumulation} pairs",
-        "peak learning rate": f"{trained.learning_rate:g}",
-        "seed": seed,
-    }
-    if validated:
-        told["validation loss"] = f"{validated[0]:.3f} before, {validated[-1]:.3f} after"
-    return told
-
-
-def _counted(policy: Any) -> tuple[int, int]:
-    """(parameters that were trained, parameters of the model without what an adapter adds to it)."""
-    if not hasattr(policy, "get_nb_trainable_parameters"):
-        parameters = list(policy.parameters())
-        return sum(each.numel() for each in parameters if each.requires_grad), sum(each.numel() for each in parameters)
-    # PEFT knows that bitsandbytes keeps two weights in a byte. Nothing but the adapter is trained.
-    trainable, everything = policy.get_nb_trainable_parameters()
-    return int(trainable), int(everything - trainable)
-
-
-def curve_csv(points: Sequence[Point]) -> str:
-    """The training curve as CSV: step, loss, validation_loss, learning_rate, tokens; one line for each step."""
-    steps: dict[int, Point] = {}
-    for point in points:
-        known = steps.get(point.step, point)
-        steps[point.step] = Point(
-            point.step,
-            known.loss if point.loss is None else point.loss,
-            known.validation_loss if point.validation_loss is None else point.validation_loss,
-            known.learning_rate if point.learning_rate is None else point.learning_rate,
-            point.tokens,
-        )
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(Point._fields)
-    for _, point in sorted(steps.items()):
-        writer.writerow(
-            ["" if value is None else round(value, 6) for value in point[:3]]
-            + ["" if point.learning_rate is None else f"{point.learning_rate:.4g}", point.tokens]
-        )
-    return text.getvalue()
 
 
 def _write_curve(path: Path, points: Sequence[Point]) -> None:

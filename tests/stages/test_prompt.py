@@ -12,7 +12,7 @@ import pytest
 from stages import prompt
 from stages.prompt import Answered, Cell, Config
 from tests import tiny_model
-from tunemill import journal, metrics, models, prompting, records, sampling, statistics
+from tunemill import journal, metrics, models, prompting, records, sampling, statistics, templates
 from tunemill.checkpoints import tree_hash
 from tunemill.errors import UserError
 from tunemill.log import Log
@@ -315,5 +315,5 @@ def test_what_does_not_fit_is_refused(place: Path, tmp_path: Path, change: dict[
 
 def test_the_default_grid_is_small_and_has_the_plain_cell_first() -> None:
     cfg = ParamsFile(ROOT / "params.yaml").section("prompt", Config)
-    assert next(iter(cfg.templates.values())) == prompting.PLAIN and cfg.shots[0] == 0
+    assert next(iter(cfg.templates.values())) == templates.PLAIN and cfg.shots[0] == 0
     assert len(cfg.templates) * len(cfg.shots) + len(cfg.decodings) - 1 <= 9 and cfg.items <= 48

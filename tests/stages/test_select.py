@@ -109,6 +109,14 @@ def config(**candidates: object) -> select.Config:
     )
 
 
+def written(cfg: select.Config, tmp_path: Path) -> ParamsFile:
+    """The repository's params.yaml with these candidates instead."""
+    whole = ParamsFile(ROOT / "params.yaml")
+    values = {name: whole.values(name) for name in whole.sections}
+    (tmp_path / "params.yaml").write_text(json.dumps({**values, "select": cfg.model_dump(mode="json")}))
+    return ParamsFile(tmp_path / "params.yaml")
+
+
 def run(
     cfg: select.Config, asked: Path, tmp_path: Path, name: str = "out", log: Log | None = None
 ) -> dict[str, float | None]:
@@ -260,7 +268,7 @@ def test_a_folder_that_is_not_there_is_a_mistake_and_not_passed_over(asked: Path
             run(config(tiny=RANDOM, mine=mine), asked, tmp_path, name)
         assert caught.value.exit_code == 2
     with pytest.raises(UserError, match="not a valid JSON"):
-        select.plan_only(config(mine=mine))
+        select.plan_only(written(config(mine=mine), tmp_path))
 
 
 def test_rows_shorter_than_their_completion_and_too_short_examples_are_refused(asked: Path, tmp_path: Path) -> None:

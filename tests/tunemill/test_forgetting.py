@@ -90,7 +90,7 @@ def test_the_same_scores_are_no_difference(table: list[dict[str, Any]]) -> None:
     for task in (*TASKS, None):
         found = entry(table, "same", task)
         assert (found["diff"], found["ci_low"], found["ci_high"], found["p"]) == (0, 0, 0, 1)
-        assert found["verdict"] == "unclear"
+        assert found["verdict"] == "the same"
 
 
 def test_a_task_trained_on_is_marked_and_left_out_of_the_mean(scores: dict[str, Any]) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from tests import tiny_model
 from tunemill import likelihood, models, runtime
 from tunemill.likelihood import Likelihood
 
@@ -21,25 +20,6 @@ PAIRS = [
     ("is the file open", "yes"),
     ("is the file open", "no"),
 ]
-
-
-@pytest.fixture(scope="module")
-def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("decoder")
-    tiny_model.build(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def encoder_decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("encoder_decoder")
-    models.make_random(path, 2, 32, 3, "float32", "encoder-decoder")
-    return path
-
-
-@pytest.fixture(params=["decoder", "encoder_decoder"])
-def folder(request: pytest.FixtureRequest) -> Path:
-    return Path(request.getfixturevalue(request.param))
 
 
 def by_hand(model: Any, tokenizer: Any, prompt: str, completion: str) -> Likelihood:
@@ -58,8 +38,8 @@ def by_hand(model: Any, tokenizer: Any, prompt: str, completion: str) -> Likelih
 
 
 @pytest.mark.parametrize("rows", [1, 3, 100])
-def test_equals_one_pair_at_a_time(folder: Path, rows: int) -> None:
-    model, tokenizer = models.load_base(folder, CPU), models.load_tokenizer(folder)
+def test_equals_one_pair_at_a_time(either: Path, rows: int) -> None:
+    model, tokenizer = models.load_base(either, CPU), models.load_tokenizer(either)
     found = likelihood.score(model, tokenizer, PAIRS, batch_tokens=10_000, batch_rows=rows)
     for each, (prompt, completion) in zip(found, PAIRS, strict=True):
         oracle = by_hand(model, tokenizer, prompt, completion)
@@ -67,8 +47,8 @@ def test_equals_one_pair_at_a_time(folder: Path, rows: int) -> None:
         assert each.logprob == pytest.approx(oracle.logprob, rel=1e-5)
 
 
-def test_what_differs_in_the_last_token_alone_is_computed_once(folder: Path) -> None:
-    model, tokenizer = models.load_base(folder, CPU), models.load_tokenizer(folder)
+def test_what_differs_in_the_last_token_alone_is_computed_once(either: Path) -> None:
+    model, tokenizer = models.load_base(either, CPU), models.load_tokenizer(either)
     seen: list[int] = []
     model.register_forward_pre_hook(lambda _, __, given: seen.append(len(given["input_ids"])), with_kwargs=True)
     letters = [("which one is it", letter) for letter in "ABCD"]
@@ -90,11 +70,11 @@ def test_batches_keep_to_their_budget(decoder: Path) -> None:
     assert any(rows > 1 for rows, _ in seen)
 
 
-def test_a_soft_prompt_stands_before_every_pair(folder: Path) -> None:
+def test_a_soft_prompt_stands_before_every_pair(either: Path) -> None:
     import torch
     from peft import PromptTuningConfig, get_peft_model
 
-    base, tokenizer = models.load_base(folder, CPU), models.load_tokenizer(folder)
+    base, tokenizer = models.load_base(either, CPU), models.load_tokenizer(either)
     plain = likelihood.score(base, tokenizer, PAIRS, batch_tokens=10_000, batch_rows=3)
     task = "SEQ_2_SEQ_LM" if base.config.is_encoder_decoder else "CAUSAL_LM"
     torch.manual_seed(0)

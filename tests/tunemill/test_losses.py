@@ -5,32 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from tests import tiny_model
 from tunemill import losses, models, runtime
 from tunemill.losses import Encoded
 
 CPU = runtime.Runtime("cpu", "float32", 2)
-
-
-@pytest.fixture(scope="module")
-def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("decoder")
-    tiny_model.build(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def encoder_decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("encoder_decoder")
-    models.make_random(path, 2, 32, 3, "float32", "encoder-decoder")
-    return path
-
-
-@pytest.fixture(params=["decoder", "encoder_decoder"])
-def folder(request: pytest.FixtureRequest) -> Path:
-    return Path(request.getfixturevalue(request.param))
 
 
 def pairs(folder: Path, count: int) -> list[Encoded]:
@@ -48,12 +26,12 @@ def batch(model: Any, folder: Path, rows: list[Encoded]) -> dict[str, Any]:
     return losses.collate(rows, models.load_tokenizer(folder).pad_token_id, losses.start_token(model))
 
 
-def test_loss_equals_transformers_own(folder: Path) -> None:
+def test_loss_equals_transformers_own(either: Path) -> None:
     import torch
 
-    model = models.load_base(folder, CPU)
-    rows = pairs(folder, 5)
-    inputs = batch(model, folder, rows)
+    model = models.load_base(either, CPU)
+    rows = pairs(either, 5)
+    inputs = batch(model, either, rows)
     with torch.no_grad():
         # The oracle shifts and averages by itself, over logits of every position, with the mask written out.
         given = {"input_ids": inputs["input_ids"], "labels": inputs["labels"]}
@@ -65,15 +43,15 @@ def test_loss_equals_transformers_own(folder: Path) -> None:
         assert torch.allclose(losses.completion_loss(model, inputs), model(**given).loss, atol=1e-5)
 
 
-def test_a_padded_batch_gives_what_its_rows_give_alone(folder: Path) -> None:
+def test_a_padded_batch_gives_what_its_rows_give_alone(either: Path) -> None:
     import torch
 
-    model = models.load_base(folder, CPU)
-    rows = pairs(folder, 7)
+    model = models.load_base(either, CPU)
+    rows = pairs(either, 7)
     with torch.no_grad():
-        together = losses.completion_logprobs(model, batch(model, folder, rows))
-        alone = torch.cat([losses.completion_logprobs(model, batch(model, folder, [row])) for row in rows])
-        loss = losses.completion_loss(model, batch(model, folder, rows), items=1)
+        together = losses.completion_logprobs(model, batch(model, either, rows))
+        alone = torch.cat([losses.completion_logprobs(model, batch(model, either, [row])) for row in rows])
+        loss = losses.completion_loss(model, batch(model, either, rows), items=1)
     assert torch.allclose(together, alone, rtol=1e-5)
     assert torch.allclose(-together.sum(), loss, rtol=1e-5)
 
@@ -89,23 +67,23 @@ def test_no_logits_outside_the_completions_window(decoder: Path) -> None:
     assert seen[0] < inputs["input_ids"].shape[1] / 2
 
 
-def test_a_soft_prompt_shifts_the_window_and_not_the_loss(folder: Path) -> None:
+def test_a_soft_prompt_shifts_the_window_and_not_the_loss(either: Path) -> None:
     import torch
     from peft import PromptTuningConfig, get_peft_model
 
-    model = models.load_base(folder, CPU)
+    model = models.load_base(either, CPU)
     task = "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
     torch.manual_seed(0)
     policy = get_peft_model(
         model, PromptTuningConfig(task_type=task, num_virtual_tokens=5, num_transformer_submodules=1)
     )
-    rows = pairs(folder, 4)
+    rows = pairs(either, 4)
     soft = models.soft_prompt(policy)
     assert soft is not None
     assert soft.shape == (5, model.config.hidden_size)
     assert losses.virtual_tokens(policy) == 5
     with torch.no_grad():
-        found = losses.completion_logprobs(policy, batch(model, folder, rows), virtual_tokens=5)
+        found = losses.completion_logprobs(policy, batch(model, either, rows), virtual_tokens=5)
         # The oracle: the soft prompt's embeddings and one row's by hand, without padding.
         for row, value in zip(rows, found, strict=True):
             embed = model.get_input_embeddings()

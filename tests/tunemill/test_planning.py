@@ -283,7 +283,7 @@ def test_packed_weights_are_as_many_bytes_as_bitsandbytes_keeps(
     from peft import LoraConfig
     from transformers import AutoConfig
 
-    from tunemill import models, runtime, tuning
+    from tunemill import models, runtime, trainings, tuning
 
     models.make_random(tmp_path, 2, 256, 1, "float32", family)
     base = models.load_quantized(tmp_path, runtime.Runtime("cpu", "bfloat16", 2), kind)
@@ -300,9 +300,9 @@ def test_packed_weights_are_as_many_bytes_as_bitsandbytes_keeps(
     for adapter in (LoraConfig(r=4, target_modules="all-linear"), LoraConfig(r=1, target_modules=["q_proj", "q"])):
         planned = planning.tuning_memory(config, adapter, planning.Batch(2, 24, 8), "bfloat16", quantised=kept)
         own = planned.optimizer // 2  # of the adapter, in float32
-        assert planned.weights - own == pytest.approx(real - 4 * tuning._counted(policy)[0], rel=1e-4)
+        assert planned.weights - own == pytest.approx(real - 4 * trainings.counted(policy)[0], rel=1e-4)
     counted = planning.count_parameters(config).total
-    assert tuning._counted(policy)[1] == counted  # not half of it, and without the adapter
+    assert trainings.counted(policy)[1] == counted  # not half of it, and without the adapter
 
 
 @pytest.mark.parametrize("family", ["decoder-only", "encoder-decoder"])

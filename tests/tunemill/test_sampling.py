@@ -17,15 +17,8 @@ LIMIT = 20
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("tiny")
-    tiny_model.build(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def policy(folder: Path) -> tuple[Any, Any]:
-    model, tokenizer = models.load_policy(folder, folder, Runtime("cpu", "float32", 2))
+def policy(decoder: Path) -> tuple[Any, Any]:
+    model, tokenizer = models.load_policy(decoder, decoder, Runtime("cpu", "float32", 2))
     # Random weights hardly ever end a text: let frequent tokens end it, so that rows end at different times.
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, *range(300, 420)]
     return model, tokenizer
@@ -108,7 +101,7 @@ def test_prompts_that_are_equal_or_begin_one_another(policy: tuple[Any, Any], pr
 
 
 def test_an_adapter_generates_in_batches_too(
-    folder: Path, tmp_path: Path, prompts: list[list[int]], alone: list[Generation]
+    decoder: Path, tmp_path: Path, prompts: list[list[int]], alone: list[Generation]
 ) -> None:
     import torch
     from peft import LoraConfig, get_peft_model
@@ -116,11 +109,11 @@ def test_an_adapter_generates_in_batches_too(
     runtime = Runtime("cpu", "float32", 2)
     torch.manual_seed(0)
     tuned = get_peft_model(
-        models.load_base(folder, runtime),
+        models.load_base(decoder, runtime),
         LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False),
     )
     tuned.save_pretrained(tmp_path / "adapter")
-    policy = models.load_policy(tmp_path / "adapter", folder, runtime)
+    policy = models.load_policy(tmp_path / "adapter", decoder, runtime)
     found = answers(policy, prompts[:6])
     assert found == [answers(policy, [prompt])[0] for prompt in prompts[:6]]
     assert [each.text for each in found] != [each.text for each in alone[:6]]
@@ -408,10 +401,10 @@ def soft(folder: Path, place: Path, task: str, virtual: int = 5) -> tuple[Any, A
 
 @pytest.mark.parametrize("shortest", [1, 10_000])
 def test_a_soft_prompt_gives_in_batches_what_peft_gives_alone(
-    folder: Path, tmp_path: Path, prompts: list[list[int]], alone: list[Generation], shortest: int, monkeypatch: Any
+    decoder: Path, tmp_path: Path, prompts: list[list[int]], alone: list[Generation], shortest: int, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(sampling, "PREFIX", shortest)
-    policy = soft(folder, tmp_path, "CAUSAL_LM")
+    policy = soft(decoder, tmp_path, "CAUSAL_LM")
     wanted = plain(policy, prompts)
     assert wanted != alone and {each.finished for each in wanted} == {True, False}
     assert answers(policy, prompts) == wanted
@@ -420,9 +413,9 @@ def test_a_soft_prompt_gives_in_batches_what_peft_gives_alone(
 
 
 def test_a_soft_prompt_and_what_prompts_begin_with_are_read_once(
-    folder: Path, tmp_path: Path, prompts: list[list[int]]
+    decoder: Path, tmp_path: Path, prompts: list[list[int]]
 ) -> None:
-    model, tokenizer = soft(folder, tmp_path, "CAUSAL_LM")
+    model, tokenizer = soft(decoder, tmp_path, "CAUSAL_LM")
     read: list[int] = []
 
     def note(_: Any, __: Any, given: dict[str, Any]) -> None:
@@ -445,14 +438,14 @@ def _groups(prompts: list[list[int]], rows: int) -> list[list[list[int]]]:
     return [ordered[at : at + rows] for at in range(0, len(ordered), rows)]
 
 
-def test_a_soft_prompt_on_a_model_that_forgets_what_is_far_away(tmp_path: Path, folder: Path, prompts: Any) -> None:
+def test_a_soft_prompt_on_a_model_that_forgets_what_is_far_away(tmp_path: Path, decoder: Path, prompts: Any) -> None:
     import shutil
 
     import torch
     from transformers import MistralConfig, MistralForCausalLM
 
     torch.manual_seed(0)
-    shutil.copytree(folder, tmp_path / "model")
+    shutil.copytree(decoder, tmp_path / "model")
     config = MistralConfig(
         vocab_size=1536,
         hidden_size=32,
@@ -479,7 +472,7 @@ def test_a_soft_prompt_before_an_encoder(t5_folder: Path, t5: tuple[Any, Any], t
 
 
 def test_positions_are_counted_with_the_soft_prompt(
-    folder: Path, t5_folder: Path, t5: tuple[Any, Any], tmp_path: Path
+    decoder: Path, t5_folder: Path, t5: tuple[Any, Any], tmp_path: Path
 ) -> None:
-    assert sampling.positions(soft(folder, tmp_path, "CAUSAL_LM")[0], 100, 20) == (125, 1024)
+    assert sampling.positions(soft(decoder, tmp_path, "CAUSAL_LM")[0], 100, 20) == (125, 1024)
     assert sampling.positions(t5[0], 100, 20) == (100, None) and sampling.positions(t5[0], 10, 20) == (21, None)

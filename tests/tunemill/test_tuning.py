@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests import tiny_model
-from tunemill import checkpoints, losses, models, runtime, tuning
+from tunemill import checkpoints, losses, models, runtime, trainings, tuning
 from tunemill.errors import UserError
 from tunemill.log import Log
 
@@ -33,20 +33,6 @@ CONFIG: dict[str, Any] = {
     "seeds": [5],
 }
 PAIRS = [("read the " + "value " * (at % 7 + 1), "write the table " + "row " * (at % 3)) for at in range(24)]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("tiny")
-    tiny_model.build(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("t5")
-    models.make_random(path, 2, 32, 3, "float32", "encoder-decoder")
-    return path
 
 
 def lora(model: Any) -> Any:
@@ -95,7 +81,7 @@ def test_plan_uses_every_row_once_before_any_twice_and_pads_little() -> None:
     assert {again.count(row) for row in range(64)} == {1, 2}
 
 
-@pytest.mark.parametrize("family", ["folder", "t5"])
+@pytest.mark.parametrize("family", ["decoder", "encoder_decoder"])
 @pytest.mark.parametrize(
     ("change", "rate"), [(lambda model: model, 1e-3), (lora, 1e-2), (soft, 0.3)], ids=["full", "lora", "soft prompt"]
 )
@@ -106,16 +92,16 @@ def test_every_method_learns_in_both_families(
     validated = [point.validation_loss for point in found.points if point.validation_loss is not None]
     assert len(validated) == 4  # before the first step, then every four
     assert validated[-1] < validated[0] - 0.1
-    lines = tuning.curve_csv(found.points).splitlines()
+    lines = trainings.curve_csv(found.points).splitlines()
     assert lines[0] == "step,loss,validation_loss,learning_rate,tokens"
     assert len(lines) == 1 + 13
     assert lines[1].startswith("0,,")
 
 
-def test_an_adapter_starts_as_the_base(folder: Path) -> None:
+def test_an_adapter_starts_as_the_base(decoder: Path) -> None:
     import torch
 
-    base = models.load_base(folder, CPU)
+    base = models.load_base(decoder, CPU)
     ids = torch.arange(20)[None]
     with torch.no_grad():
         before = base(ids).logits
@@ -123,11 +109,11 @@ def test_an_adapter_starts_as_the_base(folder: Path) -> None:
     assert torch.equal(before, after)
 
 
-def test_a_run_continued_from_a_checkpoint_ends_the_same(folder: Path, tmp_path: Path) -> None:
-    whole = train(folder, tmp_path / "whole", steps=10)
+def test_a_run_continued_from_a_checkpoint_ends_the_same(decoder: Path, tmp_path: Path) -> None:
+    whole = train(decoder, tmp_path / "whole", steps=10)
     # What a kill after step 9 leaves: complete checkpoints at 4 and 8, the last one damaged.
     (tmp_path / "killed").mkdir()
-    train(folder, tmp_path / "killed", steps=10)
+    train(decoder, tmp_path / "killed", steps=10)
     assert (tmp_path / "killed/checkpoint-8" / checkpoints.MANIFEST).is_file()
     shutil.rmtree(tmp_path / "killed/checkpoint-10", ignore_errors=True)
     (tmp_path / "killed/checkpoint-8/optimizer.pt").write_bytes(b"torn")
@@ -135,24 +121,24 @@ def test_a_run_continued_from_a_checkpoint_ends_the_same(folder: Path, tmp_path:
     for each in (tmp_path / "other").glob("checkpoint-*"):
         if each.name != "checkpoint-8":
             shutil.rmtree(each)
-    resumed = train(folder, tmp_path / "other", steps=10)
+    resumed = train(decoder, tmp_path / "other", steps=10)
     assert resumed.points == whole.points
     assert same_weights(resumed.policy, whole.policy)
     assert checkpoints.newest(tmp_path / "killed") is None  # the torn one is passed over; two are kept at most
 
 
-def test_the_same_pairs_make_the_same_step_however_they_are_spread(folder: Path, tmp_path: Path) -> None:
+def test_the_same_pairs_make_the_same_step_however_they_are_spread(decoder: Path, tmp_path: Path) -> None:
     import torch
 
-    whole = train(folder, tmp_path / "one", lambda model: model, batch_size=4, accumulation=1)
-    spread = train(folder, tmp_path / "two", lambda model: model, batch_size=2, accumulation=2)
+    whole = train(decoder, tmp_path / "one", lambda model: model, batch_size=4, accumulation=1)
+    spread = train(decoder, tmp_path / "two", lambda model: model, batch_size=2, accumulation=2)
     # Batches are planned by `batch_size`, so the pairs differ; in micro-batches of one plan they do not.
     assert len(whole.points) == len(spread.points)
     cfg = tuning.Training.model_validate(CONFIG)
-    data = tuning.prepare(cfg, models.load_tokenizer(folder), PAIRS, [], "lora")
-    arguments = (models.load_tokenizer(folder), data, cfg, 5)
+    data = tuning.prepare(cfg, models.load_tokenizer(decoder), PAIRS, [], "lora")
+    arguments = (models.load_tokenizer(decoder), data, cfg, 5)
     _, points, _ = tuning._attempt(
-        lambda: models.load_trainable(folder, CPU),
+        lambda: models.load_trainable(decoder, CPU),
         *arguments,
         2,
         2,
@@ -162,7 +148,7 @@ def test_the_same_pairs_make_the_same_step_however_they_are_spread(folder: Path,
         log=Log(),
     )
     _, oracle, _ = tuning._attempt(
-        lambda: models.load_trainable(folder, CPU),
+        lambda: models.load_trainable(decoder, CPU),
         *arguments,
         4,
         1,
@@ -176,9 +162,9 @@ def test_the_same_pairs_make_the_same_step_however_they_are_spread(folder: Path,
 
 
 def test_out_of_memory_makes_smaller_batches_and_the_same_steps(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = train(folder, tmp_path / "whole", lambda model: model)
+    whole = train(decoder, tmp_path / "whole", lambda model: model)
     real, seen = losses.completion_loss, []
 
     def scarce(model: Any, inputs: Any, *rest: Any) -> Any:
@@ -192,7 +178,7 @@ def test_out_of_memory_makes_smaller_batches_and_the_same_steps(
     told: list[str] = []
     log = Log()
     monkeypatch.setattr(log, "note", told.append)
-    found = train(folder, tmp_path / "scarce", lambda model: model, log=log)
+    found = train(decoder, tmp_path / "scarce", lambda model: model, log=log)
     assert seen[:6] == [4] * 6
     assert set(seen[6:]) == {2}
     assert len(seen) == 6 + 2 * 8  # from the checkpoint at step 4 on, two forward passes for each of eight steps
@@ -209,11 +195,11 @@ def test_out_of_memory_makes_smaller_batches_and_the_same_steps(
 
     monkeypatch.setattr(losses, "completion_loss", lambda *_: (_ for _ in ()).throw(MemoryError))
     with pytest.raises(UserError, match="memory ran out with one pair"):
-        train(folder, tmp_path / "none", lambda model: model)
+        train(decoder, tmp_path / "none", lambda model: model)
 
 
 def test_a_gradient_that_is_no_number_goes_back_once_and_then_fails(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
 
@@ -223,7 +209,7 @@ def test_a_gradient_that_is_no_number_goes_back_once_and_then_fails(
     told: list[str] = []
     log = Log()
     monkeypatch.setattr(log, "note", told.append)
-    found = train(folder, tmp_path / "once", log=log)
+    found = train(decoder, tmp_path / "once", log=log)
     assert events(told) == ["the gradient of step 6 is not finite: back to step 4, learning rate 0.003"]
     assert found.learning_rate == pytest.approx(0.003)
     assert len(calls) == 6 + 8  # stopped at the step itself; steps 5 to 12 again
@@ -234,7 +220,7 @@ def test_a_gradient_that_is_no_number_goes_back_once_and_then_fails(
 
     monkeypatch.setattr(losses, "completion_loss", lambda *given: real(*given) * float("nan"))
     with pytest.raises(UserError, match="the gradient of step 1 is not finite, at the lowered learning rate 0.003 too"):
-        train(folder, tmp_path / "always")
+        train(decoder, tmp_path / "always")
 
 
 def events(told: list[str]) -> list[str]:
@@ -261,18 +247,18 @@ def _once(real: Callable[..., Any], calls: list[int], at: int, *given: Any) -> A
         ({"r": 33, "target_modules": ["k_proj"]}, r"rank 33 is above the width of k_proj, 32 x 64"),
     ],
 )
-def test_adapters_that_fit_no_layer_are_refused(folder: Path, change: dict[str, Any], message: str) -> None:
+def test_adapters_that_fit_no_layer_are_refused(decoder: Path, change: dict[str, Any], message: str) -> None:
     from peft import LoraConfig
 
     with pytest.raises(UserError, match=message) as caught:
-        tuning.adapt(models.load_base(folder, CPU), LoraConfig(**change), "lora")
+        tuning.adapt(models.load_base(decoder, CPU), LoraConfig(**change), "lora")
     assert caught.value.exit_code == 2
 
 
-def test_a_pattern_adapts_the_layers_it_matches(folder: Path) -> None:
+def test_a_pattern_adapts_the_layers_it_matches(decoder: Path) -> None:
     from peft import LoraConfig
 
-    policy = tuning.adapt(models.load_base(folder, CPU), LoraConfig(target_modules=r".*\.[qv]_proj"), "lora")
+    policy = tuning.adapt(models.load_base(decoder, CPU), LoraConfig(target_modules=r".*\.[qv]_proj"), "lora")
     adapted = {name.split(".lora_")[0].rpartition(".")[2] for name, _ in policy.named_parameters() if ".lora_" in name}
     assert adapted == {"q_proj", "v_proj"}
 
@@ -293,9 +279,9 @@ def test_an_architecture_that_peft_has_no_choice_for_is_told() -> None:
 
 @pytest.mark.parametrize(("change", "virtual"), [(lambda model: model, 0), (soft, 6)], ids=["full", "soft prompt"])
 def test_pairs_longer_than_the_models_positions_are_refused(
-    change: Callable[[Any], Any], virtual: int, folder: Path, tmp_path: Path
+    change: Callable[[Any], Any], virtual: int, decoder: Path, tmp_path: Path
 ) -> None:
-    longest = max(len(tuning.encode(models.load_tokenizer(folder), *pair)) for pair in PAIRS) + virtual
+    longest = max(len(tuning.encode(models.load_tokenizer(decoder), *pair)) for pair in PAIRS) + virtual
 
     def with_positions(number: int) -> Callable[[Any], Any]:
         def load(model: Any) -> Any:
@@ -304,19 +290,19 @@ def test_pairs_longer_than_the_models_positions_are_refused(
 
         return load
 
-    train(folder, tmp_path / "fits", with_positions(longest), steps=1)
+    train(decoder, tmp_path / "fits", with_positions(longest), steps=1)
     told = (
         f"max_tokens: the longest training pair has {longest} tokens(.|\n)*lower max_tokens to {longest - 1 - virtual}"
     )
     with pytest.raises(UserError, match=told):
-        train(folder, tmp_path / "long", with_positions(longest - 1), steps=1)
+        train(decoder, tmp_path / "long", with_positions(longest - 1), steps=1)
 
 
 def test_one_of_several_processes_that_runs_out_of_memory_says_what_to_do(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cfg = tuning.Training.model_validate(CONFIG)
-    tokenizer = models.load_tokenizer(folder)
+    tokenizer = models.load_tokenizer(decoder)
     data = tuning.prepare(cfg, tokenizer, PAIRS, [], "sft")
     two = runtime.Runtime("cpu", "float32", 1, processes=2)
     monkeypatch.setattr(tuning, "_attempt", lambda *_, **__: (_ for _ in ()).throw(MemoryError))
@@ -330,9 +316,9 @@ def test_one_of_several_processes_that_runs_out_of_memory_says_what_to_do(
         assert caught.value.exit_code == 1
 
 
-def test_data_that_teaches_nothing_is_refused(folder: Path) -> None:
+def test_data_that_teaches_nothing_is_refused(decoder: Path) -> None:
     cfg = tuning.Training.model_validate(CONFIG)
-    tokenizer = models.load_tokenizer(folder)
+    tokenizer = models.load_tokenizer(decoder)
     with pytest.raises(
         UserError, match="every completion of the 2 training pairs is empty: all labels would be masked"
     ):
@@ -341,9 +327,9 @@ def test_data_that_teaches_nothing_is_refused(folder: Path) -> None:
         tuning.prepare(cfg.model_copy(update={"max_tokens": 16}), tokenizer, [(f"{'w ' * 40}", "x y")] * 24, [], "lora")
 
 
-def test_other_tasks_are_mixed_in_by_their_shares(folder: Path) -> None:
+def test_other_tasks_are_mixed_in_by_their_shares(decoder: Path) -> None:
     cfg = tuning.Training.model_validate(CONFIG | {"steps": 50})
-    tokenizer = models.load_tokenizer(folder)
+    tokenizer = models.load_tokenizer(decoder)
     data = tuning.prepare(cfg, tokenizer, PAIRS, [], "sft")
     others = {"colours": [("name a colour", "red")] * 6, "long": [("x " * 500, "y")]}
     mixture = tuning.Mixture(tasks=("colours",), temperature=1.0, cap=100)
@@ -359,11 +345,11 @@ def test_other_tasks_are_mixed_in_by_their_shares(folder: Path) -> None:
             tuning.mix(cfg, mixture.model_copy(update={"tasks": (name,)}), tokenizer, data, others, "sft")
 
 
-def test_templates_that_do_not_fit_the_tokenizer_are_refused(folder: Path) -> None:
+def test_templates_that_do_not_fit_the_tokenizer_are_refused(decoder: Path) -> None:
     cfg = tuning.Training.model_validate(CONFIG)
 
     def with_template(template: str) -> Any:
-        tokenizer = models.load_tokenizer(folder)
+        tokenizer = models.load_tokenizer(decoder)
         tokenizer.chat_template = template
         return tokenizer
 
