@@ -321,9 +321,13 @@ def _decode(
     import torch
     from transformers import GenerationConfig
 
+    from tunemill import caches
+
     start = losses.start_token(model)
     ids, given = _begun(model, tokenizer.pad_token_id, start, job.prompts, prefix)
-    cache = _repeat(prefix.cache, len(ids)) if prefix.cache is not None else None
+    cache = None  # where it is not as simple as that, transformers' own
+    if start is None and _plain_cache(model):
+        cache = caches.roomy(model, len(ids), ids.shape[1] + decoding.max_new_tokens, prefix.cache)
     leg = LEG if _in_legs(model) else decoding.max_new_tokens
     rows = list(range(len(job.prompts)))
     written: list[list[int]] = [[] for _ in rows]
@@ -479,11 +483,3 @@ def padded(prompts: Sequence[Sequence[int]], pad: int, prefix: int, device: Any)
         ids[row, width - rest :] = torch.tensor(prompt[prefix:])
         mask[row, :prefix] = mask[row, width - rest :] = 1
     return ids.to(device), mask.to(device)
-
-
-def _repeat(cache: Any, rows: int) -> Any:
-    import copy
-
-    repeated = copy.deepcopy(cache)
-    repeated.batch_repeat_interleave(rows)
-    return repeated
