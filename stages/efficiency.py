@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -142,10 +143,15 @@ def fit_together(folders: Mapping[str, tuple[Path, Path]], runtime: Runtime, log
 def peak_memories(
     folders: Mapping[str, tuple[Path, Path]], runtime: Runtime, prompts: Sequence[str], new_tokens: int
 ) -> dict[str, int]:
-    """Peak bytes for each candidate, every one in a fresh process, two side by side: nothing is timed here."""
-    with multiprocessing.get_context("spawn").Pool(min(2, len(folders)), quieten, maxtasksperchild=1) as pool:
+    """Peak bytes for each candidate, every one in a fresh process, two side by side: nothing is timed here.
+
+    The two share the threads: more threads than cores wait for each other most of the time.
+    """
+    side_by_side = min(2, len(folders))
+    share = replace(runtime, threads=max(1, runtime.threads // side_by_side))
+    with multiprocessing.get_context("spawn").Pool(side_by_side, quieten, maxtasksperchild=1) as pool:
         asked = {
-            name: pool.apply_async(profiling.peak_memory, (policy, base, runtime, prompts, new_tokens))
+            name: pool.apply_async(profiling.peak_memory, (policy, base, share, prompts, new_tokens))
             for name, (policy, base) in folders.items()
         }
         return {name: each.get() for name, each in asked.items()}
