@@ -151,6 +151,8 @@ def load_policy(policy: Path, base: Path, runtime: Runtime) -> tuple[Any, Any]:
 
 def soft_prompt(model: Any) -> torch.Tensor | None:
     """The embeddings a prompt-tuning adapter puts before the input, (virtual tokens, hidden size); None without one."""
+    if not hasattr(model, "peft_config"):  # most have none, and PEFT takes seconds to import
+        return None
     from peft import PeftModel, PeftType
 
     if not isinstance(model, PeftModel) or model.peft_config[model.active_adapter].peft_type != PeftType.PROMPT_TUNING:
