@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -34,19 +34,33 @@ TRL = (
     "--use_peft --lora_r 8 --lora_alpha 16 --lora_dropout 0 --lora_target_modules all-linear --use_cpu true --report_to none "
     f"--learning_rate {RATE} --lr_scheduler_type linear --warmup_steps 2 --per_device_train_batch_size {ROWS} --num_train_epochs 1"
 )
-VARIANTS: dict[str, str | None] = {
-    "tunemill": None,
-    # batch_size: 4, accumulation: 2. The step is the same one, the loss being a mean over its tokens.
-    "tunemill, half batches": None,
-    "trl sft": "",
+
+
+class Variant(NamedTuple):
+    """One way to train."""
+
+    by: Literal["tunemill", "trl", "loop"]
+    our_malloc: bool
+    """Whether it runs with the stages' settings of malloc, or with none."""
+    flags: str = ""
+    """Of TRL's command line."""
+    accumulation: int = 1
+    """Forward passes in a step of ours, each of `ROWS` / `accumulation` pairs."""
+
+
+VARIANTS = {
+    "tunemill": Variant("tunemill", our_malloc=True),
+    "tunemill, half batches": Variant("tunemill", our_malloc=True, accumulation=2),
+    "trl sft": Variant("trl", our_malloc=False),
     # Everything that helps on a CPU: nothing computed twice, this machine's faster number format, rows of like length.
-    "trl sft, tuned": "--activation_checkpointing false --bf16 {bf16} --train_sampling_strategy group_by_length",
-    "plain loop": None,
-    "plain loop, our malloc": None,
+    "trl sft, tuned": Variant(
+        "trl",
+        our_malloc=False,
+        flags="--activation_checkpointing false --bf16 {bf16} --train_sampling_strategy group_by_length",
+    ),
+    "plain loop": Variant("loop", our_malloc=False),
+    "plain loop, our malloc": Variant("loop", our_malloc=True),
 }
-PLAIN = ("plain loop", "plain loop, our malloc")
-OURS = ("tunemill", "tunemill, half batches", "plain loop, our malloc")
-"""What runs with the stages' settings of malloc."""
 
 
 def ours(model: Path, pairs: Any, folder: Path, accumulation: int) -> float:
@@ -139,10 +153,10 @@ def held_out_loss(model: Path, adapter: Path, rows: Path) -> float:
 def measure(variant: str, arguments: argparse.Namespace, place: Path) -> dict[str, float]:
     """Run one variant in a process of its own."""
     folder = Path(tempfile.mkdtemp(dir=place))
-    flags = VARIANTS[variant]
-    if variant.startswith("trl"):
+    how = VARIANTS[variant]
+    if how.by == "trl":
         machine = resolved()
-        text = (flags or "").format(bf16=str(machine.dtype == "bfloat16").lower())
+        text = how.flags.format(bf16=str(machine.dtype == "bfloat16").lower())
         command = [Path(sys.executable).with_name("trl"), "sft", "--model_name_or_path", arguments.model]
         command += ["--dataset_name", place / "data", "--output_dir", folder / "adapter", *TRL.split(), *text.split()]
     else:
@@ -154,7 +168,7 @@ def measure(variant: str, arguments: argparse.Namespace, place: Path) -> dict[st
             stdout=log,
             stderr=log,
             env={**os.environ, "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}
-            | ({"GLIBC_TUNABLES": TIGHT_MALLOC} if variant in OURS else {}),
+            | ({"GLIBC_TUNABLES": TIGHT_MALLOC} if how.our_malloc else {}),
         )
         _, status, usage = os.wait4(process.pid, 0)
         log.seek(0)
@@ -180,8 +194,8 @@ def main() -> int:
     arguments = parser.parse_args()
     pairs, tokens = chosen(arguments.model, arguments.rows, arguments.steps)
     if arguments.one:
-        given = (arguments.model, pairs, arguments.folder)
-        seconds = plain(*given) if arguments.one in PLAIN else ours(*given, 2 if "half" in arguments.one else 1)
+        how, given = VARIANTS[arguments.one], (arguments.model, pairs, arguments.folder)
+        seconds = plain(*given) if how.by == "loop" else ours(*given, how.accumulation)
         print(json.dumps({"train_runtime": seconds}))
         return 0
     with tempfile.TemporaryDirectory() as folder:
@@ -204,8 +218,8 @@ def main() -> int:
         }
         for name, found in rounds.items()
     }
-    best = table[arguments.variants[0]]
     first = arguments.variants[0]
+    best = table[first]
     print(f"| | tokens/s | {first} is | peak MiB | {first} takes | held-out loss |\n|---|---|---|---|---|---|")
     for name, row in table.items():
         faster, smaller = best["tokens_per_second"] / row["tokens_per_second"], best["peak_mib"] / row["peak_mib"]
