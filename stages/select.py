@@ -183,7 +183,7 @@ def run(
     log: Log,
 ) -> Metrics:
     """Write the chosen model under `out/model`, the decision as `out/candidates.json`, the plan as `out/plan.json`."""
-    from tunemill import calibration, records
+    from tunemill import pace, records
 
     asked = json.loads((scope / "scope.json").read_text(encoding="utf-8"))
     metric, limits = asked["primary_metric"], limits_of(asked)
@@ -259,7 +259,7 @@ def run(
         },
     )
     methods = {name: each for name, each in planning.methods(assumptions).items() if name != "qlora"}
-    seconds = calibration.seconds(config, methods, assumptions.batch, runtime, log)
+    seconds = pace.seconds(config, methods, assumptions.batch, runtime, log)
     log.measure(
         **{f"step_seconds/{name}": round(value, 4) for name, value in seconds.items()},
         step_tokens=assumptions.batch.rows * assumptions.batch.tokens,
