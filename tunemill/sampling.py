@@ -3,6 +3,7 @@
 - Prompts are sorted by length and packed under a token budget, so there is little padding; the plan depends on the
   lengths alone, never on free memory. Where memory does run out, a batch is halved, and the caller is told.
 - What all prompts begin with (a soft prompt, a chat template's system message, worked examples) is computed once.
+- A prompt that stands there several times (several samples of it) is read once in each batch.
 - An encoder reads each prompt once.
 - Rows that have ended are dropped while the others go on.
 - Where a text ends is found from the position of its first end token, never from padding: the two may be one token.
@@ -324,10 +325,21 @@ def _decode(
     from tunemill import caches
 
     start = losses.start_token(model)
-    ids, given = _begun(model, tokenizer.pad_token_id, start, job.prompts, prefix)
+    # Rows that ask the same (several samples of one prompt) share what is read: it is read once, and copied.
+    different = list(dict.fromkeys(map(tuple, job.prompts)))
+    ids, given = _begun(model, tokenizer.pad_token_id, start, different, prefix)
     cache = None  # where it is not as simple as that, transformers' own
     if start is None and _plain_cache(model):
-        cache = caches.roomy(model, len(ids), ids.shape[1] + decoding.max_new_tokens, prefix.cache)
+        room = ids.shape[1] + decoding.max_new_tokens
+        cache = caches.roomy(model, len(ids), room, prefix.cache)
+        if len(different) < len(job.prompts):
+            _read(model, ids, given["attention_mask"], cache, prefix.length)
+    if len(different) < len(job.prompts):
+        place = {prompt: at for at, prompt in enumerate(different)}
+        keep = torch.tensor([place[tuple(prompt)] for prompt in job.prompts], device=model.device)
+        ids, given = ids[keep], _rows(given, keep)
+        if cache is not None:
+            cache.batch_select_indices(keep)
     leg = LEG if _in_legs(model) else decoding.max_new_tokens
     rows = list(range(len(job.prompts)))
     written: list[list[int]] = [[] for _ in rows]
@@ -378,6 +390,40 @@ def _decode(
             cache.batch_select_indices(keep)
         rows = [rows[at] for at in left]
     return written
+
+
+def _read(model: Any, ids: torch.Tensor, mask: torch.Tensor, cache: Any, known: int) -> None:
+    """Fill a cache with all but the last position of each row; that one's logits are what generation starts from.
+
+    Args:
+        model: decoder-only, without its adapter.
+        ids: (B, T).
+        mask: (B, T), 1 is a token.
+        cache: of B rows; knows the first positions.
+        known: how many.
+    """
+    import torch
+
+    if ids.shape[1] - 1 == known:
+        return
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    with torch.inference_mode():
+        model(
+            input_ids=ids[:, known:-1],
+            attention_mask=mask[:, :-1],
+            position_ids=positions[:, known:-1],
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+
+
+def _rows(given: dict[str, Any], keep: torch.Tensor) -> dict[str, Any]:
+    """Some rows, or the same ones several times, of what generation starts from."""
+    found = {name: each[keep] for name, each in given.items() if name != "encoder_outputs"}
+    if "encoder_outputs" in given:
+        found["encoder_outputs"] = type(given["encoder_outputs"])(given["encoder_outputs"][0][keep])
+    return found
 
 
 def _in_legs(model: Any) -> bool:

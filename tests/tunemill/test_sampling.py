@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +239,31 @@ def test_what_is_sampled_depends_on_seed_and_prompt_alone(policy: tuple[Any, Any
     assert resumed == batches[2:]
 
 
+def test_samples_of_one_prompt_share_its_reading_and_differ(
+    policy: tuple[Any, Any], prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies = [each for each in prompts[:6] for _ in range(4)]
+    alone = answers(policy, copies, rows=1, seed=5, **WARM)
+    read, forward = [], policy[0].forward
+
+    @functools.wraps(forward)
+    def counted(*args: Any, **given: Any) -> Any:
+        read.append(tuple(given["input_ids"].shape))
+        return forward(*args, **given)
+
+    monkeypatch.setattr(policy[0], "forward", counted)
+    for rows in (24, 10):  # a prompt's samples in one batch, and torn apart
+        read.clear()
+        assert answers(policy, copies, rows=rows, seed=5, **WARM) == alone
+        long = sum(rows * width for rows, width in read if width > 1)
+        assert long <= sum(map(len, prompts[:6])) + 6 * max(map(len, prompts[:6]))
+    assert all(len({each.text for each in alone[at : at + 4]}) > 1 for at in range(0, 24, 4))
+    # Greedy, all are one answer.
+    monkeypatch.undo()
+    found = answers(policy, copies, rows=24)
+    assert found == [each for each in answers(policy, prompts[:6]) for _ in range(4)]
+
+
 def test_a_low_temperature_and_a_single_candidate_are_greedy(
     policy: tuple[Any, Any], prompts: list[list[int]], alone: list[Generation]
 ) -> None:
@@ -368,6 +394,20 @@ def test_tokens_that_a_checkpoint_forces_are_forced_once(t5: tuple[Any, Any], mo
     monkeypatch.setattr(t5[0].generation_config, "forced_eos_token_id", 2)
     prompts = t5_prompts(t5)
     assert answers(t5, prompts) == plain(t5, prompts)
+
+
+def test_an_encoder_reads_a_prompt_once_for_all_its_samples(t5: tuple[Any, Any]) -> None:
+    prompts, read = t5_prompts(t5)[:4], []
+    twice = [each for each in prompts for _ in range(3)]
+    hook = (
+        t5[0]
+        .get_encoder()
+        .register_forward_pre_hook(lambda _, __, given: read.append(len(given["attention_mask"])), with_kwargs=True)
+    )
+    found = answers(t5, twice, rows=12, seed=1, **WARM)
+    hook.remove()
+    assert read == [4]
+    assert found == answers(t5, twice, rows=1, seed=1, **WARM)
 
 
 def test_an_encoder_decoder_samples(t5: tuple[Any, Any]) -> None:
