@@ -239,6 +239,31 @@ def test_what_is_sampled_depends_on_seed_and_prompt_alone(policy: tuple[Any, Any
     assert resumed == batches[2:]
 
 
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 0.9), (0, 0.05), (0, 0.999), (7, 1.0), (40, 0.5), (10**6, 0.3)])
+@pytest.mark.parametrize("sharpness", [0.01, 1.0, 8.0])
+def test_the_tokens_that_may_be_drawn_are_those_of_transformers(
+    top_k: int, top_p: float, sharpness: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from transformers import TopKLogitsWarper, TopPLogitsWarper
+
+    monkeypatch.setattr(sampling, "NUCLEUS", 16)  # many rows need more
+    logits = sharpness * torch.randn(6, 3000, generator=torch.Generator().manual_seed(1))
+    theirs = logits.clone()
+    if top_k:
+        theirs = TopKLogitsWarper(top_k)(None, theirs)
+    if top_p < 1:
+        theirs = TopPLogitsWarper(top_p)(None, theirs)
+    values, tokens = sampling._likeliest(logits, top_k, top_p)
+    assert tokens is not None and bool((tokens.diff(dim=1) > 0).all())
+    ours = torch.full_like(logits, -torch.inf).scatter(1, tokens, values)
+    # Rounding may put the last token on one side or the other.
+    differ = (ours.isfinite() != theirs.isfinite()).sum(dim=1)
+    assert int(differ.max()) <= 1
+    both = ours.isfinite() & theirs.isfinite()
+    assert torch.equal(ours[both], theirs[both])
+
+
 def test_samples_of_one_prompt_share_its_reading_and_differ(
     policy: tuple[Any, Any], prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
