@@ -46,6 +46,9 @@ MEASURE_ALL = ("efficiency", "compare")
 UNCHECKED = ("collect",)
 """Stages whose rows nobody has looked at yet: they may hold secrets, which `validate` redacts; only a manifest is logged."""
 
+INSTANCES, TABLE = "instances.jsonl", "instances.json"
+"""What a candidate answered, as the stage wrote it and as MLflow's table of a run."""
+
 SMALL_FILE, SMALL_OUTPUT = 2 << 20, 16 << 20
 """Bytes up to which a file, and all files of an output together, are stored in MLflow; above it a manifest is."""
 
@@ -218,6 +221,8 @@ class Recorder:
                 metrics, timing, outputs = payload
                 numbers = {**metrics, **{f"system/{name}": value for name, value in timing.items()}}
                 log_metrics(client, run_id, numbers, model_id)
+                if self._candidate and "out" in outputs:
+                    log_instances(client, run_id, outputs["out"] / INSTANCES)
                 for path in outputs.values():
                     log_output(client, run_id, path, whole=self._instance not in UNCHECKED)
                 if parent and self._instance in MEASURE_ALL:
@@ -325,6 +330,27 @@ def log_output(client: MlflowClient, run_id: str, path: Path, whole: bool = True
             large.append({"path": file.as_posix(), "bytes": size, "md5": _md5(file)})
     if large:
         client.log_dict(run_id, {"files": large}, "manifest.json")
+
+
+def log_instances(client: MlflowClient, run_id: str, path: Path) -> None:
+    """Keep a candidate's answers as a table: MLflow's page Evaluation lays those of several runs side by side.
+
+    Args:
+        client: of the tracking store.
+        run_id: the candidate's run.
+        path: rows with `id`, `prompt`, `reference`, `prediction` and `scores`; nothing is logged where it is not there.
+    """
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file if line.strip()]
+    fields = ("id", "group", "prompt", "reference", "prediction")
+    table = {name: [row[name] for row in rows] for name in fields}
+    for name in rows[0]["scores"] if rows else ():
+        table[name] = [row["scores"][name] for row in rows]
+    earlier = [each.path for each in client.list_artifacts(run_id)]
+    if TABLE not in earlier:  # a table that is there would be added to
+        client.log_table(run_id, table, artifact_file=TABLE)
 
 
 def begin_lifecycle(workspace: Path) -> str:
@@ -465,6 +491,9 @@ def _light_run(
     values = _read_metrics(_metrics_file(workspace, instance))
     model_id = _logged_model(client, experiment_id, run.info.run_id, candidate, params) if candidate else None
     log_metrics(client, run.info.run_id, values, model_id)
+    if candidate:
+        stage = instance.partition("@")[0]
+        log_instances(client, run.info.run_id, workspace / "artifacts" / stage / candidate / INSTANCES)
     client.set_terminated(run.info.run_id, "FINISHED")
     return client.get_run(run.info.run_id)
 
