@@ -97,6 +97,10 @@ def run(cfg: Config, *, evaluations: Path, candidates: Candidates, out: Path, ru
             theirs = [getattr(each, field) for each in measured[cfg.reference]]
             table[name][field] = median(ours)
             table[name][ratio] = median(a / b for a, b in zip(ours, theirs, strict=True))
+        joules = [each.joules_per_token for each in speeds]
+        table[name]["joules_per_token"] = (
+            None if None in joules else median(each for each in joules if each is not None)
+        )
         table[name]["memory_bytes"] = memory[name]
         table[name]["memory_ratio"] = memory[name] / memory[cfg.reference]
     checkpoints.write_json(

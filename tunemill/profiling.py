@@ -22,6 +22,8 @@ class Speed(NamedTuple):
     """Tokens written in a second for one prompt."""
     batch_decode_tokens_per_second: float
     """Tokens written in a second for all prompts together."""
+    joules_per_token: float | None
+    """Energy of the processor (or GPU) for each token written for one prompt; None where the machine does not tell."""
 
 
 class _Read(NamedTuple):
@@ -50,12 +52,49 @@ def speed(model: Any, prompts: Sequence[Sequence[int]], steps: int) -> Speed:
         first = first or read
     assert first is not None, "at least one prompt"
     together = _repeated(first, len(prompts))
+    before = energy(model.device.type)
+    alone = _decode(model, first, steps)
+    after = energy(model.device.type)
     return Speed(
         count / seconds,
         seconds / len(prompts),
-        steps / _decode(model, first, steps),
+        steps / alone,
         len(prompts) * steps / _decode(model, together, steps),
+        # A counter that has begun anew in between tells nothing.
+        None if before is None or after is None or after < before else (after - before) / steps,
     )
+
+
+def energy(device: str, counters: Path = Path("/sys/class/powercap")) -> float | None:
+    """Joules that the processors, or the first GPU, have used since some moment; None where the machine does not tell.
+
+    Args:
+        device: cuda asks NVML, where its Python package is there; everything else Linux's counters of Intel and AMD processors
+            (RAPL), which only root may read on many machines.
+        counters: where these are.
+    """
+    if device == "cuda":
+        from importlib.util import find_spec
+
+        if find_spec("pynvml") is None:
+            return None
+        import pynvml
+
+        try:
+            pynvml.nvmlInit()
+            return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(pynvml.nvmlDeviceGetHandleByIndex(0))) / 1e3
+        except pynvml.NVMLError:
+            return None  # a GPU older than Volta, or a part of one
+    total, found = 0.0, False
+    for package in sorted(counters.glob("intel-rapl:[0-9]*")):
+        if package.name.count(":") != 1:
+            continue  # a part of a processor, counted in the whole
+        try:
+            total += int((package / "energy_uj").read_text()) / 1e6
+            found = True
+        except (OSError, ValueError):
+            return None
+    return total if found else None
 
 
 def peak_memory(policy: Path, base: Path, runtime: Runtime, prompts: Sequence[str], steps: int) -> int:
