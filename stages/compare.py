@@ -1,6 +1,6 @@
 """Compare: what may be said about the candidates, with intervals and paired tests on the same test items.
 
-    python -m stages.compare --evaluations artifacts/evaluate --scope artifacts/scope \
+    python -m stages.compare --evaluations artifacts/evaluate --efficiency artifacts/efficiency --scope artifacts/scope \
         --out reports/comparison.json --out-scores reports/scores.csv --out-table metrics/compare
 
 Every interval resamples whole groups (packages), since items of one package are alike; where there are too few groups it
@@ -8,7 +8,10 @@ resamples items, and says so in `method`. Beside it stands the interval that tak
 set of resamples serves all systems and metrics. "Better" is said only where the interval lies above zero and, for the
 declared family (primary metric, each candidate against the reference), Holm's p-value is below 0.05 too.
 
-What tuning has made of other tasks stands under `forgetting`: see `tunemill.forgetting`.
+Beside the scores stand HELM's seven categories (`tunemill.helm`): every figure with its interval and its paired difference to the
+reference, the smallest difference that so many items would usually show, mean win rates, and McNemar's test of the questions
+with choices. Candidates that differ in the training seed alone can be taken together (`seeds`). What tuning has made of other tasks
+stands under `forgetting`: see `tunemill.forgetting`.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field
 
-from tunemill import forgetting, metrics, records, statistics
+from tunemill import forgetting, helm, metrics, records, statistics
 from tunemill.checkpoints import write_json, write_text
 from tunemill.errors import UserError
 from tunemill.log import Log
@@ -34,6 +37,7 @@ METRICS = (*metrics.ROUGE_TYPES, "bleu")
 PLOTTED = metrics.ROUGE_TYPES
 LEVEL = 0.95
 ENDS = (("least", "low"), ("most", "high"))
+NO_REFERENCE = "no test item has a reference"
 
 
 class Config(Params):
@@ -49,6 +53,8 @@ class Config(Params):
     """Fewest groups whose resampling gives an interval to rely on; below, items are resampled."""
     pairs: tuple[tuple[str, str], ...]
     """Further pairs to compare, beside those with the reference, the baselines and the scope's criteria."""
+    seeds: dict[str, tuple[str, ...]]
+    """Name → candidates that are one method with several training seeds: they are compared with the reference together."""
 
 
 class Measured(NamedTuple):
@@ -64,6 +70,8 @@ def run(
     cfg: Config,
     *,
     evaluations: Path,
+    efficiency: Path | None,
+    judge: Path | None,
     scope: Path,
     candidates: Candidates,
     out: Path,
@@ -130,6 +138,7 @@ def run(
 
     # 5. Paired differences: against the reference, against the baselines, and what params and the scope's criteria name.
     compared: dict[tuple[str, str, str], dict[str, statistics.Comparison]] = {}
+    detectable: dict[tuple[str, str, str], float | None] = {}
     extracts = [name for name in systems if name not in names]
     for a, b in asked(names, extracts, cfg.reference, cfg.pairs, goal["criteria"]):
         for metric in METRICS:
@@ -143,6 +152,8 @@ def run(
                 )
                 for way in ways
             }
+            apart = value(of_a, draws[method]) - value(of_b, draws[method])
+            detectable[a, b, metric] = statistics.minimum_detectable(apart, len(sums[method]), LEVEL)
 
     # 6. Holm's correction over the declared family, then the verdicts.
     primary = goal["primary_metric"]
@@ -168,6 +179,7 @@ def run(
                 "item_ci_high": item.high,
                 "item_p": item.p,
                 "verdict": statistics.verdict(best, holm.get((a, b, metric)), LEVEL),
+                "minimum_detectable": detectable[a, b, metric],
                 **_reason(best.diff, best.low, len(sums[method])),
             }
         )
@@ -182,7 +194,27 @@ def run(
         trained = {name: trained_tasks(evaluations / name / "scores.json") for name in names}
         forgotten = forgetting.table(questions, trained, cfg.reference, cfg.resamples, cfg.seed, LEVEL)
 
-    # 8. Write.
+    # 8. HELM's seven categories, and what else was found out beside the scores.
+    evidence = {name: read_evidence(evaluations / name, rows[name]) for name in names}
+    for field in ("perturbed", "people", "questions", "red_team", "probes"):
+        asked_of = {name: getattr(each, field) for name, each in evidence.items()}
+        same_items(asked_of, "id", f"rows of {field.replace('_', ' ')}", needed=False)
+    speeds = json.loads((efficiency / "efficiency.json").read_text(encoding="utf-8"))["samples"] if efficiency else {}
+    evidence = {name: each._replace(rounds=speeds.get(name, ())) for name, each in evidence.items()}
+    found = helm.figures(evidence, cfg.resamples, cfg.seed, cfg.min_groups)
+    for (name, metric), of in columns.items():
+        if name in found:
+            whole, drawn = float(value(of, total)), value(of, draws[method])
+            reason = "" if whole == whole else NO_REFERENCE
+            found[name][f"accuracy/{metric}"] = helm.Figure(whole, drawn, len(sums[method]), of.n, method, reason)
+    categories = helm.categories(found, goal["primary_metric"], cfg.reference, LEVEL)
+
+    # 9. Candidates that are one method with several training seeds.
+    seeds = [
+        {"name": name, "of": list(of), **across_seeds(of, rows, cfg, primary, groups)} for name, of in cfg.seeds.items()
+    ]
+
+    # 10. Write.
     write_json(
         out,
         {
@@ -199,6 +231,11 @@ def run(
             "family": [{"a": a, "b": b, "metric": metric} for a, b, metric in family],
             "correction": "holm",
             "forgetting": forgotten,
+            **categories,
+            "mcnemar": helm.mcnemar({name: each.questions for name, each in evidence.items()}, cfg.reference, LEVEL),
+            "slices": {name: helm.slices(own, primary, cfg.resamples, cfg.seed, LEVEL) for name, own in rows.items()},
+            "seeds": seeds,
+            "judge": judged(judge),
         },
     )
     write_text(
@@ -232,8 +269,77 @@ def run(
                 f"{entry['candidate']} on other tasks: {entry['diff']:+.2f} nats per token of the right answers,"
                 f" {entry['verdict']}"
             )
+    for name in names:
+        flat |= {f"{name}/helm/{category}": each["value"] for category, each in categories["categories"][name].items()}
+        flat[f"{name}/helm/win_rate"] = categories["win_rate"][name]["mean"]
     assert not any(isinstance(each, float) and np.isnan(each) for each in flat.values())
     return flat
+
+
+def read_evidence(folder: Path, instances: Sequence[Mapping[str, Any]]) -> helm.Evidence:
+    """Every row that `evaluate` wrote for one candidate; a file that is not there has none."""
+
+    def read(name: str) -> list[dict[str, Any]]:
+        path = folder / f"{name}.jsonl"
+        return [row for _, row in records.read_objects(path)] if path.is_file() else []
+
+    return helm.Evidence(instances, read("perturbed"), read("people"), read("tasks"), read("red_team"), read("probes"))
+
+
+def judged(folder: Path | None) -> dict[str, Any] | None:
+    """What the language model that judges pairs of answers has found; None where none was asked."""
+    if folder is None:
+        return None
+    found: dict[str, Any] = json.loads((folder / "judge.json").read_text(encoding="utf-8"))
+    return found if found.get("model") is not None else None
+
+
+def across_seeds(
+    names: Sequence[str],
+    rows: Mapping[str, Sequence[Mapping[str, Any]]],
+    cfg: Config,
+    metric: str,
+    groups: Sequence[str],
+) -> dict[str, Any]:
+    """The difference to the reference over several training seeds: seeds and groups are resampled, each with replacement.
+
+    Raises:
+        UserError: a name is no candidate.
+    """
+    import numpy as np
+
+    for name in names:
+        if name not in rows:
+            raise UserError(
+                f"'{name}' is no candidate",
+                where="params.yaml: compare.seeds",
+                expected="some of " + ", ".join(rows),
+                exit_code=2,
+            )
+    metric = metric if metric in metrics.ROUGE_TYPES else metrics.ROUGE_TYPES[0]
+    kept = [
+        index
+        for index in range(len(groups))
+        if all(rows[name][index]["scores"][metric] is not None for name in (*names, cfg.reference))
+    ]
+    ours = np.array([[rows[name][index]["scores"][metric] for index in kept] for name in names])  # (S, n)
+    theirs = np.array([rows[cfg.reference][index]["scores"][metric] for index in kept])  # (n,)
+    labels = [groups[index] for index in kept]
+    drawn = statistics.hierarchical(ours - theirs, labels, cfg.resamples, cfg.seed)
+    units = min(len(set(labels)), len(names))
+    best = statistics.compare(float((ours - theirs).mean()), drawn, units, LEVEL)
+    return {
+        "metric": metric,
+        "against": cfg.reference,
+        "value": float(ours.mean()),
+        "diff": best.diff,
+        "ci_low": best.low,
+        "ci_high": best.high,
+        "p": best.p,
+        "seed_sd": float(ours.mean(axis=1).std(ddof=1)) if len(names) > 1 else None,
+        "n": len(kept),
+        "verdict": statistics.verdict(best, None, LEVEL),
+    }
 
 
 def same_items(
@@ -367,7 +473,7 @@ def sentence(pair: Mapping[str, Any]) -> str:
 
 def _reason(value: float | None, low: float | None, units: int) -> dict[str, str]:
     if value is None:
-        return {"reason": "no test item has a reference"}
+        return {"reason": NO_REFERENCE}
     return {"reason": f"no interval from {units} independent unit"} if low is None else {}
 
 

@@ -2,31 +2,56 @@
 
     python -m stages.evaluate --policy artifacts/lora/adapter --base artifacts/select/model \
         --test artifacts/validate/test.jsonl --splits artifacts/validate/splits.json \
-        --red-team artifacts/validate/red_team.jsonl --tasks artifacts/validate/tasks_test.jsonl --candidate lora
+        --red-team artifacts/validate/red_team.jsonl --tasks artifacts/validate/tasks_test.jsonl \
+        --train artifacts/validate/train.jsonl --harm artifacts/harm --candidate lora
 
-Generation is greedy, unless the policy brings a prompt.json (stage `prompt`) that says how it is to be decoded. A prediction
-is everything the model wrote within the token limit, white space collapsed: nothing is cut away, so that a candidate which
-prefaces its answer is not judged by the preface alone. Lines of a journal in `work` keep what was generated, batch by batch.
+One pass: the model is loaded once and asked everything once; every metric reads the same answers. What is asked:
 
-Other tasks than the one tuned for are not answered but scored: how likely the right answer is, and whether it is the most
-likely one of its choices. `compare` reads from that what a candidate has forgotten. These prompts take the base's tokenizer
-and chat template: a template that was made for the task tuned for is no part of what is asked here.
+- the test items, greedily, unless the policy brings a prompt.json (stage `prompt`) that says how it is to be decoded. A
+  prediction is everything the model wrote within the token limit, white space collapsed: nothing is cut away, so that a
+  candidate which prefaces its answer is not judged by the preface alone;
+- some of them again, perturbed (robustness and fairness, `tunemill.perturbations`): only where the perturbation changed
+  something, since an unchanged prompt has its answer already;
+- red-team prompts, several samples of each (toxicity), and beginnings of texts about people, too (bias): sampled alike for
+  all candidates. A prompt is read once for all its samples;
+- questions of other tasks, which are not answered but scored: how likely the right answer is, and whether it is the most
+  likely of its choices. Tasks with choices go through lm-evaluation-harness. `compare` reads from them accuracy, calibration and what
+  tuning has made of other tasks. These prompts take the base's tokenizer and chat template: a template that was made for the task
+  tuned for is no part of what is asked here;
+- questions about people, as they are and perturbed (fairness).
 
-Writes instances.jsonl (one row for each test item, scores in points), red_team.jsonl, tasks.jsonl (where there are other
-tasks) and scores.json; the same keys for every candidate, null with a reason where a value is undefined.
+Journals in `work` keep what was generated and scored, batch by batch: a killed evaluation goes on there.
+
+Writes instances.jsonl (one row for each test item, scores in points), perturbed.jsonl, red_team.jsonl, probes.jsonl, people.jsonl,
+tasks.jsonl, benchmarks.json and scores.json; the same keys for every candidate, null with a reason where a value is undefined.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import Field
 
-from tunemill import checkpoints, likelihood, metrics, models, records, sampling, statistics
+from tunemill import (
+    checkpoints,
+    harness,
+    helm,
+    likelihood,
+    metrics,
+    models,
+    perturbations,
+    probes,
+    records,
+    sampling,
+    scoring,
+    statistics,
+    toxicity,
+)
 from tunemill.errors import UserError
 from tunemill.log import Log
 from tunemill.params import Params
@@ -35,26 +60,46 @@ from tunemill.runtime import Runtime
 from tunemill.sampling import Decoding, Generation
 from tunemill.stage import Metrics, main
 
-KINDS = ("instruction", "continuation")
+Item = TypeVar("Item", Example, RedTeamPrompt, TaskItem)
 KEPT = ("training.json", "curve.csv", "prompt.json")
 """What a policy brings along about how it was made: kept beside its scores, where the report finds it."""
-BASELINES: dict[str, Callable[[str], str]] = {
-    "lead-10-words": metrics.lead_words,
-    "first-sentence": metrics.first_sentence,
-}
 
 
 class Config(Params):
     """What is generated and how."""
 
     seed: int = Field(ge=0)
-    """Of the choice of test items and red-team prompts."""
+    """Of the choice of items, and of what is sampled."""
     test_items: int = Field(ge=0)
     """Test items to score, every group with its share; 0 takes all."""
+    perturbed_items: int | None = Field(ge=0)
+    """How many of these are answered again, perturbed, for robustness and fairness; null takes all of them, 0 none."""
     red_team_items: int = Field(ge=0)
     """Red-team prompts to answer, every source with its share; 0 asks none."""
+    probe_items: int = Field(ge=0)
+    """Beginnings of texts about people to go on from, for bias; 0 asks none."""
+    people_items: int = Field(ge=0)
+    """Questions about people, for fairness; 0 asks none."""
+    samples: int = Field(ge=1, le=100)
+    """Answers to each red-team prompt and each beginning, the same number for all candidates."""
+    temperature: float = Field(gt=0)
+    """Of these samples."""
+    top_p: float = Field(gt=0, le=1)
+    """Of these samples: only the likeliest tokens that together have this probability."""
+    sample_tokens: int = Field(ge=1, le=4096)
+    """Most tokens of such a sample."""
+    choice_items: int = Field(ge=0)
+    """Questions of other tasks with choices, in all; every task has an equal share as far as its questions go. 0 asks none."""
     task_items: int = Field(ge=0)
-    """Questions of each other task to score; 0 asks none."""
+    """Questions of each other task without choices; 0 asks none."""
+    shots: int = Field(ge=0, le=20)
+    """Worked examples before a benchmark's question, where the benchmark has some."""
+    benchmarks: tuple[str, ...]
+    """Further tasks of lm-evaluation-harness, by name: with a hub in reach, or of a folder of one's own."""
+    benchmark_folder: str | None
+    """Folder with task files of one's own (YAML and JSONL), as lm-evaluation-harness reads them."""
+    benchmark_items: int | None = Field(ge=1)
+    """Questions of each of these further tasks; null takes all."""
     max_new_tokens: int = Field(ge=1, le=4096)
     """Most tokens of an answer, where the policy brings no decoding of its own."""
     batch_tokens: int = Field(ge=1)
@@ -72,60 +117,107 @@ def run(
     splits: Path,
     red_team: Path | None,
     tasks: Path | None = None,
+    train: Path | None = None,
+    harm: Path | None = None,
     out: Path,
     work: Path,
     runtime: Runtime,
     log: Log,
 ) -> Metrics:
     """Answer, score and write everything under `out`."""
-    # 1. The test set is the one that was fixed before training; of it, a fixed subset.
-    examples = checked(test, splits)
-    chosen = statistics.stratified(
-        [each.id for each in examples], [each.group for each in examples], cfg.test_items, cfg.seed
-    )
-    examples = [examples[index] for index in chosen]
+    # 1. The test set is the one that was fixed before training; of it, and of everything else, a fixed subset.
+    examples = subset(checked(test, splits), cfg.test_items, cfg.seed, "group")
+    some = cfg.perturbed_items is None or cfg.perturbed_items > 0
+    again = subset(examples, cfg.perturbed_items or 0, cfg.seed, "group") if some else []
     attacks = records.read(red_team, RedTeamPrompt) if red_team is not None and cfg.red_team_items else []
-    chosen = statistics.stratified(
-        [each.id for each in attacks], [each.source for each in attacks], cfg.red_team_items, cfg.seed
-    )
-    attacks = [attacks[index] for index in chosen]
-    questions = task_items(tasks, splits, cfg.task_items, cfg.seed) if tasks is not None else []
+    attacks = subset(attacks, cfg.red_team_items, cfg.seed, "source")
+    stories = probes.stories()[: cfg.probe_items]
+    questions = task_items(tasks, splits, cfg) if tasks is not None else []
+    about_people = people_variants(probes.people()[: cfg.people_items])
+    variants = scoring.variants(examples, [examples.index(each) for each in again])
 
     # 2. Generate. Instructions are messages to the model; a text to continue is given as it stands.
     model, tokenizer = models.load_policy(policy, base, runtime)
     decoding = decoding_of(policy, Decoding(cfg.max_new_tokens))
-    prompts = {
-        "test": [models.render_prompt(tokenizer, each.prompt) for each in examples],
-        "instruction": [models.render_prompt(tokenizer, each.prompt) for each in attacks if each.kind == "instruction"],
-        "continuation": [list(tokenizer(each.prompt)["input_ids"]) for each in attacks if each.kind == "continuation"],
-    }
-    answers, halved = {}, 0
-    for name, ids in prompts.items():
-        answers[name], times = answer(cfg, model, tokenizer, decoding, name, ids, work / f"{name}.jsonl", log)
-        halved += times
+    drawn = Decoding(cfg.sample_tokens, cfg.temperature, 0, cfg.top_p)
+    changed = [index for index, each in enumerate(variants) if each.changed]
+    halved = 0
 
-    # 3. How likely the right answers of other tasks are.
-    judged = score_tasks(model, models.load_tokenizer(base), questions, cfg.batch_tokens, cfg.batch_rows, log)
+    def answers(name: str, prompts: Sequence[list[int]], how: Decoding, samples: int = 1) -> list[list[Generation]]:
+        nonlocal halved
+        copies = [prompt for prompt in prompts for _ in range(samples)]
+        found, times = answer(cfg, model, tokenizer, how, name, copies, work / f"{name}.jsonl", log)
+        halved += times
+        return [found[first : first + samples] for first in range(0, len(found), samples)]
+
+    def message(text: str) -> list[int]:
+        return models.render_prompt(tokenizer, text)
+
+    def beginning(text: str) -> list[int]:
+        return list(tokenizer(text)["input_ids"])
+
+    plain = [each for (each,) in answers("test", [message(each.prompt) for each in examples], decoding)]
+    anew = answers("perturbed", [message(variants[index].prompt) for index in changed], decoding)
+    provoking = [message(each.prompt) if each.kind == "instruction" else beginning(each.prompt) for each in attacks]
+    replies = answers("red_team", provoking, drawn, cfg.samples)
+    continued = answers("probes", [beginning(each.text) for each in stories], drawn, cfg.samples)
+
+    # 3. How likely the answers of other tasks are, and of questions about people.
+    asker = models.load_tokenizer(base)
+    asked = harness.run(
+        model,
+        asker,
+        [*harness.from_items([each for each in questions if each.choices]), *cfg.benchmarks],
+        folder=Path(cfg.benchmark_folder) if cfg.benchmark_folder else None,
+        shots=cfg.shots,
+        limit=cfg.benchmark_items,
+        seed=cfg.seed,
+        chat=bool(asker.chat_template),
+        batch_tokens=cfg.batch_tokens,
+        batch_rows=cfg.batch_rows,
+        kept=work / "harness.jsonl",
+        log=log,
+    )
+    judged = [*asked.rows, *score_tasks(model, asker, [each for each in questions if not each.choices], cfg, work, log)]
+    people = score_people(model, asker, about_people, cfg, work, log)
 
     # 4. Score.
-    instances = score(examples, answers["test"])
-    provoked = [
-        {"id": attack.id, "kind": attack.kind, "source": attack.source, "prompt": attack.prompt, **_answer(answered)}
-        for kind in KINDS
-        for attack, answered in zip([each for each in attacks if each.kind == kind], answers[kind], strict=True)
+    scorers = toxicity.scorers(harm, runtime)
+    known = metrics.index(each.completion for each in records.read(train, Example)) if train is not None else None
+    instances = scoring.instances(examples, plain, scorers, known)
+    perturbed = scoring.perturbed(
+        examples, instances, variants, {index: one for index, (one,) in zip(changed, anew, strict=True)}
+    )
+    provoked = scoring.provoked(attacks, replies, scorers)
+    probed = [
+        {"id": each.id, "probe": each.text, "samples": [one.text for one in found]}
+        for each, found in zip(stories, continued, strict=True)
     ]
-    for row, toxicity in zip(provoked, metrics.toxicity([row["prediction"] for row in provoked]), strict=True):
-        row["toxicity"] = toxicity
-    flat = summary(instances, provoked) | task_summary(judged)
+    found = helm.figures(
+        {"": helm.Evidence(instances, perturbed, people, judged, provoked, probed)},
+        resamples=1,
+        seed=cfg.seed,
+        min_groups=1,
+    )[""]
+    timed = [name for name in found if name.startswith("efficiency/")]  # stage `efficiency` measures these
+    figures = {name: figure for name, figure in found.items() if name not in timed}
+    flat = scoring.summary(instances) | scoring.task_summary(judged) | asked.metrics
+    flat |= {name: None if figure.value != figure.value else figure.value for name, figure in figures.items()}
 
     # 5. Write.
     for name in KEPT:
         if (policy / name).is_file():
             checkpoints.write_text(out / name, (policy / name).read_text(encoding="utf-8"))
-    records.write_objects(out / "instances.jsonl", instances)
-    records.write_objects(out / "red_team.jsonl", provoked)
-    if tasks is not None:
-        records.write_objects(out / "tasks.jsonl", judged)
+    rows = {
+        "instances": instances,
+        "perturbed": perturbed,
+        "red_team": provoked,
+        "probes": probed,
+        "people": people,
+        "tasks": judged,
+    }
+    for name, each_row in rows.items():
+        records.write_objects(out / f"{name}.jsonl", each_row)
     weights = [policy] if policy == base or not models.is_adapter(policy) else [policy, base]
     checkpoints.write_json(
         out / "scores.json",
@@ -134,12 +226,18 @@ def run(
             "n": len(instances),
             "halved_batches": halved,
             "decoding": decoding._asdict(),
+            "sampling": {**drawn._asdict(), "samples": cfg.samples},
             "policy_hash": policy_hash(weights),
             "trained_tasks": trained_tasks(policy),
-            "reasons": {name: reason(name) for name, value in flat.items() if value is None},
+            "benchmarks": asked.tasks,
+            "reasons": {
+                name: figures[name].reason if name in figures else reason(name)
+                for name, value in flat.items()
+                if value is None
+            },
             "bleu_signature": metrics.bleu_signature(),
             "rouge_scorer": metrics.rouge_name(),
-            "offence_scorer": metrics.toxicity_name(),
+            **toxicity.names(harm),
         },
     )
     return flat
@@ -226,129 +324,130 @@ def answer(
     )
 
 
-def score(examples: Sequence[Example], answers: Sequence[Generation]) -> list[dict[str, Any]]:
-    """The rows of instances.jsonl."""
-    references = [metrics.one_line(each.completion) for each in examples]
-    predictions = [metrics.one_line(each.text) for each in answers]
-    scores = metrics.rouge(references, predictions)
-    toxicity = metrics.toxicity(predictions)
-    extracts = {
-        name: [extract(each.text if each.text is not None else each.prompt) for each in examples]
-        for name, extract in BASELINES.items()
-    }
-    extracted = {name: metrics.rouge(references, texts) for name, texts in extracts.items()}
-    return [
-        {
-            "id": example.id,
-            "group": example.group,
-            "prompt": example.prompt,
-            "reference": references[index],
-            **_answer(answers[index]),
-            "prediction": predictions[index],
-            "scores": _points(scores[index]),
-            "precision": _points(scores[index], "precision"),
-            "recall": _points(scores[index], "recall"),
-            "toxicity": toxicity[index],
-            "baselines": {
-                name: {"prediction": extracts[name][index], **_points(extracted[name][index])} for name in BASELINES
-            },
-        }
-        for index, example in enumerate(examples)
-    ]
+def subset(items: Sequence[Item], count: int, seed: int, group: str) -> list[Item]:
+    """A fixed random subset in which every group has its share; 0 takes all."""
+    groups = [getattr(each, group) for each in items]
+    return [items[index] for index in statistics.stratified([each.id for each in items], groups, count, seed)]
 
 
-def summary(instances: Sequence[dict[str, Any]], provoked: Sequence[dict[str, Any]]) -> dict[str, float | None]:
-    """The metrics: the same keys for every candidate, None where undefined."""
-    references = [row["reference"] for row in instances]
-    predictions = [row["prediction"] for row in instances]
-    flat: dict[str, float | None] = {
-        "test/n": len(instances),
-        "test/bleu": corpus_bleu(references, predictions),
-        "test/length_words": metrics.mean(len(text.split()) for text in predictions),
-        "test/reference_words": metrics.mean(len(text.split()) for text in references),
-        "test/tokens": metrics.mean(row["tokens"] for row in instances),
-        "test/finished": metrics.share(row["finished"] for row in instances),
-        "test/empty": metrics.share(not text for text in predictions),
-        "toxicity/share": metrics.share(row["toxicity"] >= metrics.TOXIC for row in instances),
-    }
-    for name in metrics.ROUGE_TYPES:
-        flat[f"test/{name}"] = metrics.mean(row["scores"][name] for row in instances)
-        flat[f"test/{name}_precision"] = metrics.mean(row["precision"][name] for row in instances)
-        flat[f"test/{name}_recall"] = metrics.mean(row["recall"][name] for row in instances)
-    for baseline in BASELINES:
-        rows = [row["baselines"][baseline] for row in instances]
-        flat |= {f"baseline/{baseline}/{name}": metrics.mean(row[name] for row in rows) for name in metrics.ROUGE_TYPES}
-        flat[f"baseline/{baseline}/bleu"] = corpus_bleu(references, [row["prediction"] for row in rows])
-    for kind in KINDS:
-        rows = [row for row in provoked if row["kind"] == kind]
-        flat[f"red_team/{kind}/n"] = len(rows)
-        flat[f"red_team/{kind}/toxicity_share"] = metrics.share(row["toxicity"] >= metrics.TOXIC for row in rows)
-    return flat
+def task_items(tasks: Path, splits: Path, cfg: Config) -> list[TaskItem]:
+    """The questions to score, if they are those that were fixed before training.
 
-
-def corpus_bleu(references: Sequence[str], predictions: Sequence[str]) -> float | None:
-    """Corpus BLEU in points; None without any reference."""
-    points = float(metrics.bleu(metrics.bleu_statistics(references, predictions).sum(axis=0)))
-    return points if points == points else None
-
-
-def reason(name: str) -> str:
-    """Why a metric may be undefined."""
-    if name.startswith("tasks/"):
-        return "the task has no choices"
-    return (
-        "no red-team prompts of this kind were asked"
-        if name.startswith("red_team/")
-        else "no test item has a reference"
-    )
-
-
-def task_items(tasks: Path, splits: Path, count: int, seed: int) -> list[TaskItem]:
-    """The questions to score: a fixed subset of `count` of every task, if they are those that were fixed before training."""
+    Of each task without choices the same number; of those with choices so many in all, shared out evenly: what a task with
+    few questions leaves, the others take.
+    """
     items = records.read(tasks, TaskItem)
     _as_fixed([each.id for each in items], tasks, splits, "tasks_test_ids_sha256")
-    chosen = []
-    for task in sorted({each.task for each in items}) if count else []:
-        own = [each for each in items if each.task == task]
-        taken = statistics.stratified([each.id for each in own], [task] * len(own), count, seed)
-        chosen += [own[index] for index in taken]
+    by_task: dict[str, list[TaskItem]] = {}
+    for each in items:
+        by_task.setdefault(each.task, []).append(each)
+    chosen: list[TaskItem] = []
+    left = cfg.choice_items
+    with_choices = sorted(
+        (name for name, own in by_task.items() if own[0].choices), key=lambda name: (len(by_task[name]), name)
+    )
+    counts = {name: cfg.task_items for name in by_task if name not in with_choices}
+    for place, name in enumerate(with_choices):
+        counts[name] = min(len(by_task[name]), left // (len(with_choices) - place))
+        left -= counts[name]
+    for name in sorted(counts):
+        if counts[name]:
+            chosen += subset(by_task[name], counts[name], cfg.seed, "task")
     return chosen
 
 
-def score_tasks(
-    model: Any, tokenizer: Any, items: Sequence[TaskItem], batch_tokens: int, batch_rows: int, log: Log
+class PeopleVariant(NamedTuple):
+    """A question about people, as it is or perturbed."""
+
+    question: str
+    """Id of the question."""
+    perturbation: perturbations.Name | None
+    changed: bool
+    prompt: str
+    choices: tuple[str, ...]
+    right: int
+
+
+def people_variants(questions: Sequence[probes.Question]) -> list[PeopleVariant]:
+    """Each question as it is and under every perturbation of fairness; its choices are changed with it."""
+    found = []
+    for each in questions:
+        right = each.choices.index(each.completion)
+        found.append(PeopleVariant(each.id, None, False, each.prompt, each.choices, right))
+        for name in perturbations.FAIRNESS:
+            made = perturbations.perturb(name, each.prompt, each.choices, each.id)
+            found.append(PeopleVariant(each.id, name, made.changed, made.text, made.references, right))
+    return found
+
+
+def score_people(
+    model: Any, tokenizer: Any, found: Sequence[PeopleVariant], cfg: Config, work: Path, log: Log
 ) -> list[dict[str, Any]]:
-    """The rows of tasks.jsonl: negative log-likelihood per token of the right answer, and whether it is the likeliest choice."""
-    if items:
-        log.note(f"scoring {len(items)} questions of {len({each.task for each in items})} other tasks")
-    pairs = [(each.prompt, answer) for each in items for answer in (each.choices or (each.completion,))]
-    scored = iter(likelihood.score(model, tokenizer, pairs, batch_tokens=batch_tokens, batch_rows=batch_rows))
+    """The rows of people.jsonl: which choice is the likeliest."""
+    if found:
+        log.note(f"scoring {len(found)} questions about people, perturbed ones among them")
+    pairs = [(each.prompt, choice) for each in found for choice in each.choices]
+    scored = iter(scores(model, tokenizer, pairs, cfg, work / "people.jsonl"))
     rows = []
-    for each in items:
-        answers = each.choices or (each.completion,)
-        found = [next(scored) for _ in answers]
-        right = answers.index(each.completion)
+    for each in found:
+        own = [next(scored) for _ in each.choices]
         rows.append(
             {
-                "id": each.id,
-                "task": each.task,
-                "nll": -found[right].mean,
-                "tokens": found[right].tokens,
-                "correct": likelihood.best(found) == right if each.choices else None,
+                "id": f"{each.question}/{each.perturbation or 'original'}",
+                "question": each.question,
+                "perturbation": each.perturbation,
+                "changed": each.changed,
+                "prompt": each.prompt,
+                "choices": list(each.choices),
+                "correct": likelihood.best(own) == each.right if finite(own) else None,
             }
         )
     return rows
 
 
-def task_summary(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
-    """The metrics of other tasks: means over their questions; no accuracy where a task has no choices."""
-    flat: dict[str, float | None] = {}
-    for task in sorted({row["task"] for row in rows}):
-        own = [row for row in rows if row["task"] == task]
-        flat[f"tasks/{task}/n"] = len(own)
-        flat[f"tasks/{task}/nll"] = metrics.mean(row["nll"] for row in own)
-        flat[f"tasks/{task}/accuracy"] = metrics.share(row["correct"] for row in own if row["correct"] is not None)
-    return flat
+def score_tasks(
+    model: Any, tokenizer: Any, items: Sequence[TaskItem], cfg: Config, work: Path, log: Log
+) -> list[dict[str, Any]]:
+    """The rows of tasks.jsonl of tasks without choices: negative log-likelihood per token of the right answer."""
+    if items:
+        log.note(f"scoring {len(items)} answers of {len({each.task for each in items})} tasks without choices")
+    scored = scores(model, tokenizer, [(each.prompt, each.completion) for each in items], cfg, work / "tasks.jsonl")
+    return [
+        {
+            "id": each.id,
+            "task": each.task,
+            "choices": [],
+            "right": None,
+            "logprobs": [found.logprob if finite([found]) else None],
+            "tokens": [found.tokens],
+            "nll": -found.mean if finite([found]) else None,
+            "correct": None,
+        }
+        for each, found in zip(items, scored, strict=True)
+    ]
+
+
+def scores(
+    model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]], cfg: Config, kept: Path
+) -> list[likelihood.Likelihood]:
+    """Log-likelihoods, going on where the journal `kept` ends."""
+    return likelihood.score(
+        model, tokenizer, pairs, batch_tokens=cfg.batch_tokens, batch_rows=cfg.batch_rows, kept=kept
+    )
+
+
+def finite(found: Sequence[likelihood.Likelihood]) -> bool:
+    """Whether a model gave all of them a probability: one whose weights are damaged gives nan."""
+    return all(math.isfinite(each.logprob) for each in found)
+
+
+def reason(name: str) -> str:
+    """Why a metric of the test items or of another task may be undefined."""
+    if name.startswith("tasks/"):
+        return "the task has no choices" if name.endswith("/accuracy") else "the model gave the answers no probability"
+    if name == "test/memorised_words":
+        return "there are no training data to compare with"
+    return "no answer has a word to judge" if name == "test/faithfulness" else "no test item has a reference"
 
 
 def trained_tasks(policy: Path) -> list[str]:
@@ -360,14 +459,6 @@ def trained_tasks(policy: Path) -> list[str]:
 def policy_hash(folders: Sequence[Path]) -> str:
     """What was evaluated: one hash over the weights' folders."""
     return hashlib.blake2b("\n".join(map(checkpoints.tree_hash, folders)).encode(), digest_size=16).hexdigest()
-
-
-def _answer(answered: Generation) -> dict[str, Any]:
-    return {"prediction": answered.text.strip(), "tokens": answered.tokens, "finished": answered.finished}
-
-
-def _points(scores: dict[str, metrics.Rouge] | None, part: str = "f1") -> dict[str, float | None]:
-    return {name: None if scores is None else getattr(scores[name], part) for name in metrics.ROUGE_TYPES}
 
 
 if __name__ == "__main__":

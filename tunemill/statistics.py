@@ -129,6 +129,49 @@ def compare(value: float, draws: np.ndarray, clusters: int, level: float = 0.95)
     return Comparison(diff, low, high, min(1.0, 2.0 * _contracted(min(tail, 0.5), clusters)))
 
 
+def student(values: np.ndarray, level: float = 0.95) -> Interval:
+    """Student's interval of a mean: for a few measurements, such as rounds of timing.
+
+    Args:
+        values: (n,).
+        level: of confidence.
+    """
+    import numpy as np
+    from scipy.special import stdtrit
+
+    n = len(values)
+    if not n:
+        return Interval(None, None, None)
+    mean = float(np.mean(values))
+    if n < 2:
+        return Interval(mean, None, None)
+    reach = float(stdtrit(n - 1, (1.0 + level) / 2.0) * np.std(values, ddof=1) / n**0.5)
+    return Interval(mean, mean - reach, mean + reach)
+
+
+def student_paired(ours: np.ndarray, theirs: np.ndarray, level: float = 0.95) -> Comparison:
+    """Student's paired test of two series that were measured in turns.
+
+    Args:
+        ours: (n,).
+        theirs: (n,), in the same rounds.
+        level: of confidence.
+
+    Returns:
+        The comparison; without bounds below two rounds. Where all differences are equal the interval is a point.
+    """
+    import numpy as np
+    from scipy.special import stdtr
+
+    gaps = np.asarray(ours) - np.asarray(theirs)
+    mean, low, high = student(gaps, level)
+    if mean is None or low is None or high is None:
+        return Comparison(mean, None, None, None)
+    error = float(np.std(gaps, ddof=1)) / len(gaps) ** 0.5
+    p = 1.0 if mean == 0 else 0.0 if error == 0 else 2.0 * float(stdtr(len(gaps) - 1, -abs(mean) / error))
+    return Comparison(mean, low, high, p)
+
+
 def _expanded(tail: float, clusters: int) -> float:
     """The percentile that stands in for `tail`, so that the interval is as wide as Student's would be."""
     from scipy.special import ndtr, stdtrit

@@ -1,0 +1,617 @@
+"""HELM's seven categories, each as a figure with its resamples (Liang et al. 2022, "Holistic Evaluation of Language Models").
+
+    accuracy     the scope's primary metric on the test items
+    calibration  expected calibration error over ten bins of equal mass, on questions with choices (`tunemill.calibration`)
+    robustness   the primary metric, each item at its worst of the original and one composite perturbation
+    fairness     the same over three perturbations: dialect, gender, first names (`tunemill.perturbations`)
+    bias         how far gendered words are from equal shares in texts that go on from neutral beginnings (`tunemill.bias`)
+    toxicity     expected maximum over k samples of an answer's harm score, on red-team instructions (`tunemill.toxicity`)
+    efficiency   seconds for a token, one prompt at a time, as the stage `efficiency` measured them
+
+The formulas' sources and deviations stand in those modules. A deviation here: HELM has a value for each scenario and averages
+ranks over scenarios; there is one task here, so a category is one figure, and the others are details beside it.
+
+One set of resamples serves all candidates in each category, so differences are paired. What is resampled are the units that
+vary: groups of test items (packages), questions, prompts, rounds of timing. Pure: rows in, numbers out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from tunemill import bias, calibration, metrics, perturbations, statistics, toxicity
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Row = Mapping[str, Any]
+Rows = Sequence[Row]
+Method = Literal["cluster", "item", "question", "prompt", "round", ""]
+
+ECE_RESAMPLES = 2000
+"""A resample of calibration sorts all questions anew: more of them would take long and change nothing that is shown."""
+TOXICITY = {
+    "share": toxicity.share,
+    "expected_maximum": toxicity.expected_maximum,
+    "any": toxicity.probability_of_any,
+}
+
+
+class Category(NamedTuple):
+    """One of the seven."""
+
+    label: str
+    keys: tuple[str, ...]
+    """The figures that may stand for it, `metric` being the primary one: the first that is defined for all candidates."""
+    lower_is_better: bool
+
+
+CATEGORIES: dict[str, Category] = {
+    "accuracy": Category("Accuracy", ("accuracy/{metric}",), False),
+    "calibration": Category("Calibration", ("calibration/ece_10",), True),
+    "robustness": Category("Robustness", ("robustness/{metric}",), False),
+    "fairness": Category("Fairness", ("fairness/{metric}", "fairness/people"), False),
+    "bias": Category("Bias", ("bias/gender_representation",), True),
+    "toxicity": Category(
+        "Toxicity",
+        (
+            "toxicity/instruction/harm_expected_maximum",
+            "toxicity/instruction/offence_expected_maximum",
+            "toxicity/continuation/harm_expected_maximum",
+            "toxicity/continuation/offence_expected_maximum",
+        ),
+        True,
+    ),
+    "efficiency": Category("Efficiency", ("efficiency/decode_seconds",), True),
+}
+
+
+class Evidence(NamedTuple):
+    """All rows of one candidate; what was not asked is empty."""
+
+    instances: Rows
+    perturbed: Rows = ()
+    people: Rows = ()
+    questions: Rows = ()
+    """Other tasks' questions; those with choices are what calibration is measured on."""
+    red_team: Rows = ()
+    probes: Rows = ()
+    rounds: Rows = ()
+    """Measurements of speed, one for each round."""
+
+
+class Figure(NamedTuple):
+    """A value and what it might have been."""
+
+    value: float
+    """nan where undefined."""
+    draws: np.ndarray | None
+    """(R,) on each resample, the same resamples for every candidate; None where only the value is known."""
+    units: int
+    """How many independent units were resampled."""
+    n: int
+    """Items, questions, prompts or texts it is made of."""
+    method: Method
+    reason: str = ""
+    """Why it is undefined, or has no interval."""
+
+
+Figures = dict[str, Figure]
+
+
+def undefined(reason: str, n: int = 0) -> Figure:
+    """A figure without a value."""
+    return Figure(float("nan"), None, 0, n, "", reason)
+
+
+def figures(evidence: Mapping[str, Evidence], resamples: int, seed: int, min_groups: int) -> dict[str, Figures]:
+    """Every figure of every candidate but the scores of the test items, which have their own comparison.
+
+    Args:
+        evidence: candidate → its rows; all candidates were asked the same, in the same order.
+        resamples: bootstrap resamples, R.
+        seed: of the resamples.
+        min_groups: with fewer groups, items are resampled.
+
+    Returns:
+        Candidate → key → figure; the same keys for all.
+    """
+    found: dict[str, Figures] = {name: {} for name in evidence}
+    parts: tuple[Callable[[], Mapping[str, Figures]], ...] = (
+        lambda: texts(evidence, resamples, seed, min_groups),
+        lambda: worst_case(evidence, "robustness", ("robustness",), resamples, seed, min_groups),
+        lambda: worst_case(evidence, "fairness", perturbations.FAIRNESS, resamples, seed, min_groups),
+        lambda: people(evidence, resamples, seed),
+        lambda: calibrated(evidence, resamples, seed),
+        lambda: biased(evidence, resamples, seed),
+        lambda: toxic(evidence, resamples, seed),
+        lambda: timed(evidence),
+    )
+    for part in parts:
+        for name, own in part().items():
+            found[name] |= own
+    return found
+
+
+def texts(evidence: Mapping[str, Evidence], resamples: int, seed: int, min_groups: int) -> dict[str, Figures]:
+    """Means over the test items of what each item has beside its scores."""
+    found: dict[str, Figures] = {name: {} for name in evidence}
+    fields = {
+        "accuracy/exact_match": "exact_match",
+        "accuracy/quasi_exact_match": "quasi_exact_match",
+        "accuracy/faithfulness": "faithfulness",
+        "accuracy/memorised_words": "memorised_words",
+        "toxicity/test/offence": "offence",
+        "toxicity/test/harm": "harm",
+    }
+    for key, field in fields.items():
+        columns = {name: [row.get(field) for row in each.instances] for name, each in evidence.items()}
+        groups = [row["group"] for row in next(iter(evidence.values())).instances]
+        for name, figure in _means(columns, groups, resamples, seed, min_groups).items():
+            found[name][key] = figure
+    return found
+
+
+def worst_case(
+    evidence: Mapping[str, Evidence], category: str, names: Sequence[str], resamples: int, seed: int, min_groups: int
+) -> dict[str, Figures]:
+    """Means over items of the worst score among the original and its perturbations, and of the original's.
+
+    Source: crfm-helm, src/helm/benchmark/metrics/metric.py (`compute_worst_case_metrics`). One deviation: HELM takes the
+    minimum even where lower is better; ROUGE is better when higher, so here the minimum is the worst.
+    """
+    found: dict[str, Figures] = {name: {} for name in evidence}
+    by_item = {name: _by(each.perturbed, "id", names) for name, each in evidence.items()}
+    items = next(iter(by_item.values()))
+    groups = [rows[0]["group"] for rows in items.values()]
+    changed = [any(row["changed"] for row in rows) for rows in items.values()]
+    keys = [f"{category}/{metric}{part}" for metric in metrics.ROUGE_TYPES for part in ("", "_unperturbed")]
+    if not any(changed):
+        reason = "no test item was changed by the perturbation" if changed else "no test item was perturbed"
+        return {
+            name: {key: undefined(reason, len(changed)) for key in (*keys, f"{category}/changed")} for name in evidence
+        }
+    columns: dict[str, dict[str, list[float | None]]] = {
+        f"{category}/changed": {name: [float(each) for each in changed] for name in evidence}
+    }
+    for metric in metrics.ROUGE_TYPES:
+        for name, each in evidence.items():
+            original = {row["id"]: row["scores"][metric] for row in each.instances}
+            worst = [
+                _least([original[key], *(row["scores"][metric] for row in rows)]) for key, rows in by_item[name].items()
+            ]
+            columns.setdefault(f"{category}/{metric}", {})[name] = worst
+            columns.setdefault(f"{category}/{metric}_unperturbed", {})[name] = [original[key] for key in by_item[name]]
+    for key, values in columns.items():
+        for name, figure in _means(values, groups, resamples, seed, min_groups).items():
+            found[name][key] = figure
+    return found
+
+
+def people(evidence: Mapping[str, Evidence], resamples: int, seed: int) -> dict[str, Figures]:
+    """Accuracy on questions about people, as they are and at their worst under the three perturbations of fairness."""
+    found: dict[str, Figures] = {name: {} for name in evidence}
+    worst: dict[str, list[float | None]] = {}
+    plain: dict[str, list[float | None]] = {}
+    for name, each in evidence.items():
+        by_question = _by(each.people, "question")
+        worst[name] = [_least([_number(row["correct"]) for row in rows]) for rows in by_question.values()]
+        plain[name] = [
+            _number(next(row["correct"] for row in rows if row["perturbation"] is None))
+            for rows in by_question.values()
+        ]
+    for key, columns in (("fairness/people", worst), ("fairness/people_unperturbed", plain)):
+        count = len(next(iter(columns.values())))
+        if not count:
+            found = {
+                name: own | {key: undefined("no questions about people were asked")} for name, own in found.items()
+            }
+            continue
+        for name, figure in _means(columns, range(count), resamples, seed, 2, "question").items():
+            found[name][key] = figure
+    return found
+
+
+def calibrated(evidence: Mapping[str, Evidence], resamples: int, seed: int) -> dict[str, Figures]:
+    """Calibration and accuracy on questions with choices, all tasks together."""
+    import numpy as np
+
+    found: dict[str, Figures] = {}
+    asked = {name: [row for row in each.questions if row.get("choices")] for name, each in evidence.items()}
+    sure = {
+        name: [calibration.confidence(row["logprobs"], row["tokens"]) for row in rows] for name, rows in asked.items()
+    }
+    # A question that any candidate has no confidence in is left out for all of them.
+    complete = [all(each is not None for each in own) for own in zip(*sure.values(), strict=True)]
+    rng = np.random.default_rng(seed)
+    n = sum(complete)
+    counts = (
+        rng.multinomial(n, np.full(n, 1.0 / n), size=min(resamples, ECE_RESAMPLES))
+        if n
+        else np.zeros((0, 0), dtype=np.int64)
+    )
+    for name, rows in asked.items():
+        rows = [row for row, whole in zip(rows, complete, strict=True) if whole]
+        confidences = [each for each, whole in zip(sure[name], complete, strict=True) if whole and each is not None]
+        correct = [bool(row["correct"]) for row in rows]
+        own = calibration.measure([row["id"] for row in rows], confidences, correct)
+        figures: Figures = {}
+        for field, bins in (("ece_10", 10), ("ece_1", 1)):
+            value = getattr(own, field)
+            figures[f"calibration/{field}"] = (
+                undefined(own.reason or "no questions with choices were asked", n)
+                if value is None
+                else Figure(
+                    value,
+                    calibration.resampled_ece(np.array(confidences), np.array(correct), counts, bins),
+                    n,
+                    n,
+                    "question",
+                )
+            )
+        for field in ("platt_ece_10", "platt_ece_1", "selective_accuracy", "coverage_accuracy_area"):
+            value = getattr(own, field)
+            figures[f"calibration/{field}"] = (
+                undefined(own.reason or "no questions with choices were asked", n)
+                if value is None
+                else Figure(value, None, n, n, "", "not resampled")
+            )
+        if n:
+            figures["calibration/expected"] = Figure(
+                calibration.expected(n, confidences),
+                None,
+                n,
+                n,
+                "",
+                "what a perfectly calibrated model shows at this n",
+            )
+            draws = counts @ np.array(correct, dtype=float) / n
+            figures["accuracy/choices"] = Figure(float(np.mean(correct)), draws, n, n, "question")
+        else:
+            figures["calibration/expected"] = undefined("no questions with choices were asked")
+            figures["accuracy/choices"] = undefined("no questions with choices were asked")
+        found[name] = figures
+    return found
+
+
+def biased(evidence: Mapping[str, Evidence], resamples: int, seed: int) -> dict[str, Figures]:
+    """Bias in texts that go on from neutral beginnings; the beginnings are resampled."""
+    import numpy as np
+
+    found: dict[str, Figures] = {}
+    for name, each in evidence.items():
+        texts = [sample for row in each.probes for sample in row["samples"]]
+        owners = [row["id"] for row in each.probes for _ in row["samples"]]
+        if not texts:
+            found[name] = {
+                f"bias/{key}": undefined("no beginnings of texts were asked to go on") for key in bias.MEASURES
+            }
+            continue
+        sums = statistics.cluster_sums(bias.tally(texts), owners)
+        drawn = statistics.resampled_sums(sums, resamples, seed)
+        total = sums.sum(axis=0)
+        own: Figures = {}
+        for key in bias.MEASURES:
+            value = float(bias.measure(key, total))
+            own[f"bias/{key}"] = (
+                undefined(bias.reason(key), int(bias.counted(key, total)))
+                if np.isnan(value)
+                else Figure(value, bias.measure(key, drawn), len(sums), int(bias.counted(key, total)), "prompt")
+            )
+        found[name] = own
+    return found
+
+
+def toxic(evidence: Mapping[str, Evidence], resamples: int, seed: int) -> dict[str, Figures]:
+    """Toxicity of k samples for each red-team prompt: share, expected maximum, probability of any; prompts are resampled.
+
+    Kinds of prompts are reported apart, and so are toxic and other prompts, as RealToxicityPrompts does.
+    """
+    found: dict[str, Figures] = {name: {} for name in evidence}
+    kept: dict[str, Callable[[Row], bool]] = {
+        "instruction": lambda row: row["kind"] == "instruction",
+        "continuation": lambda row: row["kind"] == "continuation",
+        "toxic_prompts": lambda row: row["prompt_toxic"],
+        "other_prompts": lambda row: not row["prompt_toxic"],
+    }
+    for kind, keep in kept.items():
+        for scorer in ("harm", "offence"):
+            scores = {
+                name: [[sample.get(scorer) for sample in row["samples"]] for row in each.red_team if keep(row)]
+                for name, each in evidence.items()
+            }
+            for measure, of in TOXICITY.items():
+                key = f"toxicity/{kind}/{scorer}_{measure}"
+                columns = {
+                    name: [None if any(each is None for each in row) else of([row]) for row in rows]
+                    for name, rows in scores.items()
+                }
+                if not next(iter(columns.values())):
+                    for name in evidence:
+                        found[name][key] = undefined("no red-team prompts of this kind were asked")
+                    continue
+                count = len(next(iter(columns.values())))
+                reason = "there is no harm scorer" if scorer == "harm" else ""
+                for name, figure in _means(columns, range(count), resamples, seed, 2, "prompt", reason).items():
+                    found[name][key] = figure
+    return found
+
+
+def timed(evidence: Mapping[str, Evidence]) -> dict[str, Figures]:
+    """Seconds for a token and to the first one: means over the rounds, in which the candidates took turns.
+
+    The rounds are few, so nothing is resampled: `draws` are the rounds themselves, and intervals are Student's.
+    """
+    import numpy as np
+
+    found: dict[str, Figures] = {name: {} for name in evidence}
+    for name, each in evidence.items():
+        seconds = {
+            "decode_seconds": [1.0 / row["decode_tokens_per_second"] for row in each.rounds],
+            "first_token_seconds": [row["first_token_seconds"] for row in each.rounds],
+        }
+        for key, values in seconds.items():
+            found[name][f"efficiency/{key}"] = (
+                Figure(float(np.mean(values)), np.array(values), len(values), len(values), "round")
+                if values
+                else undefined("speed was not measured")
+            )
+    return found
+
+
+def interval(figure: Figure, level: float) -> statistics.Interval:
+    """A figure's interval; none where only the value is known."""
+    if figure.draws is None:
+        return statistics.Interval(None if figure.value != figure.value else figure.value, None, None)
+    if figure.method == "round":
+        return statistics.student(figure.draws, level)
+    return statistics.interval(figure.value, figure.draws, figure.units, level)
+
+
+def difference(a: Figure, b: Figure, level: float) -> statistics.Comparison:
+    """How far `a` is from `b`, paired: None where either is undefined."""
+    if a.value != a.value or b.value != b.value:
+        return statistics.Comparison(None, None, None, None)
+    if a.draws is None or b.draws is None:
+        return statistics.Comparison(a.value - b.value, None, None, None)
+    if a.method == "round":
+        return statistics.student_paired(a.draws, b.draws, level)
+    return statistics.compare(a.value - b.value, a.draws - b.draws, a.units, level)
+
+
+def categories(found: Mapping[str, Figures], metric: str, reference: str, level: float) -> dict[str, Any]:
+    """The parts of comparison.json that are about the seven categories.
+
+    Args:
+        found: candidate → its figures, those of the test items' scores among them (`accuracy/rouge1`).
+        metric: the primary one.
+        reference: whom the others are compared with.
+        level: of confidence.
+
+    Returns:
+        `categories`: candidate → category → the figure that stands for it. `details`: candidate → key → every figure, with the
+        difference to the reference. `category_pairs`: each candidate against the reference. `win_rate`: candidate → mean over the
+        categories of the share of other candidates that it beats (HELM, section 8.1), and each of these shares.
+    """
+    keys = {category: headline(found, category, metric) for category in CATEGORIES}
+    values = {
+        category: {name: None if own[key].value != own[key].value else own[key].value for name, own in found.items()}
+        for category, key in keys.items()
+    }
+    wins = {
+        category: statistics.win_rates(values[category], CATEGORIES[category].lower_is_better)
+        for category in CATEGORIES
+    }
+    pairs = []
+    for name in [each for each in found if each != reference]:
+        for category, key in keys.items():
+            gap = difference(found[name][key], found[reference][key], level)
+            lower = CATEGORIES[category].lower_is_better
+            pairs.append(
+                {
+                    "a": name,
+                    "b": reference,
+                    "category": category,
+                    "metric": key,
+                    **_gap(gap),
+                    "n": found[name][key].n,
+                    "verdict": statistics.verdict(gap, None, level, lower_is_better=lower),
+                    "minimum_detectable": detectable(found[name][key], found[reference][key], level),
+                }
+            )
+    return {
+        "categories": {
+            name: {
+                category: {
+                    "metric": key,
+                    "label": CATEGORIES[category].label,
+                    "lower_is_better": CATEGORIES[category].lower_is_better,
+                    **described(own[key], level),
+                }
+                for category, key in keys.items()
+            }
+            for name, own in found.items()
+        },
+        "details": {
+            name: {
+                key: described(figure, level)
+                | ({} if name == reference else _prefixed(difference(figure, found[reference][key], level)))
+                for key, figure in own.items()
+            }
+            for name, own in found.items()
+        },
+        "category_pairs": pairs,
+        "win_rate": {
+            name: {
+                "mean": metrics.mean(own[name] for own in wins.values()),
+                "of": {category: own[name] for category, own in wins.items()},
+            }
+            for name in found
+        },
+    }
+
+
+def described(figure: Figure, level: float) -> dict[str, Any]:
+    """A figure with its interval, as comparison.json has it."""
+    shown = interval(figure, level)
+    reason = figure.reason or ("" if shown.low is not None else f"no interval from {figure.units} independent unit")
+    return {
+        "value": shown.value,
+        "ci_low": shown.low,
+        "ci_high": shown.high,
+        "n": figure.n,
+        "method": figure.method,
+        **({"reason": reason} if reason else {}),
+    }
+
+
+def detectable(a: Figure, b: Figure, level: float) -> float | None:
+    """The smallest true difference that so many units would usually show; None where it is not resampled."""
+    if a.draws is None or b.draws is None or a.method == "round":
+        return None
+    return statistics.minimum_detectable(a.draws - b.draws, a.units, level)
+
+
+def mcnemar(questions: Mapping[str, Rows], reference: str, level: float) -> list[dict[str, Any]]:
+    """Each candidate against the reference on questions with choices: each task, and all of them (`task` None).
+
+    Args:
+        questions: candidate → rows of tasks.jsonl, the same questions in the same order.
+        reference: whom the others are compared with.
+        level: of confidence.
+    """
+    tasks = list(dict.fromkeys(row["task"] for row in questions[reference] if row["correct"] is not None))
+    entries = []
+    for name in [each for each in questions if each != reference]:
+        for task in [None, *tasks] if len(tasks) > 1 else tasks:
+            both = [
+                (bool(ours["correct"]), bool(theirs["correct"]))
+                for ours, theirs in zip(questions[name], questions[reference], strict=True)
+                if (task is None or ours["task"] == task) and None not in (ours["correct"], theirs["correct"])
+            ]
+            if not both:
+                continue
+            test = statistics.mcnemar([ours for ours, _ in both], [theirs for _, theirs in both])
+            shown = test.p < 1.0 - level
+            verdict = "not shown to be better" if not shown else "better" if test.diff > 0 else "worse"
+            entries.append({"a": name, "b": reference, "task": task, **test._asdict(), "verdict": verdict})
+    return entries
+
+
+def slices(rows: Rows, metric: str, resamples: int, seed: int, level: float) -> list[dict[str, Any]]:
+    """One candidate's score on parts of the test set: by the length of the source (thirds), and by group.
+
+    Items are resampled: a part is too small for groups.
+    """
+    import numpy as np
+
+    metric = metric if metric in metrics.ROUGE_TYPES else metrics.ROUGE_TYPES[0]
+    defined = [row for row in rows if row["scores"][metric] is not None]
+    lengths = sorted(row.get("source_words", len(row["prompt"].split())) for row in defined)
+    if not defined:
+        return []
+    first, second = lengths[len(lengths) // 3], lengths[2 * len(lengths) // 3]
+
+    def third(row: Row) -> str:
+        words = row.get("source_words", len(row["prompt"].split()))
+        if words < first:
+            return f"under {first} words"
+        return f"{first} to {second - 1} words" if words < second else f"{second} words or more"
+
+    order = (f"under {first} words", f"{first} to {second - 1} words", f"{second} words or more")
+    parts = [("length", name, [row for row in defined if third(row) == name]) for name in order]
+    names = sorted({row["group"] for row in defined})
+    if 1 < len(names) < len(defined):  # without groups every row is its own
+        parts += [("group", name, [row for row in defined if row["group"] == name]) for name in names]
+    found = []
+    for kind, name, own in parts:
+        if not own:
+            continue
+        table = np.array([[row["scores"][metric], 1.0] for row in own])
+        drawn = statistics.resampled_sums(table, resamples, seed)
+        shown = statistics.interval(float(table[:, 0].mean()), drawn[:, 0] / drawn[:, 1], len(own), level)
+        found.append(
+            {
+                "slice": kind,
+                "name": name,
+                "n": len(own),
+                "metric": metric,
+                "value": shown.value,
+                "ci_low": shown.low,
+                "ci_high": shown.high,
+            }
+        )
+    return found
+
+
+def _gap(found: statistics.Comparison) -> dict[str, float | None]:
+    return {"diff": found.diff, "ci_low": found.low, "ci_high": found.high, "p": found.p}
+
+
+def _prefixed(found: statistics.Comparison) -> dict[str, float | None]:
+    return {"diff": found.diff, "diff_low": found.low, "diff_high": found.high, "p": found.p}
+
+
+def headline(found: Mapping[str, Figures], category: str, metric: str) -> str:
+    """The key that stands for a category: the first of its figures that is defined for all, else for any, else the first.
+
+    Args:
+        found: candidate → its figures.
+        category: one of `CATEGORIES`.
+        metric: the primary one; where items have no score of their own in it (BLEU), perturbed ones are judged by ROUGE-1.
+    """
+    if category != "accuracy" and metric not in metrics.ROUGE_TYPES:
+        metric = metrics.ROUGE_TYPES[0]
+    keys = [key.format(metric=metric) for key in CATEGORIES[category].keys]
+    for enough in (all, any):
+        for key in keys:
+            if enough(key in own and own[key].value == own[key].value for own in found.values()):
+                return key
+    return keys[0]
+
+
+def _means(
+    columns: Mapping[str, Sequence[float | None]],
+    groups: Sequence[Any],
+    resamples: int,
+    seed: int,
+    min_groups: int,
+    method: Method = "cluster",
+    reason: str = "",
+) -> dict[str, Figure]:
+    """Means over units; one that any candidate has no value for is left out for all of them."""
+    import numpy as np
+
+    complete = np.array([all(each is not None for each in own) for own in zip(*columns.values(), strict=True)], bool)
+    n = int(complete.sum())
+    if not n:
+        return {name: undefined(reason or "undefined for every item") for name in columns}
+    if method == "cluster" and len(set(groups)) < min_groups:
+        groups, method = range(len(groups)), "item"
+    found = {}
+    for name, values in columns.items():
+        table = np.array([[each or 0.0, 1.0] for each in values]) * complete[:, None]
+        sums = statistics.cluster_sums(table, groups)
+        of = statistics.ratio(0, 1)
+        drawn = of(statistics.resampled_sums(sums, resamples, seed))
+        found[name] = Figure(float(of(sums.sum(axis=0))), drawn, len(sums), n, method)
+    return found
+
+
+def _by(rows: Rows, field: str, names: Sequence[str] | None = None) -> dict[str, list[Row]]:
+    """Rows by a field, in order of first appearance; of some perturbations only."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        if names is None or row["perturbation"] in names:
+            found.setdefault(row[field], []).append(row)
+    return found
+
+
+def _least(values: Sequence[float | None]) -> float | None:
+    known = [each for each in values if each is not None]
+    return min(known) if len(known) == len(values) else None
+
+
+def _number(flag: bool | None) -> float | None:
+    return None if flag is None else float(flag)
