@@ -30,37 +30,35 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 from pydantic import Field
 
 from tunemill import (
     checkpoints,
     harness,
+    heldout,
     helm,
     likelihood,
     metrics,
     models,
-    perturbations,
     probes,
+    questions,
     records,
     sampling,
     scoring,
-    statistics,
     toxicity,
 )
 from tunemill.errors import UserError
 from tunemill.log import Log
 from tunemill.params import Params
-from tunemill.records import Example, RedTeamPrompt, TaskItem
+from tunemill.records import Example, RedTeamPrompt
 from tunemill.runtime import Runtime
 from tunemill.sampling import Decoding, Generation
 from tunemill.stage import Metrics, main
 
-Item = TypeVar("Item", Example, RedTeamPrompt, TaskItem)
 KEPT = ("training.json", "curve.csv", "prompt.json")
 """What a policy brings along about how it was made: kept beside its scores, where the report finds it."""
 
@@ -126,14 +124,15 @@ def run(
 ) -> Metrics:
     """Answer, score and write everything under `out`."""
     # 1. The test set is the one that was fixed before training; of it, and of everything else, a fixed subset.
-    examples = subset(checked(test, splits), cfg.test_items, cfg.seed, "group")
+    examples = heldout.subset(heldout.examples(test, splits), cfg.test_items, cfg.seed, "group")
     some = cfg.perturbed_items is None or cfg.perturbed_items > 0
-    again = subset(examples, cfg.perturbed_items or 0, cfg.seed, "group") if some else []
+    again = heldout.subset(examples, cfg.perturbed_items or 0, cfg.seed, "group") if some else []
     attacks = records.read(red_team, RedTeamPrompt) if red_team is not None and cfg.red_team_items else []
-    attacks = subset(attacks, cfg.red_team_items, cfg.seed, "source")
+    attacks = heldout.subset(attacks, cfg.red_team_items, cfg.seed, "source")
     stories = probes.stories()[: cfg.probe_items]
-    questions = task_items(tasks, splits, cfg) if tasks is not None else []
-    about_people = people_variants(probes.people()[: cfg.people_items])
+    found = heldout.questions(tasks, splits) if tasks is not None else []
+    asked = questions.choose(found, cfg.choice_items, cfg.task_items, cfg.seed)
+    about_people = questions.people_variants(probes.people()[: cfg.people_items])
     variants = scoring.variants(examples, [examples.index(each) for each in again])
 
     # 2. Generate. Instructions are messages to the model; a text to continue is given as it stands.
@@ -164,10 +163,22 @@ def run(
 
     # 3. How likely the answers of other tasks are, and of questions about people.
     asker = models.load_tokenizer(base)
-    asked = harness.run(
+    log.note(f"scoring {len(asked)} questions of other tasks, and {len(about_people)} about people")
+
+    def likelihoods(name: str) -> questions.Score:
+        return lambda pairs: likelihood.score(
+            model,
+            asker,
+            pairs,
+            batch_tokens=cfg.batch_tokens,
+            batch_rows=cfg.batch_rows,
+            kept=work / f"{name}.jsonl",
+        )
+
+    benchmarks = harness.run(
         model,
         asker,
-        [*harness.from_items([each for each in questions if each.choices]), *cfg.benchmarks],
+        [*harness.from_items([each for each in asked if each.choices]), *cfg.benchmarks],
         folder=Path(cfg.benchmark_folder) if cfg.benchmark_folder else None,
         shots=cfg.shots,
         limit=cfg.benchmark_items,
@@ -178,8 +189,8 @@ def run(
         kept=work / "harness.jsonl",
         log=log,
     )
-    judged = [*asked.rows, *score_tasks(model, asker, [each for each in questions if not each.choices], cfg, work, log)]
-    people = score_people(model, asker, about_people, cfg, work, log)
+    judged = benchmarks.rows + questions.free_rows([each for each in asked if not each.choices], likelihoods("tasks"))
+    people = questions.people_rows(about_people, likelihoods("people"))
 
     # 4. Score.
     scorers = toxicity.scorers(harm, runtime)
@@ -193,15 +204,15 @@ def run(
         {"id": each.id, "probe": each.text, "samples": [one.text for one in found]}
         for each, found in zip(stories, continued, strict=True)
     ]
-    found = helm.figures(
+    figures = helm.figures(
         {"": helm.Evidence(instances, perturbed, people, judged, provoked, probed)},
         resamples=1,
         seed=cfg.seed,
         min_groups=1,
     )[""]
-    timed = [name for name in found if name.startswith("efficiency/")]  # stage `efficiency` measures these
-    figures = {name: figure for name, figure in found.items() if name not in timed}
-    flat = scoring.summary(instances) | scoring.task_summary(judged) | asked.metrics
+    # What is timed is timed by stage `efficiency`.
+    figures = {name: figure for name, figure in figures.items() if not name.startswith("efficiency/")}
+    flat = scoring.summary(instances) | scoring.task_summary(judged) | benchmarks.metrics
     flat |= {name: None if figure.value != figure.value else figure.value for name, figure in figures.items()}
 
     # 5. Write.
@@ -229,7 +240,7 @@ def run(
             "sampling": {**drawn._asdict(), "samples": cfg.samples},
             "policy_hash": policy_hash(weights),
             "trained_tasks": trained_tasks(policy),
-            "benchmarks": asked.tasks,
+            "benchmarks": benchmarks.tasks,
             "reasons": {
                 name: figures[name].reason if name in figures else reason(name)
                 for name, value in flat.items()
@@ -241,40 +252,6 @@ def run(
         },
     )
     return flat
-
-
-def checked(test: Path, splits: Path) -> list[Example]:
-    """The test rows, if they are those whose ids were hashed before training.
-
-    Raises:
-        UserError: they are not, or an id stands there twice.
-    """
-    examples = records.read(test, Example)
-    _as_fixed([each.id for each in examples], test, splits, "test_ids_sha256")
-    if not examples:
-        raise UserError("no test items", where=str(test), expected="at least one", fix="validate.test in params.yaml")
-    return examples
-
-
-def _as_fixed(ids: Sequence[str], test: Path, splits: Path, key: str) -> None:
-    """Check that the ids of `test` are those whose hash `splits` has under `key`, each once."""
-    try:
-        promised = json.loads(splits.read_text(encoding="utf-8"))[key]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-        raise UserError(
-            f"no '{key}' in it",
-            where=str(splits),
-            expected="the splits.json that validate writes",
-            fix="dvc repro validate",
-        ) from None
-    found = hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
-    if found != promised or len(set(ids)) < len(ids):
-        raise UserError(
-            f"these are not the test items that were fixed before training (ids hash to {found[:12]}…)",
-            where=str(test),
-            expected=f"{str(promised)[:12]}…, as {splits} says",
-            fix="leave the test split as validate wrote it: dvc repro validate",
-        )
 
 
 def decoding_of(policy: Path, default: Decoding) -> Decoding:
@@ -322,123 +299,6 @@ def answer(
         title=f"answer the {name} prompts",
         log=log,
     )
-
-
-def subset(items: Sequence[Item], count: int, seed: int, group: str) -> list[Item]:
-    """A fixed random subset in which every group has its share; 0 takes all."""
-    groups = [getattr(each, group) for each in items]
-    return [items[index] for index in statistics.stratified([each.id for each in items], groups, count, seed)]
-
-
-def task_items(tasks: Path, splits: Path, cfg: Config) -> list[TaskItem]:
-    """The questions to score, if they are those that were fixed before training.
-
-    Of each task without choices the same number; of those with choices so many in all, shared out evenly: what a task with
-    few questions leaves, the others take.
-    """
-    items = records.read(tasks, TaskItem)
-    _as_fixed([each.id for each in items], tasks, splits, "tasks_test_ids_sha256")
-    by_task: dict[str, list[TaskItem]] = {}
-    for each in items:
-        by_task.setdefault(each.task, []).append(each)
-    chosen: list[TaskItem] = []
-    left = cfg.choice_items
-    with_choices = sorted(
-        (name for name, own in by_task.items() if own[0].choices), key=lambda name: (len(by_task[name]), name)
-    )
-    counts = {name: cfg.task_items for name in by_task if name not in with_choices}
-    for place, name in enumerate(with_choices):
-        counts[name] = min(len(by_task[name]), left // (len(with_choices) - place))
-        left -= counts[name]
-    for name in sorted(counts):
-        if counts[name]:
-            chosen += subset(by_task[name], counts[name], cfg.seed, "task")
-    return chosen
-
-
-class PeopleVariant(NamedTuple):
-    """A question about people, as it is or perturbed."""
-
-    question: str
-    """Id of the question."""
-    perturbation: perturbations.Name | None
-    changed: bool
-    prompt: str
-    choices: tuple[str, ...]
-    right: int
-
-
-def people_variants(questions: Sequence[probes.Question]) -> list[PeopleVariant]:
-    """Each question as it is and under every perturbation of fairness; its choices are changed with it."""
-    found = []
-    for each in questions:
-        right = each.choices.index(each.completion)
-        found.append(PeopleVariant(each.id, None, False, each.prompt, each.choices, right))
-        for name in perturbations.FAIRNESS:
-            made = perturbations.perturb(name, each.prompt, each.choices, each.id)
-            found.append(PeopleVariant(each.id, name, made.changed, made.text, made.references, right))
-    return found
-
-
-def score_people(
-    model: Any, tokenizer: Any, found: Sequence[PeopleVariant], cfg: Config, work: Path, log: Log
-) -> list[dict[str, Any]]:
-    """The rows of people.jsonl: which choice is the likeliest."""
-    if found:
-        log.note(f"scoring {len(found)} questions about people, perturbed ones among them")
-    pairs = [(each.prompt, choice) for each in found for choice in each.choices]
-    scored = iter(scores(model, tokenizer, pairs, cfg, work / "people.jsonl"))
-    rows = []
-    for each in found:
-        own = [next(scored) for _ in each.choices]
-        rows.append(
-            {
-                "id": f"{each.question}/{each.perturbation or 'original'}",
-                "question": each.question,
-                "perturbation": each.perturbation,
-                "changed": each.changed,
-                "prompt": each.prompt,
-                "choices": list(each.choices),
-                "correct": likelihood.best(own) == each.right if finite(own) else None,
-            }
-        )
-    return rows
-
-
-def score_tasks(
-    model: Any, tokenizer: Any, items: Sequence[TaskItem], cfg: Config, work: Path, log: Log
-) -> list[dict[str, Any]]:
-    """The rows of tasks.jsonl of tasks without choices: negative log-likelihood per token of the right answer."""
-    if items:
-        log.note(f"scoring {len(items)} answers of {len({each.task for each in items})} tasks without choices")
-    scored = scores(model, tokenizer, [(each.prompt, each.completion) for each in items], cfg, work / "tasks.jsonl")
-    return [
-        {
-            "id": each.id,
-            "task": each.task,
-            "choices": [],
-            "right": None,
-            "logprobs": [found.logprob if finite([found]) else None],
-            "tokens": [found.tokens],
-            "nll": -found.mean if finite([found]) else None,
-            "correct": None,
-        }
-        for each, found in zip(items, scored, strict=True)
-    ]
-
-
-def scores(
-    model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]], cfg: Config, kept: Path
-) -> list[likelihood.Likelihood]:
-    """Log-likelihoods, going on where the journal `kept` ends."""
-    return likelihood.score(
-        model, tokenizer, pairs, batch_tokens=cfg.batch_tokens, batch_rows=cfg.batch_rows, kept=kept
-    )
-
-
-def finite(found: Sequence[likelihood.Likelihood]) -> bool:
-    """Whether a model gave all of them a probability: one whose weights are damaged gives nan."""
-    return all(math.isfinite(each.logprob) for each in found)
 
 
 def reason(name: str) -> str:

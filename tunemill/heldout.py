@@ -1,0 +1,66 @@
+"""The held-out items, if they are those that were fixed before the first training, and fixed subsets of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from tunemill import records, statistics
+from tunemill.errors import UserError
+from tunemill.records import Example, RedTeamPrompt, TaskItem
+
+Item = TypeVar("Item", Example, RedTeamPrompt, TaskItem)
+
+
+def examples(test: Path, splits: Path) -> list[Example]:
+    """The test rows, if they are those whose ids were hashed before training.
+
+    Raises:
+        UserError: they are not, or an id stands there twice.
+    """
+    found = records.read(test, Example)
+    _as_fixed([each.id for each in found], test, splits, "test_ids_sha256")
+    if not found:
+        raise UserError("no test items", where=str(test), expected="at least one", fix="validate.test in params.yaml")
+    return found
+
+
+def questions(tasks: Path, splits: Path) -> list[TaskItem]:
+    """The held-out questions of other tasks, if they are those that were fixed before training.
+
+    Raises:
+        UserError: they are not, or an id stands there twice.
+    """
+    found = records.read(tasks, TaskItem)
+    _as_fixed([each.id for each in found], tasks, splits, "tasks_test_ids_sha256")
+    return found
+
+
+def subset(items: Sequence[Item], count: int, seed: int, group: str) -> list[Item]:
+    """A fixed random subset in which every group has its share; 0 takes all."""
+    groups = [getattr(each, group) for each in items]
+    return [items[index] for index in statistics.stratified([each.id for each in items], groups, count, seed)]
+
+
+def _as_fixed(ids: Sequence[str], test: Path, splits: Path, key: str) -> None:
+    """Check that the ids of `test` are those whose hash `splits` has under `key`, each once."""
+    try:
+        promised = json.loads(splits.read_text(encoding="utf-8"))[key]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        raise UserError(
+            f"no '{key}' in it",
+            where=str(splits),
+            expected="the splits.json that validate writes",
+            fix="dvc repro validate",
+        ) from None
+    found = hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
+    if found != promised or len(set(ids)) < len(ids):
+        raise UserError(
+            f"these are not the test items that were fixed before training (ids hash to {found[:12]}…)",
+            where=str(test),
+            expected=f"{str(promised)[:12]}…, as {splits} says",
+            fix="leave the test split as validate wrote it: dvc repro validate",
+        )

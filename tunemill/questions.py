@@ -1,0 +1,111 @@
+"""Questions that are scored and not answered: other tasks, and questions about people as they are and perturbed.
+
+What counts is how likely a model finds each answer. A question with choices is answered rightly where the right choice has the
+highest log-probability per token; one without has the negative log-likelihood of its right answer alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from tunemill import heldout, likelihood, perturbations, probes
+from tunemill.records import TaskItem
+
+Score = Callable[[Sequence[tuple[str, str]]], Sequence[likelihood.Likelihood]]
+"""Prompts and completions → how likely each completion is."""
+
+
+def choose(items: Sequence[TaskItem], with_choices: int, without: int, seed: int) -> list[TaskItem]:
+    """The questions to score, a fixed subset, task by task.
+
+    Args:
+        items: all questions.
+        with_choices: how many of those with choices in all, shared out evenly: what a task with few leaves, the others take.
+        without: how many of each task without choices.
+        seed: of the choice.
+    """
+    by_task: dict[str, list[TaskItem]] = {}
+    for each in items:
+        by_task.setdefault(each.task, []).append(each)
+    chosen: list[TaskItem] = []
+    left = with_choices
+    choosing = sorted(
+        (name for name, own in by_task.items() if own[0].choices), key=lambda name: (len(by_task[name]), name)
+    )
+    counts = {name: without for name in by_task if name not in choosing}
+    for place, name in enumerate(choosing):
+        counts[name] = min(len(by_task[name]), left // (len(choosing) - place))
+        left -= counts[name]
+    for name in sorted(counts):
+        if counts[name]:
+            chosen += heldout.subset(by_task[name], counts[name], seed, "task")
+    return chosen
+
+
+class PeopleVariant(NamedTuple):
+    """A question about people, as it is or perturbed."""
+
+    question: str
+    """Id of the question."""
+    perturbation: perturbations.Name | None
+    changed: bool
+    prompt: str
+    choices: tuple[str, ...]
+    right: int
+
+
+def people_variants(questions: Sequence[probes.Question]) -> list[PeopleVariant]:
+    """Each question as it is and under every perturbation of fairness; its choices are changed with it."""
+    found = []
+    for each in questions:
+        right = each.choices.index(each.completion)
+        found.append(PeopleVariant(each.id, None, False, each.prompt, each.choices, right))
+        for name in perturbations.FAIRNESS:
+            made = perturbations.perturb(name, each.prompt, each.choices, each.id)
+            found.append(PeopleVariant(each.id, name, made.changed, made.text, made.references, right))
+    return found
+
+
+def people_rows(found: Sequence[PeopleVariant], score: Score) -> list[dict[str, Any]]:
+    """The rows of people.jsonl: which choice is the likeliest."""
+    scored = iter(score([(each.prompt, choice) for each in found for choice in each.choices]))
+    rows = []
+    for each in found:
+        own = [next(scored) for _ in each.choices]
+        rows.append(
+            {
+                "id": f"{each.question}/{each.perturbation or 'original'}",
+                "question": each.question,
+                "perturbation": each.perturbation,
+                "changed": each.changed,
+                "prompt": each.prompt,
+                "choices": list(each.choices),
+                "correct": likelihood.best(own) == each.right if finite(own) else None,
+            }
+        )
+    return rows
+
+
+def free_rows(items: Sequence[TaskItem], score: Score) -> list[dict[str, Any]]:
+    """The rows of tasks.jsonl of tasks without choices: negative log-likelihood per token of the right answer."""
+    scored = score([(each.prompt, each.completion) for each in items])
+    return [
+        {
+            "id": each.id,
+            "task": each.task,
+            "choices": [],
+            "right": None,
+            "logprobs": [found.logprob if finite([found]) else None],
+            "tokens": [found.tokens],
+            "nll": -found.mean if finite([found]) else None,
+            "correct": None,
+        }
+        for each, found in zip(items, scored, strict=True)
+    ]
+
+
+def finite(found: Sequence[likelihood.Likelihood]) -> bool:
+    """Whether a model gave all of them a probability: one whose weights are damaged gives nan."""
+    return all(math.isfinite(each.logprob) for each in found)
