@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import re
 import subprocess
@@ -208,6 +209,20 @@ def test_names_do_not_depend_on_the_order_of_the_answers():
     assert len(set(forwards.references)) == 4
 
 
+def test_names_do_not_depend_on_the_process():
+    code = "from tunemill.perturbations import perturb; print(perturb('names', 'Mary John Emily Peter Laura David', [], 'id3'))"
+    seen = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": str(seed)},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in range(4)
+    }
+    assert len(seen) == 1
+
+
 def test_all_groups_are_drawn_and_no_name_twice():
     everyone = " ".join(word.capitalize() for word in perturbations._SOURCE_NAMES[0].split()[:25])
     groups = set()
@@ -245,6 +260,7 @@ CODE = [
     "$ that With John",
     "this_With.he",
     "that.With",
+    ".This",
     "That(he, With, john)",
     "get(this(he), With)",
     "ThisWith",
@@ -398,6 +414,8 @@ def test_difference_by_hand():
         ("after", "wit dat."),
     ]
     assert difference("one two", "one   two") == [("same", "one   two")]  # white space alone is no difference
+    # In a long text a frequent word still counts as the same (difflib drops such words unless told not to).
+    assert difference("old " + "the " * 300, "new " + "the " * 300)[-1] == ("same", "the " * 300)
     assert difference("", "new") == [("after", "new")]
     assert difference("old", "") == [("before", "old")]
     assert difference("", "") == []
