@@ -13,17 +13,34 @@ import pytest
 from stages import evaluate
 from stages.evaluate import Config, run
 from tests import tiny_model
-from tunemill import journal, metrics, models, records, sampling
+from tunemill import journal, metrics, models, perturbations, records, sampling
 from tunemill.checkpoints import tree_hash
 from tunemill.errors import UserError
 from tunemill.log import Log
 from tunemill.records import Example, RedTeamPrompt, TaskItem
 from tunemill.runtime import Runtime
-from tunemill.sampling import Generation
 
 CPU = Runtime("cpu", "float32", 2)
 CONFIG = Config(
-    seed=3, test_items=12, red_team_items=6, task_items=4, max_new_tokens=6, batch_tokens=10_000, batch_rows=5
+    seed=3,
+    test_items=12,
+    perturbed_items=5,
+    red_team_items=6,
+    probe_items=4,
+    people_items=3,
+    samples=2,
+    temperature=1.0,
+    top_p=0.9,
+    sample_tokens=6,
+    choice_items=4,
+    task_items=4,
+    shots=0,
+    benchmarks=(),
+    benchmark_folder=None,
+    benchmark_items=None,
+    max_new_tokens=6,
+    batch_tokens=10_000,
+    batch_rows=5,
 )
 
 
@@ -93,8 +110,12 @@ def test_what_it_writes(model: Path, data: dict[str, Path], tmp_path: Path) -> N
     found = evaluated(model, tmp_path, data)
     assert sorted(each.name for each in (tmp_path / "out").iterdir()) == [
         "instances.jsonl",
+        "people.jsonl",
+        "perturbed.jsonl",
+        "probes.jsonl",
         "red_team.jsonl",
         "scores.json",
+        "tasks.jsonl",
     ]
     instances = lines(tmp_path / "out/instances.jsonl")
     assert len(instances) == 12
@@ -103,17 +124,23 @@ def test_what_it_writes(model: Path, data: dict[str, Path], tmp_path: Path) -> N
     for row in instances:
         assert sorted(row) == [
             "baselines",
+            "exact_match",
+            "faithfulness",
             "finished",
             "group",
+            "harm",
             "id",
+            "memorised_words",
+            "offence",
             "precision",
             "prediction",
             "prompt",
+            "quasi_exact_match",
             "recall",
             "reference",
             "scores",
+            "source_words",
             "tokens",
-            "toxicity",
         ]
         example = known[row["id"]]
         assert (row["prompt"], row["reference"]) == (example.prompt, example.completion)
@@ -127,7 +154,9 @@ def test_what_it_writes(model: Path, data: dict[str, Path], tmp_path: Path) -> N
 
     scores = json.loads((tmp_path / "out/scores.json").read_text())
     assert {name: scores[name] for name in found} == found
-    assert scores["n"] == found["test/n"] == 12 and scores["halved_batches"] == 0 and scores["reasons"] == {}
+    assert scores["n"] == found["test/n"] == 12 and scores["halved_batches"] == 0
+    assert set(scores["reasons"]) == {name for name, value in found.items() if value is None}
+    assert scores["sampling"] == {"max_new_tokens": 6, "temperature": 1.0, "top_k": 0, "top_p": 0.9, "samples": 2}
     assert scores["bleu_signature"] == metrics.bleu_signature()
     for name in metrics.ROUGE_TYPES:
         assert found[f"test/{name}"] == pytest.approx(sum(row["scores"][name] for row in instances) / 12)
@@ -136,7 +165,31 @@ def test_what_it_writes(model: Path, data: dict[str, Path], tmp_path: Path) -> N
         )
     provoked = lines(tmp_path / "out/red_team.jsonl")
     assert [row["kind"] for row in provoked] == ["instruction"] * 4 + ["continuation"] * 2
-    assert found["red_team/instruction/n"] == 4 and found["red_team/continuation/n"] == 2
+    assert all(len(row["samples"]) == 2 and row["prompt_toxic"] in (True, False) for row in provoked)
+    means = [max(each["offence"] for each in row["samples"]) for row in provoked if row["kind"] == "instruction"]
+    assert found["toxicity/instruction/offence_expected_maximum"] == pytest.approx(sum(means) / 4)
+    again = lines(tmp_path / "out/perturbed.jsonl")
+    assert [row["perturbation"] for row in again] == list(perturbations.NAMES) * 5
+    by_id = {row["id"]: row for row in instances}
+    for row in again:
+        original = by_id[row["id"]]
+        made = perturbations.perturb(
+            row["perturbation"], known[row["id"]].text or known[row["id"]].prompt, [original["reference"]], row["id"]
+        )
+        assert row["changed"] == made.changed == (row["prompt"] != original["prompt"]) and made.text in row["prompt"]
+        assert row["reference"] == metrics.one_line(made.references[0])
+        if not row["changed"]:
+            assert row["prediction"] == original["prediction"]
+    assert {row["changed"] for row in again} == {True, False}
+    worst = [
+        min(by_id[row["id"]]["scores"]["rouge1"], row["scores"]["rouge1"])
+        for row in again
+        if row["perturbation"] == "robustness"
+    ]
+    assert found["robustness/rouge1"] == pytest.approx(sum(worst) / 5)
+    assert [len(row["samples"]) for row in lines(tmp_path / "out/probes.jsonl")] == [2] * 4
+    people = lines(tmp_path / "out/people.jsonl")
+    assert [row["perturbation"] for row in people] == [None, *perturbations.FAIRNESS] * 3
     assert all(value is None or math.isfinite(value) for value in found.values())
 
 
@@ -193,7 +246,7 @@ def test_encoder_decoders_and_soft_prompts_get_the_same_items_and_keys(
     adapted.save_pretrained(tmp_path / "adapter")
     base = evaluated(tmp_path / "model", tmp_path / "base", data)
     soft = evaluated(tmp_path / "model", tmp_path / "soft", data, policy=tmp_path / "adapter")
-    assert base.keys() == soft.keys() and base["red_team/continuation/n"] == 2
+    assert base.keys() == soft.keys() and base["toxicity/continuation/offence_any"] is not None
     ours, theirs = (lines(tmp_path / name / "out/instances.jsonl") for name in ("base", "soft"))
     assert [row["id"] for row in ours] == [row["id"] for row in theirs]
     assert [row["prediction"] for row in ours] != [row["prediction"] for row in theirs]
@@ -224,8 +277,13 @@ def test_a_policy_brings_its_own_chat_template_and_decoding(
     own = models.load_tokenizer(model)
     items = lines(tmp_path / "out/instances.jsonl")
     assert asked[0][0] == [prompting.render(own, row["prompt"], template=template, shots=shots) for row in items]
-    assert asked[2][0] == [own(row["prompt"])["input_ids"] for row in lines(tmp_path / "out/red_team.jsonl")[4:]]
-    assert all({name: given[name] for name in decoding} == decoding and given["seed"] == 3 for _, given in asked)
+    # In the order: test items, perturbed ones, red-team prompts (each as often as there are samples), beginnings of texts.
+    prompts = [each for each in lines(tmp_path / "out/probes.jsonl") for _ in range(2)]
+    assert asked[3][0] == [own(row["probe"])["input_ids"] for row in prompts]
+    for _, given in asked[:2]:
+        assert {name: given[name] for name in decoding} == decoding and given["seed"] == 3
+    for _, given in asked[2:]:
+        assert (given["temperature"], given["top_p"], given["max_new_tokens"]) == (1.0, 0.9, 6)
     assert json.loads((tmp_path / "out/scores.json").read_text())["decoding"] == decoding
     assert max(row["tokens"] for row in items) == 4
 
@@ -239,16 +297,20 @@ def test_a_policy_brings_its_own_chat_template_and_decoding(
     }
 
 
-def test_all_items_and_no_red_team(model: Path, data: dict[str, Path], tmp_path: Path) -> None:
-    cfg = CONFIG.model_copy(update={"test_items": 0, "red_team_items": 0})
-    found = evaluated(model, tmp_path, {**data, "red_team": None}, cfg)
+def test_all_items_and_nothing_else(model: Path, data: dict[str, Path], tmp_path: Path) -> None:
+    nothing = {"test_items": 0, "perturbed_items": 0, "red_team_items": 0, "probe_items": 0, "people_items": 0}
+    found = evaluated(model, tmp_path, {**data, "red_team": None}, CONFIG.model_copy(update=nothing))
     assert found["test/n"] == 20
-    assert found["red_team/instruction/toxicity_share"] is None and found["red_team/instruction/n"] == 0
     reasons = json.loads((tmp_path / "out/scores.json").read_text())["reasons"]
-    assert reasons == {
-        f"red_team/{kind}/toxicity_share": "no red-team prompts of this kind were asked" for kind in evaluate.KINDS
-    }
+    assert reasons["robustness/rouge1"] == "no test item was perturbed"
+    assert reasons["toxicity/instruction/offence_any"] == "no red-team prompts of this kind were asked"
+    assert reasons["bias/gender_representation"] == "no beginnings of texts were asked to go on"
+    assert reasons["fairness/people"] == "no questions about people were asked"
+    assert set(reasons) == {name for name, value in found.items() if value is None}
     assert found.keys() == evaluated(model, tmp_path / "again", data).keys()
+    everything = evaluated(model, tmp_path / "all", data, CONFIG.model_copy(update={"perturbed_items": None}))
+    assert everything["robustness/rouge1"] is not None
+    assert len(lines(tmp_path / "all/out/perturbed.jsonl")) == 12 * len(perturbations.NAMES)
 
 
 def test_one_item(model: Path, tmp_path: Path) -> None:
@@ -312,7 +374,7 @@ def test_a_killed_evaluation_goes_on(
 
     monkeypatch.setattr(sampling, "generate", counted)
     evaluated(model, tmp_path / "killed", data)
-    assert begun == [2, 0, 0]
+    assert begun == [2, 0, 0, 0]
     assert tree_hash(tmp_path / "killed/out") == tree_hash(tmp_path / "whole/out")
     begun.clear()
     evaluated(model, tmp_path / "killed", data)  # everything is there: nothing is generated
@@ -338,35 +400,7 @@ def test_a_halved_batch_is_recorded(
     found = evaluated(model, tmp_path / "large", data)
     monkeypatch.setattr(sampling, "_decode", small)
     assert evaluated(model, tmp_path / "small", data) == pytest.approx(found)
-    assert json.loads((tmp_path / "small/out/scores.json").read_text())["halved_batches"] == 2
-
-
-def test_empty_answers_and_missing_references_have_defined_scores() -> None:
-    rows = examples(3)
-    silent = [Generation("", 1, True), Generation(" \n ", 2, True), Generation("", 0, False)]
-    flat = evaluate.summary(evaluate.score(rows, silent), [])
-    assert flat["test/rouge1"] == flat["test/bleu"] == 0.0
-    assert flat["test/empty"] == 1.0 and flat["test/length_words"] == 0.0 and flat["toxicity/share"] == 0.0
-
-    import dataclasses
-
-    nothing = [dataclasses.replace(row, completion=" ") for row in rows]
-    flat = evaluate.summary(evaluate.score(nothing, silent), [])
-    assert flat["test/rouge1"] is None and flat["test/bleu"] is None and flat["baseline/first-sentence/rouge1"] is None
-    assert evaluate.reason("test/bleu") == "no test item has a reference"
-
-    mixed = [nothing[0], *rows[1:]]
-    flat = evaluate.summary(evaluate.score(mixed, [Generation(row.completion, 5, True) for row in rows]), [])
-    assert (
-        flat["test/rouge1"] == pytest.approx(100.0)
-        and flat["test/bleu"] == pytest.approx(100.0)
-        and flat["test/n"] == 3
-    )
-
-
-def test_all_white_space_of_an_answer_is_collapsed_and_nothing_is_cut() -> None:
-    (row,) = evaluate.score(examples(1), [Generation("The summary is:\n\n  Return  it.\n", 9, True)])
-    assert row["prediction"] == "The summary is: Return it."
+    assert json.loads((tmp_path / "small/out/scores.json").read_text())["halved_batches"] > 2
 
 
 # --- other tasks -----------------------------------------------------------------------------------------------------
@@ -412,7 +446,8 @@ def test_other_tasks_are_scored(model: Path, data: dict[str, Path], tmp_path: Pa
     rows = lines(tmp_path / "out/tasks.jsonl")
     known = {each.id: each for each in questions()}
     assert [row["task"] for row in rows] == ["letters"] * 4 + ["words"] * 4
-    assert all(list(row) == ["id", "task", "nll", "tokens", "correct"] for row in rows)
+    fields = ["choices", "correct", "id", "logprobs", "nll", "right", "task", "tokens"]
+    assert all(set(fields) <= set(row) for row in rows)
     for row in rows:
         item = known[row["id"]]
         assert row["nll"] == pytest.approx(-by_hand(model, item.prompt, item.completion), rel=1e-4)
@@ -427,7 +462,7 @@ def test_other_tasks_are_scored(model: Path, data: dict[str, Path], tmp_path: Pa
     assert found["tasks/letters/accuracy"] == sum(row["correct"] for row in rows[:4]) / 4
     assert found["tasks/words/accuracy"] is None
     scores = json.loads((tmp_path / "out/scores.json").read_text())
-    assert scores["reasons"] == {"tasks/words/accuracy": "the task has no choices"}
+    assert scores["reasons"]["tasks/words/accuracy"] == "the task has no choices"
     assert scores["trained_tasks"] == []
 
     evaluated(model, tmp_path / "again", with_tasks(data))
@@ -435,7 +470,7 @@ def test_other_tasks_are_scored(model: Path, data: dict[str, Path], tmp_path: Pa
 
 
 def test_no_questions_asked(model: Path, data: dict[str, Path], tmp_path: Path) -> None:
-    found = evaluated(model, tmp_path, with_tasks(data), CONFIG.model_copy(update={"task_items": 0}))
+    found = evaluated(model, tmp_path, with_tasks(data), CONFIG.model_copy(update={"task_items": 0, "choice_items": 0}))
     assert not [name for name in found if name.startswith("tasks/")]
     assert (tmp_path / "out/tasks.jsonl").read_text() == ""
 

@@ -1,0 +1,113 @@
+"""What a candidate's answers come to, also where there is nothing to score."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from tunemill import perturbations, records, scoring
+from tunemill.records import Example, RedTeamPrompt
+from tunemill.sampling import Generation
+
+OFFENCE = {
+    "offence": lambda texts: [float("stupid" in text) for text in texts],
+    "harm": lambda texts: [None for _ in texts],
+}
+
+
+def examples(count: int = 3) -> list[Example]:
+    texts = ["Return the path of the file that is used.", "Whether it is open.", "Do not call this with `None` values."]
+    return [
+        Example(
+            records.row_id(str(n)),
+            f"Summarize:\n\n{texts[n]}",
+            f"Summary number {n} with words.",
+            f"g{n}",
+            texts[n],
+            "m",
+        )
+        for n in range(count)
+    ]
+
+
+def said(*texts: str) -> list[Generation]:
+    return [Generation(text, 3, True) for text in texts]
+
+
+def test_empty_answers_and_missing_references_have_defined_scores() -> None:
+    rows = examples()
+    silent = [Generation("", 1, True), Generation(" \n ", 2, True), Generation("", 0, False)]
+    found = scoring.instances(rows, silent, OFFENCE, None)
+    flat = scoring.summary(found)
+    assert flat["test/rouge1"] == flat["test/bleu"] == flat["test/exact_match"] == 0.0
+    assert flat["test/empty"] == 1.0 and flat["test/length_words"] == 0.0
+    assert flat["test/faithfulness"] is None and flat["test/memorised_words"] is None
+    assert all(row["harm"] is None and row["offence"] == 0.0 for row in found)
+
+    nothing = [dataclasses.replace(row, completion=" ") for row in rows]
+    flat = scoring.summary(scoring.instances(nothing, silent, OFFENCE, None))
+    assert flat["test/rouge1"] is None and flat["test/bleu"] is None and flat["baseline/first-sentence/rouge1"] is None
+    assert flat["test/quasi_exact_match"] is None
+
+    mixed = [nothing[0], *rows[1:]]
+    flat = scoring.summary(scoring.instances(mixed, said(*(row.completion for row in rows)), OFFENCE, None))
+    assert flat["test/rouge1"] == pytest.approx(100.0) and flat["test/bleu"] == pytest.approx(100.0)
+    assert flat["test/n"] == 3
+
+
+def test_all_white_space_of_an_answer_is_collapsed_and_nothing_is_cut() -> None:
+    (row,) = scoring.instances(examples(1), said("The summary is:\n\n  Return  it.\n"), OFFENCE, None)
+    assert row["prediction"] == "The summary is: Return it."
+
+
+def test_variants_change_the_text_and_not_the_instruction() -> None:
+    rows = examples()
+    found = scoring.variants(rows, [2, 0])
+    assert [(each.item, each.name) for each in found] == [(n, name) for n in (2, 0) for name in perturbations.NAMES]
+    assert all(each.prompt.startswith("Summarize:\n\n") for each in found)
+    assert all(each.changed == (each.prompt != rows[each.item].prompt) for each in found)
+    plain = dataclasses.replace(rows[0], text=None)  # without a text of its own the whole prompt is what is worked on
+    (robust, *_) = scoring.variants([plain], [0])
+    assert robust.prompt.startswith("summarize:")
+
+
+def test_an_unchanged_variant_has_the_answer_of_the_item() -> None:
+    rows = examples(1)
+    instances = scoring.instances(rows, said("It returns a path."), OFFENCE, None)
+    found = [
+        scoring.Variant(0, "robustness", "p", "a path is returned", True),
+        scoring.Variant(0, "gender", rows[0].prompt, rows[0].completion, False),
+    ]
+    changed, same = scoring.perturbed(rows, instances, found, {0: Generation("a path is returned", 4, True)})
+    assert changed["prediction"] == "a path is returned" and changed["scores"]["rouge1"] == pytest.approx(100.0)
+    assert same["prediction"] == "It returns a path." and same["scores"] == instances[0]["scores"]
+
+
+def test_red_team_rows_have_every_sample_and_both_scorers() -> None:
+    attacks = [
+        RedTeamPrompt("c", "You stupid", "continuation", "s", None),
+        RedTeamPrompt("i", "Do harm", "instruction", "s", None),
+        RedTeamPrompt("j", "stupid, but known to be harmless", "instruction", "s", False),
+    ]
+    found = scoring.provoked(attacks, [said("fine", "stupid"), said("no", "never"), said("a", "b")], OFFENCE)
+    assert [row["id"] for row in found] == ["i", "j", "c"]  # instructions first
+    assert [[each["offence"] for each in row["samples"]] for row in found] == [[0, 0], [0, 0], [0, 1]]
+    assert [row["prompt_toxic"] for row in found] == [False, False, True]
+    assert all(each["harm"] is None for row in found for each in row["samples"])
+
+
+def test_no_accuracy_without_choices() -> None:
+    rows = [
+        {"task": "a", "nll": 1.0, "correct": True},
+        {"task": "a", "nll": 3.0, "correct": False},
+        {"task": "b", "nll": None, "correct": None},
+    ]
+    assert scoring.task_summary(rows) == {
+        "tasks/a/n": 2,
+        "tasks/a/nll": 2.0,
+        "tasks/a/accuracy": 0.5,
+        "tasks/b/n": 1,
+        "tasks/b/nll": None,
+        "tasks/b/accuracy": None,
+    }
