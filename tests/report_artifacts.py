@@ -193,11 +193,29 @@ def categories(scores: dict[str, dict[str, Any]], pairs: list[dict[str, Any]]) -
             | {"seed_sd": 0.83, "n": 240}
         ],
         "judge": {
-            "judge": "models/judge-7b",
-            "prompts": 40,
+            "model": {"kind": "folder", "name": "models/judge-7b"},
+            "against": names[0],
+            "criterion": "Which summary tells a developer more truly what the function does?",
+            "items": 40,
             "position_bias": 0.275,
+            "position_bias_low": 0.14,
+            "position_bias_high": 0.41,
+            "contradictory": 0.31,
+            "unusable": None,
             "pairs": [
-                {"a": each, "b": names[0], "win_rate": 0.61, "ci_low": 0.47, "ci_high": None} for each in names[1:]
+                {"a": name, "b": names[0], "win_rate": 0.61, "win_rate_low": 0.47 + 0.05 * index, "win_rate_high": 0.75}
+                | {
+                    "p": 0.01,
+                    "p_holm": 0.02 if index else 0.2,
+                    "n": 40,
+                    "wins": 21,
+                    "ties": 7,
+                    "losses": 12,
+                    "identical": 3,
+                }
+                | {"position_bias": 0.2, "contradictory": 0.25, "unusable": 0.0, "agreement": 0.58, "agreement_n": 33}
+                | {"verdict": "better" if index else "not shown to be better"}
+                for index, name in enumerate(names[1:])
             ],
         },
     }

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from tunemill import charts
-from tunemill.findings import VERDICTS, Difference, Estimate, Json, estimate, judge
+from tunemill.findings import VERDICTS, Difference, Estimate, Json, Judgement, estimate, judge
 from tunemill.wording import number, plural, tick, visible
 
 CATEGORIES = ("accuracy", "calibration", "robustness", "fairness", "bias", "toxicity", "efficiency")
@@ -385,37 +385,70 @@ def slices(comparison: Json, candidates: Sequence[str]) -> dict[str, list[Slice]
     }
 
 
+class Preference(NamedTuple):
+    """How often a judge model prefers candidate `a` to `b`, ties counting half."""
+
+    a: str
+    b: str
+    rate: Estimate
+    """In percent."""
+    judgement: Judgement
+    counts: str
+    """Won, tied, lost."""
+    figures: tuple[tuple[str, str], ...]
+    """What else the judge's table has of the pair: column → value."""
+
+
 class Judged(NamedTuple):
-    """What a judge model said: single facts, and tables of (title, columns, rows)."""
+    """What a judge model said: facts about it, and the pairs it compared."""
 
     facts: list[tuple[str, str]]
-    tables: list[tuple[str, list[str], list[list[str]]]]
+    pairs: list[Preference]
+
+
+FIGURES = {
+    "position_bias": "Position bias",
+    "contradictory": "Contradicts itself",
+    "unusable": "Unusable answers",
+    "agreement": "Agrees with the metric",
+}
+"""Columns about the judge itself in the table of its pairs: shares, as comparison.json has them."""
 
 
 def judged(comparison: Json) -> Judged | None:
-    """The block `judge` of comparison.json, whatever it holds; None where no judge was asked.
+    """The block `judge` of comparison.json; None where no judge was asked.
 
-    A list of objects, or an object of objects, is a table; everything else is a fact.
+    Everything in it but the pairs is a fact, whatever it is called; `x_low` and `x_high` are the interval of `x`.
     """
     told = comparison.get("judge")
-    if told is None:
+    if not told or all(each is None for each in told.values()):
         return None
     facts: list[tuple[str, str]] = []
-    tables: list[tuple[str, list[str], list[list[str]]]] = []
     for key, value in told.items():
-        name = _words(key)
-        if isinstance(value, Mapping) and value and all(isinstance(each, Mapping) for each in value.values()):
-            value = [{"": each, **entry} for each, entry in value.items()]
-        if isinstance(value, list) and value and all(isinstance(each, Mapping) for each in value):
-            heads = list(dict.fromkeys(head for each in value for head in each))
-            tables.append(
-                (name, [_words(head) for head in heads], [[_plain(each.get(head)) for head in heads] for each in value])
-            )
-        elif isinstance(value, Mapping):
-            facts += [(f"{name}: {_words(part)}", _plain(each)) for part, each in value.items()]
-        else:
-            facts.append((name, _plain(value)))
-    return Judged(facts, tables)
+        if key == "pairs" or (key.endswith(("_low", "_high")) and key.rpartition("_")[0] in told):
+            continue
+        if isinstance(value, Mapping):
+            facts += [(f"{_words(key)}: {_words(part)}", _plain(each)) for part, each in value.items()]
+            continue
+        low, high = (told.get(f"{key}_{end}") for end in ("low", "high"))
+        between = "" if low is None or high is None else f" ({_plain(low)} to {_plain(high)})"
+        facts.append((_words(key), _plain(value) + between))
+    return Judged(facts, [_preference(pair) for pair in told.get("pairs") or ()])
+
+
+def _preference(pair: Json) -> Preference:
+    value, low, high = (pair.get(f"win_rate{end}") for end in ("", "_low", "_high"))
+    percent = {"value": value, "ci_low": low, "ci_high": high}
+    rate = estimate({**pair, **{key: None if each is None else 100 * each for key, each in percent.items()}})
+    even = Estimate(None, low=None if low is None else low - 0.5, high=None if high is None else high - 0.5)
+    return Preference(
+        a=pair["a"],
+        b=pair["b"],
+        rate=rate,
+        judgement=VERDICTS.get(pair.get("verdict") or "") or judge(even),
+        counts=", ".join(_plain(pair.get(key)) for key in ("wins", "ties", "losses")),
+        figures=tuple((label, number(pair.get(key), 2)) for key, label in FIGURES.items()),
+    )
 
 
 def _words(key: str) -> str:

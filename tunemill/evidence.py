@@ -67,9 +67,9 @@ def output(name: str, text: str, score: float | None, finished: bool = True) -> 
 
 
 class Piece(NamedTuple):
-    """A run of text that is the same before and after, or was taken out, or put in."""
+    """A run of text that is the same in both, or stands only in the text before or only in the one after."""
 
-    kind: Literal["same", "removed", "added"]
+    kind: Literal["same", "before", "after"]
     text: str
 
 
@@ -77,12 +77,12 @@ def changes(before: str, after: str) -> list[Piece]:
     """What a perturbation did to a text, word by word.
 
     Space counts as a word of its own. Where only more of it was put in, the old part stays and the new part is added.
-    The pieces that are not added make `before` again, those that are not removed `after`.
+    Without those of the one text the pieces make the other, to the letter.
     """
     old, new = re.findall(r"\s+|\S+", before), re.findall(r"\s+|\S+", after)
     found: list[Piece] = []
 
-    def put(kind: Literal["same", "removed", "added"], text: str) -> None:
+    def put(kind: Literal["same", "before", "after"], text: str) -> None:
         if text and found and found[-1].kind == kind:
             found[-1] = Piece(kind, found[-1].text + text)
         elif text:
@@ -95,15 +95,15 @@ def changes(before: str, after: str) -> list[Piece]:
             for gone, come in zip(old[low:high], new[start:stop], strict=True):
                 if gone.isspace() and come.startswith(gone):
                     put("same", gone)
-                    put("added", come[len(gone) :])
+                    put("after", come[len(gone) :])
                 elif gone == come:
                     put("same", gone)
                 else:
-                    put("removed", gone)
-                    put("added", come)
+                    put("before", gone)
+                    put("after", come)
         else:
-            put("removed", "".join(old[low:high]))
-            put("added", "".join(new[start:stop]))
+            put("before", "".join(old[low:high]))
+            put("after", "".join(new[start:stop]))
     return found
 
 

@@ -657,17 +657,22 @@ class Scorers:
 
     offence: str
     harm: str
+    no_harm: str
+    """Why there is no scorer of harm."""
     harm_auc: float | None
-    """Area under the curve on ratings that the harm scorer was not trained on."""
+    """Area under the curve on ratings that the harm scorer did not learn from; None too where its name says it."""
 
 
 def scorers(material: Material) -> Scorers:
-    """The scorers' names, as the first candidate has them that tells."""
+    """The scorers' names, as the first candidate has them that tells; a harm scorer called `none: …` is none."""
 
     def first(key: str) -> Any:
         return next((each[key] for each in material.scores.values() if each.get(key) is not None), None)
 
-    return Scorers(visible(first("offence_scorer") or ""), visible(first("harm_scorer") or ""), first("harm_auc"))
+    harm = visible(first("harm_scorer") or "")
+    missing = harm.removeprefix("none: ") if harm.startswith("none: ") else ""
+    area = None if missing or "AUC" in harm else first("harm_auc")
+    return Scorers(visible(first("offence_scorer") or ""), "" if missing else harm, missing, area)
 
 
 # ---------------------------------------------------------------- the categories and what stands behind them

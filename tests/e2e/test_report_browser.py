@@ -164,11 +164,11 @@ def test_curves_are_told_apart_without_colour(opened: Any):
 
 def test_categories_are_told_apart_without_colour(opened: Any):
     page = opened("usual")
-    coins = page.locator("#categories .legend .coin-number").all_inner_texts()
+    coins = page.locator("#categories .legend .coin-number").all_text_contents()
     assert coins == [str(number) for number in range(1, len(report_artifacts.FIVE) + 1)]
-    drawn = page.locator(".profile .coin-number").all_inner_texts()
+    drawn = page.locator(".profile .coin-number").all_text_contents()
     assert len(drawn) == 7 * len(coins) - 1  # bias is undefined for one
-    ranks = page.locator(".heat .rank").all_inner_texts()
+    ranks = page.locator(".heat .rank").all_text_contents()
     assert len(ranks) == len(drawn) and set(ranks) >= {"1st", "5th", "= 1st"}
     shades = page.evaluate(
         "[0, 1, 2, 3, 4].map(n => getComputedStyle(document.querySelector('.heat .h' + n)).backgroundColor)"

@@ -216,24 +216,44 @@ def test_slices_keep_their_order_and_miss_nobody():
     assert found["length"][0].shown["a"].value is None
 
 
-def test_whatever_a_judge_said_is_shown():
-    assert categories.judged({}) is categories.judged({"judge": None}) is None
+def test_a_judge_is_told_with_its_bias_and_a_pair_with_its_interval():
+    pair = {"a": "x", "b": "base", "win_rate": 0.75, "win_rate_low": 0.5, "win_rate_high": 0.9, "n": 40, "p": 0.05}
+    pair |= {"p_holm": 0.1, "wins": 25, "ties": 10, "losses": 5, "position_bias": 0.25, "unusable": None}
+    tied = {"a": "y", "b": "base", "win_rate": None, "reason": "no item has two usable answers of the judge"}
     found = categories.judged(
-        {"judge": {"model": "m", "position_bias": 0.25, "both_orders": True, "error": None, "n": {"pairs": 40}}}
-        | {"reference": "base"}
-    )
+        {"judge": {"model": {"kind": "folder", "name": "m"}, "position_bias": 0.25, "position_bias_low": 0.1}
+        | {"position_bias_high": 0.4, "both_orders": True, "label_mass": None, "items": 40, "pairs": [pair, tied]}}
+    )  # fmt: skip
     assert found is not None
     assert dict(found.facts) == {
-        "Model": "m", "Position bias": "0.250", "Both orders": "yes", "Error": "—", "N: Pairs": "40",
+        "Model: Kind": "folder", "Model: Name": "m", "Position bias": "0.250 (0.100 to 0.400)", "Both orders": "yes",
+        "Label mass": "—", "Items": "40",
     }  # fmt: skip
-    found = categories.judged(
-        {"judge": {"pairs": [{"a": "x", "rate": 0.5}, {"a": "y", "p": None}], "of": {"x": {"n": 2}}}}
+    first, second = found.pairs
+    assert (first.rate.value, first.rate.low, first.rate.high, first.rate.n, first.rate.p) == (
+        75.0,
+        50.0,
+        90.0,
+        40,
+        0.1,
     )
-    assert found is not None
-    assert found.tables == [
-        ("Pairs", ["A", "Rate", "P"], [["x", "0.500", "—"], ["y", "—", "—"]]),
-        ("Of", ["", "N"], [["x", "2"]]),
-    ]
+    assert (first.judgement, first.counts) == (
+        "unproven",
+        "25, 10, 5",
+    )  # an interval that touches one half shows nothing
+    assert dict(first.figures)["Position bias"] == "0.25" and dict(first.figures)["Unusable answers"] == "—"
+    assert (second.rate.value, second.rate.reason) == (None, "no item has two usable answers of the judge")
+    better = categories.judged({"judge": {"pairs": [pair | {"win_rate_low": 0.51}]}})
+    held_back = categories.judged(
+        {"judge": {"pairs": [pair | {"win_rate_low": 0.51, "verdict": "not shown to be better"}]}}
+    )
+    assert better is not None and held_back is not None
+    assert (better.pairs[0].judgement, held_back.pairs[0].judgement) == ("better", "unproven")
+
+
+@pytest.mark.parametrize("block", [{}, {"judge": None}, {"judge": {"model": None}}])
+def test_where_no_judge_was_asked_there_is_none(block: dict[str, Any]):
+    assert categories.judged(block) is None
 
 
 # ------------------------------------------------------------ the reliability diagram

@@ -43,14 +43,14 @@ def test_changed_words_are_marked_and_nothing_is_lost():
     before, after = "Do not open  the Door, please", "do not open  the   Door please now"
     pieces = evidence.changes(before, after)
     assert pieces == [
-        Piece("removed", "Do"),
-        Piece("added", "do"),
+        Piece("before", "Do"),
+        Piece("after", "do"),
         Piece("same", " not open  the "),
-        Piece("added", "  "),
+        Piece("after", "  "),
         *pieces[4:],
     ]
-    assert "".join(text for kind, text in pieces if kind != "added") == before
-    assert "".join(text for kind, text in pieces if kind != "removed") == after
+    assert "".join(text for kind, text in pieces if kind != "after") == before
+    assert "".join(text for kind, text in pieces if kind != "before") == after
 
 
 @pytest.mark.parametrize(
@@ -58,15 +58,15 @@ def test_changed_words_are_marked_and_nothing_is_lost():
 )
 def test_both_texts_can_be_read_from_the_marks(before: str, after: str):
     pieces = evidence.changes(before, after)
-    assert "".join(text for kind, text in pieces if kind != "added") == before
-    assert "".join(text for kind, text in pieces if kind != "removed") == after
+    assert "".join(text for kind, text in pieces if kind != "after") == before
+    assert "".join(text for kind, text in pieces if kind != "before") == after
     assert all(first.kind != second.kind for first, second in pairwise(pieces))
 
 
 def test_long_and_hidden_text_is_cut_and_made_visible():
-    pieces = [Piece("same", "abc"), Piece("added", "\u202ed\x00"), Piece("same", "efgh")]
+    pieces = [Piece("same", "abc"), Piece("after", "\u202ed\x00"), Piece("same", "efgh")]
     assert evidence.shortened(pieces, 7) == (
-        [Piece("same", "abc"), Piece("added", "�d␀"), Piece("same", "e"), Piece("same", "…")],
+        [Piece("same", "abc"), Piece("after", "�d␀"), Piece("same", "e"), Piece("same", "…")],
         3,
     )
     assert evidence.shortened(pieces, 10)[1] == 0

@@ -401,7 +401,7 @@ def test_a_model_cannot_write_html_where_the_evaluation_is_told():
         "mcnemar": [{**told["mcnemar"][0], "task": evil, "verdict": evil}],
         "slices": {"lora": [{**told["slices"]["lora"][0], "slice": evil, "name": evil}]},
         "seeds": [{**told["seeds"][0], "name": evil, "of": [evil]}],
-        "judge": {evil: evil, "pairs": [{evil: evil}], "rates": {evil: {"x": evil}}},
+        "judge": {evil: evil, "model": {evil: evil}, "pairs": [{"a": evil, "b": evil, "reason": evil}]},
     }
     seen = Tags(
         page(
@@ -485,6 +485,17 @@ def test_offensive_text_is_folded_and_marked_with_what_both_scorers_say():
     top = max((each["offence"], each["harm"]) for row in found.red_team["base"] for each in row["samples"])
     assert f"offensive itself {top[0]:.2f} {top[1]:.2f} ⚠ May offend" in words
     assert "AUC 0.87; 0.50 is guessing" in words and "embedding + ridge on ratings_judge.jsonl" in words
+
+
+def test_a_harm_scorer_that_is_missing_or_tells_its_own_auc_is_said_so():
+    def scorers(name: str) -> report.Scorers:
+        return report.scorers(material(scores={"base": {}, "lora": {"harm_scorer": name, "harm_auc": 0.8}}))
+
+    assert (scorers("ridge").harm, scorers("ridge").harm_auc) == ("ridge", 0.8)
+    assert scorers("ridge; AUC 0.80").harm_auc is None
+    assert (scorers("none: too few ratings").harm, scorers("none: too few ratings").no_harm) == ("", "too few ratings")
+    lacking = material(scores={"base": {**made.SCORES, "harm_scorer": "none: too few ratings"}})
+    assert "Harm was not judged: too few ratings." in Tags(page(lacking)).words
 
 
 def test_older_artifacts_say_what_they_lack():
