@@ -113,6 +113,227 @@ def instances(name: str, lift: float, count: int, groups: int, reads_baselines: 
     return rows
 
 
+CATEGORIES: dict[str, tuple[str, str, bool, float, float, int]] = {
+    "accuracy": ("rouge1", "ROUGE-1", False, 25.0, 1.8, 240),
+    "calibration": ("ece_10", "expected calibration error, 10 bins", True, 0.21, 0.04, 320),
+    "robustness": ("worst_rouge1", "ROUGE-1, worst of two", False, 21.0, 2.6, 60),
+    "fairness": ("worst_rouge1", "ROUGE-1, worst of four", False, 19.5, 2.9, 60),
+    "bias": ("gender_representation", "gender words, total variation", True, 0.31, 0.09, 120),
+    "toxicity": ("offence_share", "share of offensive answers", True, 0.0, 0.0, 128),
+    "efficiency": ("decode_seconds_per_token", "seconds per token", True, 0.0071, 0.0004, 5),
+}
+"""Category → metric, label, whether lower is better, level, half an interval, n."""
+FEW = "12 words for groups in all answers, at least 30 are needed"
+
+
+def categories(scores: dict[str, dict[str, Any]], pairs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The keys of comparison.json about HELM's categories: bias is undefined for the first, toxicity tied for all.
+
+    Args:
+        scores: candidate → metric → value with its interval; accuracy is the primary one.
+        pairs: the differences in it.
+    """
+    names = list(scores)
+    measured: dict[str, dict[str, Any]] = {}
+    details: dict[str, dict[str, Any]] = {}
+    for name in names:
+        noise = random.Random(f"categories {name}")
+        for category, (metric, label, lower, level, half, n) in CATEGORIES.items():
+            value = level + noise.uniform(-1, 1) * 2 * half
+            entry = {"metric": metric, "label": label, "n": n, "lower_is_better": lower, "method": "cluster"}
+            entry |= {"value": value, "ci_low": value - half, "ci_high": value + half}
+            if category == "accuracy":
+                entry |= scores[name]["rouge1"]
+            if category == "bias" and name == names[0]:
+                entry |= {"value": None, "ci_low": None, "ci_high": None, "n": 12, "reason": FEW}
+            measured.setdefault(name, {})[category] = entry
+        for key, level in DETAILS.items():
+            value = level * noise.uniform(0.8, 1.2)
+            details.setdefault(name, {})[key] = {"value": value, "ci_low": 0.9 * value, "ci_high": 1.1 * value, "n": 60}
+        details[name]["calibration/platt_ece_10"] = {"value": None, "ci_low": None, "ci_high": None, "n": 320} | {
+            "reason": "every answer was right, so that there is nothing to fit"
+        }
+    return {
+        "categories": measured,
+        "details": details,
+        "category_pairs": [
+            *(
+                {**pair, "category": "accuracy"}
+                for pair in pairs
+                if (pair["b"], pair["metric"]) == (names[0], "rouge1")
+            ),
+            *(_pair(measured, name, names[0], each) for name in names[1:] for each in list(CATEGORIES)[1:]),
+        ],
+        "win_rate": _win_rates(measured),
+        "mcnemar": [
+            {
+                "a": name,
+                "b": names[0],
+                "task": task,
+                "n": 160,
+                "only_a": 21,
+                "only_b": 9 + index,
+                "diff": 0.075 - index / 160,
+            }
+            | {"p": 0.043 + index / 10, "verdict": "better" if index == 0 else "not shown to be better"}
+            for name in names[1:]
+            for index, task in enumerate(("mmlu", "moral_exceptQA"))
+        ],
+        "slices": {
+            name: [
+                {"slice": by, "name": part, "n": n, "value": 24.0 + index - place, "ci_low": 20.0, "ci_high": 29.0}
+                if n > 1
+                else {"slice": by, "name": part, "n": n, "value": 31.0, "ci_low": None, "ci_high": None}
+                for index, (by, part, n) in enumerate(SLICES)
+            ]
+            for place, name in enumerate(names)
+        },
+        "seeds": [
+            {"name": "lora", "of": ["lora", "lora-18", "lora-19"], "value": 31.2, "ci_low": 28.0, "ci_high": 34.9}
+            | {"seed_sd": 0.83, "n": 240}
+        ],
+        "judge": {
+            "model": {"kind": "folder", "name": "models/judge-7b"},
+            "against": names[0],
+            "criterion": "Which summary tells a developer more truly what the function does?",
+            "items": 40,
+            "position_bias": 0.275,
+            "position_bias_low": 0.14,
+            "position_bias_high": 0.41,
+            "contradictory": 0.31,
+            "unusable": None,
+            "pairs": [
+                {"a": name, "b": names[0], "win_rate": 0.61, "win_rate_low": 0.47 + 0.05 * index, "win_rate_high": 0.75}
+                | {
+                    "p": 0.01,
+                    "p_holm": 0.02 if index else 0.2,
+                    "n": 40,
+                    "wins": 21,
+                    "ties": 7,
+                    "losses": 12,
+                    "identical": 3,
+                }
+                | {"position_bias": 0.2, "contradictory": 0.25, "unusable": 0.0, "agreement": 0.58, "agreement_n": 33}
+                | {"verdict": "better" if index else "not shown to be better"}
+                for index, name in enumerate(names[1:])
+            ],
+        },
+    }
+
+
+DETAILS = {
+    "accuracy/exact_match": 0.02,
+    "accuracy/quasi_exact_match": 0.03,
+    "calibration/ece_1": 0.11,
+    "calibration/selective_accuracy": 0.34,
+    "robustness/unperturbed": 25.0,
+    "robustness/changed": 0.98,
+    "fairness/dialect": 21.0,
+    "bias/race_representation": 0.42,
+    "toxicity/instruction/any": 0.05,
+    "toxicity/instruction/expected_maximum": 0.19,
+    "efficiency/decode_tokens_per_second": 140.0,
+}
+SLICES = (
+    ("length", "up to 50 words", 90),
+    ("length", "51 to 150 words", 110),
+    ("length", "more than 150 words", 40),
+    *(("group", f"package{index}", 7) for index in range(6)),
+    ("group", "package6", 1),
+)
+
+
+def _pair(measured: dict[str, dict[str, Any]], a: str, b: str, category: str) -> dict[str, Any]:
+    ours, theirs = measured[a][category], measured[b][category]
+    found = {"a": a, "b": b, "category": category, "metric": ours["metric"], "n": ours["n"], "minimum_detectable": None}
+    if ours["value"] is None or theirs["value"] is None:
+        found |= {"diff": None, "ci_low": None, "ci_high": None, "p": None}
+        return found | {"verdict": "not shown to be better", "reason": FEW}
+    half, diff = 1.2 * CATEGORIES[category][4], ours["value"] - theirs["value"]
+    found |= {"diff": diff, "ci_low": diff - half, "ci_high": diff + half, "p": 0.01 if abs(diff) > half else 0.4}
+    gain = -diff if ours["lower_is_better"] else diff
+    verdict = "better" if gain > half else "worse" if gain < -half else "not shown to be better"
+    return found | {"verdict": verdict, "minimum_detectable": 1.4 * half}
+
+
+def _win_rates(measured: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    def beaten(name: str, category: str) -> float | None:
+        own, lower = measured[name][category]["value"], CATEGORIES[category][2]
+        others = [each[category]["value"] for other, each in measured.items() if other != name]
+        known = [value for value in others if value is not None]
+        if own is None or not known:
+            return None
+        return statistics.fmean(0.5 if own == value else (own < value) == lower for value in known)
+
+    found = {}
+    for name in measured:
+        of = {category: beaten(name, category) for category in CATEGORIES}
+        known = [value for value in of.values() if value is not None]
+        found[name] = {"mean": statistics.fmean(known) if known else None, "of": of}
+    return found
+
+
+def perturbed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """perturbed.jsonl over the first of a candidate's instances: each row in four ways, the second of them unchanged."""
+    ways = {
+        "robustness": lambda text: text.lower().replace(" ", "  ", 3).replace("the", "teh"),
+        "dialect": lambda text: text.replace("that", "dat"),
+        "gender": lambda text: text,
+        "names": lambda text: text.replace("function", "Lakisha"),
+    }
+    noise, found = random.Random(11), []
+    for index, row in enumerate(rows[:40]):
+        for name, way in ways.items():
+            changed = way(row["prompt"])
+            found.append(
+                {"id": row["id"], "group": row["group"], "perturbation": name, "changed": changed != row["prompt"]}
+                | {"prompt": changed, "reference": way(row["reference"]) if name == "dialect" else row["reference"]}
+                | {"prediction": f"After {name}: {row['prediction']}"}
+                | {"scores": {"rouge1": None if index == 3 else max(0.0, row["scores"]["rouge1"] - noise.gauss(4, 6))}}
+            )
+    return found
+
+
+def choices(name: str, count: int = 320) -> list[dict[str, Any]]:
+    """choices.jsonl of a candidate that is too sure of itself; one row has a log-probability that is no number."""
+    noise, found = random.Random(f"choices {name}"), []
+    for index in range(count):
+        tokens = [noise.randint(1, 4) for _ in range(4)]
+        means = [noise.gauss(-2.0, 0.9) for _ in tokens]
+        likeliest = means.index(max(means))
+        right = likeliest if noise.random() < 0.45 else noise.randrange(4)
+        found.append(
+            {
+                "id": f"q{index}",
+                "task": ("mmlu", "moral_exceptQA")[index % 2],
+                "choices": ["yes", "no", "maybe", SCRIPT],
+            }
+            | {"right": right, "logprobs": [mean * n for mean, n in zip(means, tokens, strict=True)], "tokens": tokens}
+            | {"nll": -means[right], "correct": right == likeliest}
+        )
+    found[7]["logprobs"][2] = None
+    found[7] |= {"correct": None, "nll": None}
+    found.append({"id": "open", "task": "lists", "choices": None, "right": None, "logprobs": None, "tokens": None})
+    return found
+
+
+def red_team(name: str, count: int = 8, k: int = 4) -> list[dict[str, Any]]:
+    """red_team.jsonl with k answers to each prompt."""
+    noise = random.Random(f"red team {name}")
+    return [
+        {"id": f"r{index}", "kind": "instruction" if index % 2 else "continuation", "source": "advbench"}
+        | {"prompt": f"Provoking prompt {index}. {SCRIPT}", "prompt_toxic": index % 4 == 0}
+        | {
+            "samples": [
+                {"prediction": f"Answer {sample} of {name}. {SCRIPT}" if sample else "", "tokens": 9, "finished": True}
+                | {"offence": round(noise.random() ** 3, 4), "harm": round(noise.random(), 4)}
+                for sample in range(k)
+            ]
+        }
+        for index in range(count)
+    ]
+
+
 def comparison(tables: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """comparison.json over the instances of every candidate and the baselines they carry."""
     systems = {name: {row["id"]: row["scores"] for row in rows} for name, rows in tables.items()}
@@ -140,7 +361,7 @@ def comparison(tables: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
                 pairs.append(
                     {"a": a, "b": b, "metric": key, **found, "p": 0.0004, "p_holm": 0.0008 if family else None}
                     | {"item_ci_low": low + 0.3, "item_ci_high": high - 0.3, "item_p": 0.0002, "verdict": verdict}
-                    | {"method": "cluster"}
+                    | {"method": "cluster", "minimum_detectable": 1.4 * (high - low) / 2}
                 )
     groups = len({row["group"] for row in first})
     return {"candidates": measured, "pairs": pairs, "reference": "base", "primary_metric": "rouge1", "level": 0.95} | {
@@ -150,6 +371,7 @@ def comparison(tables: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         "resamples": 10000,
         "seed": 0,
         "correction": "holm",
+        **categories({name: measured[name] for name in tables}, pairs),
     }
 
 
@@ -389,9 +611,15 @@ def write(
     for name, rows in tables.items():
         folder = root / "artifacts/evaluate" / name
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "instances.jsonl").write_text(
-            "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
-        )
+        for file, kept in {
+            "instances": rows,
+            "perturbed": perturbed(rows),
+            "choices": choices(name),
+            "red_team": red_team(name),
+        }.items():
+            (folder / f"{file}.jsonl").write_text(
+                "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8"
+            )
         _json(folder / "scores.json", SCORES | {"n": count})
         if name == "prompt":
             _json(folder / "prompt.json", asked())
@@ -436,6 +664,8 @@ SCORES: dict[str, Any] = {
     "policy_hash": "b179c952",
     "bleu_signature": "nrefs:1|case:mixed",
     "offence_scorer": "alt-profanity-check 1.9.1",
+    "harm_scorer": "embedding + ridge on ratings_judge.jsonl",
+    "harm_auc": 0.871,
     "toxicity/share": 0.0,
     "red_team/instruction/n": 16,
     "red_team/instruction/toxicity_share": 0.0625,

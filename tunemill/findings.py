@@ -62,6 +62,8 @@ class Difference:
     metric: str
     estimate: Estimate
     judgement: Judgement
+    detectable: float | None = None
+    """The smallest true difference that a test of this size usually finds; smaller ones are usually missed."""
 
 
 def metric(name: str) -> Metric:
@@ -102,7 +104,8 @@ def difference(comparison: Json, a: str, b: str, name: str) -> Difference:
             continue
         found = estimate(pair, "diff")
         told = VERDICTS.get(pair.get("verdict", "")) or judge(found, metric(name).lower_is_better)
+        least = pair.get("minimum_detectable")
         if (pair["a"], pair["b"]) == (a, b):
-            return Difference(a, b, name, found, told)
-        return Difference(a, b, name, found.turned(), OPPOSITE[told])
+            return Difference(a, b, name, found, told, least)
+        return Difference(a, b, name, found.turned(), OPPOSITE[told], least)
     return Difference(a, b, name, Estimate(None, reason="this pair was not compared"), "unproven")

@@ -12,21 +12,26 @@ read, so that the same artifacts give the same bytes.
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from tunemill import adaptation, charts, lineage
+from tunemill import adaptation, categories, charts, evidence, lineage
 from tunemill.adaptation import Tuned
+from tunemill.evidence import Output, clip, output
 from tunemill.findings import METRICS, Difference, Estimate, Json, difference, estimate, metric
 from tunemill.wording import duration, number, p_value, plural, share, signed, size, tick, visible
 
+if TYPE_CHECKING:
+    from jinja2 import Template
+
 TEMPLATE = Path(__file__).with_name("report.html.j2")
-SAMPLE_CHARACTERS = 1500
-"""Longer texts are cut in the samples, with a count of what is left out."""
+PROMPT_CHARACTERS = 4 * evidence.CHARACTERS
+"""Longer prompts are cut in the samples."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,10 @@ class Material:
     splits: Json = field(default_factory=dict)
     instances: Mapping[str, Sequence[Json]] = field(default_factory=dict)
     scores: Mapping[str, Json] = field(default_factory=dict)
+    perturbed: Mapping[str, Sequence[Json]] = field(default_factory=dict)
+    choices: Mapping[str, Sequence[Json]] = field(default_factory=dict)
+    """Candidate → questions with choices, and how likely it finds each."""
+    red_team: Mapping[str, Sequence[Json]] = field(default_factory=dict)
     plan: Json | None = None
     decision: Json | None = None
     """select's table of candidates."""
@@ -172,6 +181,8 @@ class Mark:
     low: float | None
     high: float | None
     against: str = ""
+    detectable: float | None = None
+    """Smaller differences would usually be missed."""
 
 
 @dataclass(frozen=True)
@@ -211,13 +222,15 @@ def differences_plot(material: Material, name: str) -> Plot:
     axis = charts.scale(
         (end for gap in gaps for end in (gap.estimate.value, gap.estimate.low, gap.estimate.high)), zero=True
     )
-    rows = tuple(_mark(gap.a, gap.judgement, gap.estimate, axis, gap.b) for gap in gaps)
+    rows = tuple(_mark(gap.a, gap.judgement, gap.estimate, axis, gap.b, gap.detectable) for gap in gaps)
     return Plot(name, rows, _ticks(axis, 5), axis(0.0))
 
 
-def _mark(name: str, kind: str, shown: Estimate, axis: charts.Scale, against: str = "") -> Mark:
+def _mark(
+    name: str, kind: str, shown: Estimate, axis: charts.Scale, against: str = "", detectable: float | None = None
+) -> Mark:
     at, low, high = (None if each is None else axis(each) for each in (shown.value, shown.low, shown.high))
-    return Mark(name, kind, shown, at, low, high, against)
+    return Mark(name, kind, shown, at, low, high, against, detectable)
 
 
 def _ticks(axis: charts.Scale, most: int) -> tuple[tuple[float, str], ...]:
@@ -225,18 +238,6 @@ def _ticks(axis: charts.Scale, most: int) -> tuple[tuple[float, str], ...]:
 
 
 # ---------------------------------------------------------------- samples
-
-
-@dataclass(frozen=True)
-class Output:
-    """What one candidate or baseline wrote for an item."""
-
-    name: str
-    text: str
-    score: float | None
-    finished: bool
-    cut: int
-    """Characters left out here."""
 
 
 @dataclass(frozen=True)
@@ -286,14 +287,14 @@ def samples(material: Material, count: int, seed: int) -> list[Sample]:
     for why, key in chosen:
         row = first[key]
         outputs = [
-            _output(
+            output(
                 name, table[key]["prediction"], table[key]["scores"].get(told.metric), table[key].get("finished", True)
             )
             for name, table in tables.items()
             if key in table
         ]
         extracts = [
-            _output(name, each["prediction"], each.get(told.metric)) for name, each in row.get("baselines", {}).items()
+            output(name, each["prediction"], each.get(told.metric)) for name, each in row.get("baselines", {}).items()
         ]
         found.append(
             Sample(
@@ -301,22 +302,13 @@ def samples(material: Material, count: int, seed: int) -> list[Sample]:
                 id=key,
                 group=visible(str(row.get("group", ""))),
                 gap=gaps.get(key) if second is not None else None,
-                prompt=_clip(row["prompt"], 4 * SAMPLE_CHARACTERS)[0],
-                reference=_clip(row["reference"])[0],
+                prompt=clip(row["prompt"], PROMPT_CHARACTERS)[0],
+                reference=clip(row["reference"])[0],
                 outputs=tuple(outputs),
                 baselines=tuple(extracts),
             )
         )
     return found
-
-
-def _clip(text: str, most: int = SAMPLE_CHARACTERS) -> tuple[str, int]:
-    return visible(text[:most]) + ("…" if len(text) > most else ""), max(0, len(text) - most)
-
-
-def _output(name: str, text: str, score: float | None, finished: bool = True) -> Output:
-    shown, cut = _clip(text)
-    return Output(name, shown, score, finished, cut)
 
 
 # ---------------------------------------------------------------- how the model was adapted
@@ -562,7 +554,12 @@ def forgetting(material: Material) -> list[tuple[str, int, dict[str, Forgotten]]
 
 
 def safety(material: Material) -> list[tuple[str, dict[str, Estimate]]]:
-    """What scores.json says of toxicity: rows of (set of prompts, candidate → share of outputs in percent)."""
+    """What scores.json says of toxicity: rows of (set of prompts, candidate → share of outputs in percent).
+
+    Nothing where comparison.json has the category with its intervals: that stands among the categories.
+    """
+    if any("toxicity" in each for each in (material.comparison.get("categories") or {}).values()):
+        return []
     kinds = {
         "Test items": ("toxicity/share", "n"),
         "Red-team instructions": ("red_team/instruction/toxicity_share", "red_team/instruction/n"),
@@ -616,9 +613,14 @@ MEASURES = {
 
 
 def efficiency(material: Material) -> list[tuple[str, dict[str, str]]]:
-    """What efficiency.json measured: rows of (measure, candidate → text), ratios to the reference first."""
+    """What efficiency.json measured: rows of (measure, candidate → text), ratios to the reference first.
+
+    What comparison.json has among the details of the categories, with intervals, is left to them.
+    """
     measured = (material.efficiency or {}).get("candidates", {})
+    elsewhere = {key for each in (material.comparison.get("details") or {}).values() for key in each}
     keys = list(dict.fromkeys(key for name in material.candidates for key in measured.get(name, {})))
+    keys = [key for key in keys if f"efficiency/{key}" not in elsewhere]
     known = list(MEASURES)
     keys.sort(key=lambda key: known.index(key) if key in MEASURES else len(known))
     return [
@@ -649,12 +651,91 @@ def _label(key: str) -> str:
     return words[:1].upper() + words[1:]
 
 
+@dataclass(frozen=True)
+class Scorers:
+    """Who says what offends and what harms; empty or None where scores.json does not tell."""
+
+    offence: str
+    harm: str
+    no_harm: str
+    """Why there is no scorer of harm."""
+    harm_auc: float | None
+    """Area under the curve on ratings that the harm scorer did not learn from; None too where its name says it."""
+
+
+def scorers(material: Material) -> Scorers:
+    """The scorers' names, as the first candidate has them that tells; a harm scorer called `none: …` is none."""
+
+    def first(key: str) -> Any:
+        return next((each[key] for each in material.scores.values() if each.get(key) is not None), None)
+
+    harm = visible(first("harm_scorer") or "")
+    missing = harm.removeprefix("none: ") if harm.startswith("none: ") else ""
+    area = None if missing or "AUC" in harm else first("harm_auc")
+    return Scorers(visible(first("offence_scorer") or ""), "" if missing else harm, missing, area)
+
+
+# ---------------------------------------------------------------- the categories and what stands behind them
+
+
+def perturbations(material: Material, seed: int) -> list[evidence.Perturbation]:
+    """Perturbed prompts of the leader."""
+    told = verdict(material)
+    return evidence.perturbations(
+        material.perturbed.get(told.leader, ()),
+        material.instances.get(told.leader, ()),
+        metric=told.metric,
+        lower_is_better=metric(told.metric).lower_is_better,
+        seed=seed,
+    )
+
+
+def worst(material: Material) -> dict[str, list[evidence.Worst]]:
+    """Candidate → its worst outputs; candidates without scored outputs are left out."""
+    name = material.scope["primary_metric"]
+    found = {
+        each: evidence.worst(
+            material.instances.get(each, ()), metric=name, lower_is_better=metric(name).lower_is_better
+        )
+        for each in material.candidates
+    }
+    return {each: rows for each, rows in found.items() if rows}
+
+
+def reliability(material: Material) -> list[categories.Reliability]:
+    """A diagram for each candidate that answered questions with choices."""
+    return [
+        categories.reliability(name, material.choices[name])
+        for name in material.candidates
+        if any(row.get("choices") for row in material.choices.get(name, ()))
+    ]
+
+
 # ---------------------------------------------------------------- the page
 
 
 def csp_hash(text: str) -> str:
     """The source expression that allows exactly this style sheet in a content security policy."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+@functools.cache
+def _template() -> Template:
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(
+        number=number,
+        signed=signed,
+        bytes=size,
+        duration=duration,
+        share=share,
+        tick=tick,
+        p=p_value,
+        visible=visible,
+        csp_hash=csp_hash,
+    )
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
 
 
 def page(material: Material, *, title: str, group: str, count: int, seed: int) -> str:
@@ -670,20 +751,6 @@ def page(material: Material, *, title: str, group: str, count: int, seed: int) -
     Returns:
         One HTML document.
     """
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(
-        number=number,
-        signed=signed,
-        bytes=size,
-        duration=duration,
-        share=share,
-        tick=tick,
-        p=p_value,
-        visible=visible,
-        csp_hash=csp_hash,
-    )
     told = verdict(material)
     names = metric_names(material)
     extracts = baselines(material)
@@ -691,8 +758,9 @@ def page(material: Material, *, title: str, group: str, count: int, seed: int) -
     everyone = (*material.candidates, *extracts)
     estimates = {each: {name: estimate(scores.get(each, {}).get(name)) for name in names} for each in everyone}
     forests = [differences_plot(material, name) for name in names]
+    rows = categories.table(material.comparison, material.candidates, told.reference)
     rivals = adaptation.rivals(material.trainings, material.policies)
-    html = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    html = _template().render(
         title=title,
         group=group,
         plural=plural,
@@ -728,13 +796,32 @@ def page(material: Material, *, title: str, group: str, count: int, seed: int) -
         samples=samples(material, count, seed),
         seed=seed,
         forgetting=forgetting(material),
+        categories=rows,
+        meanings=categories.MEANINGS,
+        category_title=categories.title,
+        ordinal=categories.ordinal,
+        shades=categories.SHADES,
+        win_rates=categories.win_rates(material.comparison, material.candidates),
+        tally=categories.tally(rows, told.leader) if rows and told.challenger else None,
+        profile=categories.profile(rows, material.candidates),
+        gaps=categories.differences(material.comparison),
+        gap_digits={each.name: each.digits for each in rows},
+        details=categories.details(material.comparison, material.candidates),
+        slices=categories.slices(material.comparison, material.candidates),
+        judged=categories.judged(material.comparison),
+        reliability=reliability(material),
+        perturbations=perturbations(material, seed),
+        worst=worst(material),
+        provoked={
+            name: evidence.provoked(material.red_team[name], seed)
+            for name in material.candidates
+            if material.red_team.get(name)
+        },
+        scorers=scorers(material),
         safety=safety(material),
         form=form(material),
         pairs=material.comparison.get("pairs", ()),
         comparison=material.comparison,
-        judge_name=next(
-            (each["offence_scorer"] for each in material.scores.values() if "offence_scorer" in each), None
-        ),
         efficiency=efficiency(material),
         costs=stage_costs(material),
         budgets=budgets(material),

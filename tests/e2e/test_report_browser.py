@@ -162,6 +162,29 @@ def test_curves_are_told_apart_without_colour(opened: Any):
     assert len(set(markers)) == len(report_artifacts.TRAININGS)
 
 
+def test_categories_are_told_apart_without_colour(opened: Any):
+    page = opened("usual")
+    coins = page.locator("#categories .legend .coin-number").all_text_contents()
+    assert coins == [str(number) for number in range(1, len(report_artifacts.FIVE) + 1)]
+    drawn = page.locator(".profile .coin-number").all_text_contents()
+    assert len(drawn) == 7 * len(coins) - 1  # bias is undefined for one
+    ranks = page.locator(".heat .rank").all_text_contents()
+    assert len(ranks) == len(drawn) and set(ranks) >= {"1st", "5th", "= 1st"}
+    shades = page.evaluate(
+        "[0, 1, 2, 3, 4].map(n => getComputedStyle(document.querySelector('.heat .h' + n)).backgroundColor)"
+    )
+    assert len(set(shades)) == 5
+
+
+def test_what_may_offend_is_folded_until_a_key_opens_it(opened: Any):
+    page = opened("usual", width=390)
+    hidden = page.locator("details.offensive").first
+    assert not hidden.locator("dl").is_visible()
+    hidden.locator("summary").focus()
+    page.keyboard.press("Enter")
+    assert hidden.locator("dl").is_visible()
+
+
 def test_outputs_of_a_model_are_text(opened: Any):
     page = opened("usual")
     assert page.title() == "Tunemill report: One-line summaries of API documentation"
@@ -189,7 +212,7 @@ def test_contents_lead_to_sections_and_prompts_open(opened: Any):
     page = opened("usual")
     for link in page.locator("nav a").all():
         assert page.locator(link.get_attribute("href")).count() == 1
-    sample = page.locator("article.sample").first
+    sample = page.locator("#samples article.sample").first
     assert not sample.locator(".prompt").is_visible()
     sample.locator("summary").click()
     assert sample.locator(".prompt").is_visible()

@@ -33,6 +33,42 @@ def material(lifts: dict[str, float] | None = None, **changes: Any) -> Material:
     )
 
 
+NEW = ("categories", "details", "category_pairs", "win_rate", "mcnemar", "slices", "seeds", "judge")
+"""Keys of comparison.json that older runs lack."""
+
+
+def whole(lifts: dict[str, float] | None = None, **changes: Any) -> Material:
+    """A material with everything that the evaluation writes."""
+    found = material(lifts, **changes)
+    return replace(
+        found,
+        scores=dict.fromkeys(found.candidates, made.SCORES),
+        perturbed={name: made.perturbed(rows) for name, rows in found.instances.items()},  # type: ignore[arg-type]
+        choices={name: made.choices(name) for name in found.candidates},
+        red_team={name: made.red_team(name) for name in found.candidates},
+        **changes,
+    )
+
+
+def older(found: Material) -> Material:
+    """The same run by a version that knew no categories: one answer to a provoking prompt, tasks without choices."""
+    pairs = [
+        {key: value for key, value in each.items() if key != "minimum_detectable"} for each in found.comparison["pairs"]
+    ]
+    kept = {key: value for key, value in found.comparison.items() if key not in NEW} | {"pairs": pairs}
+    once = {"id": "r", "kind": "instruction", "source": "advbench", "prompt": "p", "prediction": "a", "toxicity": 0.25}
+    task = {"id": "t", "task": "lists", "nll": 1.0, "tokens": 2, "correct": None}
+    names = found.candidates
+    return replace(
+        found,
+        comparison=kept,
+        perturbed={},
+        choices={name: [task] for name in names},
+        red_team={name: [once | {"tokens": 1, "finished": True}] for name in names},
+        scores={name: {key: value for key, value in made.SCORES.items() if "harm" not in key} for name in names},
+    )
+
+
 def page(of: Material, **options: Any) -> str:
     return report.page(of, **{"title": "Tunemill report", "group": "package", "count": 8, "seed": 1, **options})
 
@@ -197,12 +233,14 @@ def test_speed_is_held_against_the_scope():
 
 
 def test_shares_come_with_their_number_or_a_reason():
-    rows = dict(report.safety(material(scores={"base": made.SCORES | {"n": 60}, "lora": {}})))
+    old = replace(older(material()), scores={"base": made.SCORES | {"n": 60}, "lora": {}})
+    rows = dict(report.safety(old))
     assert rows["Test items"]["base"] == Estimate(0.0, n=60)
     assert rows["Red-team instructions"]["base"] == Estimate(6.25, n=16)
     assert rows["Red-team texts to continue"]["base"].reason == "no red-team prompts of this kind were asked"
     assert rows["Test items"]["lora"].reason == "not measured for this candidate"
-    assert report.safety(material()) == []
+    assert report.safety(replace(old, scores={})) == []
+    assert report.safety(replace(old, comparison=material().comparison)) == []  # stands among the categories
 
 
 def test_other_tasks_stand_beside_the_reference():
@@ -243,6 +281,9 @@ TRAININGS = [
 
 VARIANTS = {
     "default": material(),
+    "everything": whole(made.FIVE),
+    "everything of one candidate": whole({"base": 0.0}),
+    "before there were categories": older(whole()),
     "five candidates": material(made.FIVE, trainings=TRAININGS, prompt=made.prompt(), asked=made.asked()),
     "trained without a curve, evaluated by nobody": material(trainings=[replace(TRAININGS[0], curve=())]),
     "prompted, not trained": material({"base": 0.0, "prompt": 3.0}, prompt=made.prompt(), asked=made.asked()),
@@ -338,6 +379,46 @@ def test_a_model_cannot_write_html():
     assert "49" not in found.words.replace(evil, "")[:200]
 
 
+def test_a_model_cannot_write_html_where_the_evaluation_is_told():
+    evil = '</p></details><script>alert(1)</script><img src=x onerror="alert(2)">{{ 7 * 7 }}'
+    found = whole()
+    perturbed = [
+        {**row, "prompt": f"{row['prompt']} {evil}", "reference": evil, "prediction": evil, "changed": True}
+        for row in found.perturbed["lora"]
+    ]
+    provoked = [{**row, "kind": evil, "source": evil, "prompt": evil} for row in made.red_team("lora")]
+    for row in provoked:
+        row["samples"] = [{**sample, "prediction": evil} for sample in row["samples"]]
+    told = found.comparison
+    label = {
+        name: {each: {**entry, "label": evil} for each, entry in entries.items()}
+        for name, entries in told["categories"].items()
+    }
+    hostile = {
+        **told,
+        "categories": label,
+        "details": {"lora": {f"bias/{evil}": {"value": None, "reason": evil, "n": 0}}},
+        "mcnemar": [{**told["mcnemar"][0], "task": evil, "verdict": evil}],
+        "slices": {"lora": [{**told["slices"]["lora"][0], "slice": evil, "name": evil}]},
+        "seeds": [{**told["seeds"][0], "name": evil, "of": [evil]}],
+        "judge": {evil: evil, "model": {evil: evil}, "pairs": [{"a": evil, "b": evil, "reason": evil}]},
+    }
+    seen = Tags(
+        page(
+            replace(
+                found,
+                comparison=hostile,
+                perturbed={"lora": perturbed},
+                red_team={"lora": provoked},
+                scores={"lora": {**made.SCORES, "harm_scorer": evil, "offence_scorer": evil}},
+            )
+        )
+    )
+    assert seen.open == [] and not {"script", "img"} & {tag for tag, _ in seen.tags}
+    assert seen.words.count("<script>alert(1)</script>") > 30
+    assert "49" not in seen.words[seen.words.index("Seven categories The") :][:400]
+
+
 def test_an_odd_candidate_name_breaks_nothing():
     odd = "lora <b>\"&' " + "x" * 200
     found = Tags(page(material({"base": 0.0, odd: 10.0})))
@@ -369,6 +450,72 @@ def test_an_undefined_metric_is_a_dash_with_its_reason():
     }
     words = Tags(page(material(comparison=comparison))).words
     assert "— no output had four words" in words
+
+
+def test_an_undefined_category_is_a_dash_with_its_reason_and_never_a_zero():
+    words = Tags(page(whole())).words
+    start = words.index("Bias gender words, total variation ↓ lower is better")
+    assert words[start:].startswith(f"Bias gender words, total variation ↓ lower is better — {made.FEW} ")
+    assert "platt ece 10 — every answer was right, so that there is nothing to fit" in words
+    assert f"lora − base Bias — {made.FEW} — — — 120" in words
+
+
+def test_every_category_says_who_ranks_where_and_what_is_shown():
+    words = Tags(page(whole(made.FIVE))).words
+    assert re.search(
+        r"Accuracy ROUGE-1 ↑ higher is better 5th [\d.]+ [\d.]+ to [\d.]+ n 60 4th .* n 60 ✓ better", words
+    )
+    toxicity = words[words.index("Toxicity share of offensive answers ↓ lower is better") :]
+    assert toxicity[:400].count("= 1st 0.0 0.0 to 0.0 n 128") == 5
+    assert "Against base, lora is shown to be better in" in words
+
+
+def test_what_is_too_small_to_be_found_stands_beside_the_differences():
+    found = whole()
+    [pair] = [each for each in found.comparison["pairs"] if (each["b"], each["metric"]) == ("base", "rouge1")]
+    assert f"below {pair['minimum_detectable']:.1f} usually missed" in Tags(page(found)).words
+    assert "usually missed" not in Tags(page(older(found))).words
+
+
+def test_offensive_text_is_folded_and_marked_with_what_both_scorers_say():
+    found = whole()
+    html = page(found)
+    assert "open" not in re.findall(r'<details class="offensive"([^>]*)>', html)[0]
+    words = Tags(html).words
+    top = max((each["offence"], each["harm"]) for row in found.red_team["base"] for each in row["samples"])
+    assert f"offensive itself {top[0]:.2f} {top[1]:.2f} ⚠ May offend" in words
+    assert "AUC 0.87; 0.50 is guessing" in words and "embedding + ridge on ratings_judge.jsonl" in words
+
+
+def test_a_harm_scorer_that_is_missing_or_tells_its_own_auc_is_said_so():
+    def scorers(name: str) -> report.Scorers:
+        return report.scorers(material(scores={"base": {}, "lora": {"harm_scorer": name, "harm_auc": 0.8}}))
+
+    assert (scorers("ridge").harm, scorers("ridge").harm_auc) == ("ridge", 0.8)
+    assert scorers("ridge; AUC 0.80").harm_auc is None
+    assert (scorers("none: too few ratings").harm, scorers("none: too few ratings").no_harm) == ("", "too few ratings")
+    lacking = material(scores={"base": {**made.SCORES, "harm_scorer": "none: too few ratings"}})
+    assert "Harm was not judged: too few ratings." in Tags(page(lacking)).words
+
+
+def test_older_artifacts_say_what_they_lack():
+    words = Tags(page(older(whole()))).words
+    for said in (
+        "The categories were not measured",
+        "No perturbed prompts were kept.",
+        "Toxic share Percent of outputs, lower is better",
+        "instruction, advbench 0.25 — ⚠ May offend",
+    ):
+        assert said in words, said
+    assert "Reliability" not in words and "AUC" not in words
+
+
+def test_nothing_is_said_twice_about_toxicity_and_speed():
+    speeds = {"candidates": {"base": {"decode_ratio": 1.0, "decode_tokens_per_second": 140.0}}}
+    found = whole(efficiency=speeds)
+    assert [label for label, _ in report.efficiency(found)] == ["Decode speed, one prompt at a time"]
+    assert len(report.efficiency(older(found))) == 2
+    assert "Toxic share" not in Tags(page(found)).words
 
 
 def test_ungrouped_data_are_not_called_packages():
