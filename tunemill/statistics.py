@@ -191,7 +191,7 @@ def minimum_detectable(draws: np.ndarray, clusters: int, level: float = 0.95, po
     draws = draws[~np.isnan(draws)]
     if clusters < 2 or not len(draws) or draws.min() == draws.max():
         return None
-    error = float(draws.std()) * (clusters / (clusters - 1)) ** 0.5
+    error = float(draws.std() * (clusters / (clusters - 1)) ** 0.5)
     reach = float(stdtrit(clusters - 1, (1.0 + level) / 2.0) + stdtrit(clusters - 1, power))
     return reach * error
 
