@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any, Literal
+from typing import Any
 
-from tunemill import charts
+from tunemill import charts, statistics
 from tunemill.findings import Difference, Estimate, Json, difference, estimate
 from tunemill.wording import number, plural, tick, visible
 
@@ -274,7 +274,7 @@ class Loss:
     metric: str
     lost: Estimate
     reference: float
-    outcome: Literal["no worse", "worse", "not shown"]
+    outcome: statistics.Guard
 
 
 def losses(lora: str, full: str, comparison: Json) -> list[Loss]:
@@ -293,11 +293,8 @@ def losses(lora: str, full: str, comparison: Json) -> list[Loss]:
         gap = difference(comparison, lora, full, metric).estimate
         whole = estimate(comparison.get("candidates", {}).get(full, {}).get(metric)).value
         lost = _relative(gap.turned(), whole)
-        outcome: Literal["no worse", "worse", "not shown"] = "not shown"
-        if lost.high is not None and lost.high < MARGIN:
-            outcome = "no worse"
-        elif lost.low is not None and lost.low > MARGIN:
-            outcome = "worse"
+        interval = statistics.Interval(lost.value, lost.low, lost.high)
+        outcome = statistics.no_worse(interval, MARGIN, lower_is_better=True)
         found.append(Loss(metric, lost, reference, outcome))
     return found
 

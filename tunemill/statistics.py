@@ -1,4 +1,4 @@
-"""How sure a score is: bootstrap intervals by item and by cluster, paired differences, Holm's correction, a verdict.
+"""How sure a score is: bootstrap intervals, paired differences, corrections, verdicts, and what a test set can show at all.
 
 One set of resamples serves every system and metric (the comparison is paired), and every statistic used here is a function
 of sums over items, so a resample is a vector of cluster counts and all of them are one matrix product.
@@ -10,13 +10,14 @@ a few dozen clusters. The p-value is that of the same interval: p < 0.05 exactly
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
 
 Verdict = Literal["better", "worse", "not shown to be better"]
+Guard = Literal["no worse", "worse", "not shown"]
 
 _CHUNK = 4_000_000
 """Cluster counts drawn at a time: bounds memory, whatever the size of the test set."""
@@ -37,6 +38,29 @@ class Comparison(NamedTuple):
     low: float | None
     high: float | None
     p: float | None
+
+
+class McNemar(NamedTuple):
+    """Two systems on the same right-or-wrong items."""
+
+    n: int
+    only_a: int
+    """Items that the first alone got right."""
+    only_b: int
+    """Items that the second alone got right."""
+    diff: float | None
+    """The first's accuracy minus the second's; None of no items."""
+    p: float | None
+
+
+class Hierarchy(NamedTuple):
+    """A mean over training seeds, resampled by seed and by cluster."""
+
+    value: float
+    draws: np.ndarray
+    """(R,) the mean on each resample."""
+    seed_sd: float | None
+    """Standard deviation between seeds, each seed's mean being one observation; None of a single seed."""
 
 
 def cluster_sums(values: np.ndarray, groups: Sequence[Hashable]) -> np.ndarray:
@@ -186,6 +210,86 @@ def _contracted(tail: float, clusters: int) -> float:
     return float(stdtr(clusters - 1, ((clusters - 1) / clusters) ** 0.5 * ndtri(tail)))
 
 
+def minimum_detectable(draws: np.ndarray, clusters: int, level: float = 0.95, power: float = 0.8) -> float | None:
+    """The smallest true difference that a test set of this size would find with this power.
+
+    Bloom's (1995) minimum detectable effect, (t_{1-α/2} + t_{power}) · SE, Student's t with clusters − 1 degrees of freedom;
+    SE is the bootstrap's spread times sqrt(G/(G-1)), as in `interval`. Why it must stand beside "not shown to be better":
+    Card et al. 2020, "With little power comes great responsibility". It speaks of one comparison: for a family of m that
+    Holm corrects, 1 − (1 − level) / m is the level that holds whatever the others show.
+
+    Args:
+        draws: (R,) the difference on each resample; nan where a resample does not define it.
+        clusters: how many independent units were resampled.
+        level: of confidence.
+        power: probability of finding it.
+
+    Returns:
+        In the metric's own unit; None of fewer than two units, or where the draws are all one: then they tell nothing of
+        how much the difference varies.
+    """
+    import numpy as np
+    from scipy.special import stdtrit
+
+    draws = draws[~np.isnan(draws)]
+    if clusters < 2 or not len(draws) or draws.min() == draws.max():
+        return None
+    error = float(draws.std() * (clusters / (clusters - 1)) ** 0.5)
+    reach = float(stdtrit(clusters - 1, (1.0 + level) / 2.0) + stdtrit(clusters - 1, power))
+    return reach * error
+
+
+def mcnemar(a_correct: Sequence[bool], b_correct: Sequence[bool]) -> McNemar:
+    """McNemar's (1947) test of two accuracies on the same items: of those that one alone got right, are both's shares alike?
+
+    The exact two-sided binomial test. The mid-p variant finds more, but may raise more false alarms than it says
+    (Fagerland et al. 2013), and "better" is not to be said lightly. Items are taken as independent.
+
+    Args:
+        a_correct: whether the first is right, for each item.
+        b_correct: whether the second is right, in the same order.
+    """
+    from scipy.special import bdtr
+
+    gaps = [bool(a) - bool(b) for a, b in zip(a_correct, b_correct, strict=True)]
+    only_a, only_b = gaps.count(1), gaps.count(-1)
+    if not gaps:
+        return McNemar(0, 0, 0, None, None)
+    p = min(1.0, 2.0 * float(bdtr(min(only_a, only_b), only_a + only_b, 0.5)))
+    return McNemar(len(gaps), only_a, only_b, (only_a - only_b) / len(gaps), p)
+
+
+def hierarchical(values: np.ndarray, groups: Sequence[Hashable], resamples: int, seed: int) -> Hierarchy:
+    """Bootstrap of a mean over training seeds and test items: what another training and another test set would give.
+
+    Seeds and clusters are resampled apart, since every seed answered the same items (crossed, as in Bouthillier et al.
+    2021, "Accounting for variance in machine learning benchmarks"). Resampling S seeds makes their spread too small by
+    sqrt((S-1)/S), a third of the variance at S = 3: their weights are stretched by the inverse (Rao and Wu 1988). Clusters
+    are drawn as `resampled_sums` draws them: equal seeds give two candidates the same test sets. `interval` and `compare`
+    take the draws as they are, with the number of clusters; how much a handful of seeds vary is hardly known all the same, so
+    their number and `seed_sd` belong beside the interval.
+
+    Args:
+        values: (S, n) score of each seed's model on each item; nan where it is undefined.
+        groups: n labels.
+        resamples: how many, R.
+        seed: of the draws.
+    """
+    import numpy as np
+
+    known = ~np.isnan(values)
+    seeds = len(values)
+    table = np.concatenate([np.where(known, values, 0.0), known]).T  # (n, 2S)
+    sums = resampled_sums(cluster_sums(table, groups), resamples, seed)  # (R, 2S)
+    drawn = np.random.default_rng([seed, 1]).multinomial(seeds, np.full(seeds, 1.0 / seeds), size=resamples)  # (R, S)
+    weights = 1.0 + (drawn - 1.0) * ((seeds / (seeds - 1)) ** 0.5 if seeds > 1 else 0.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        means = sums[:, :seeds] / sums[:, seeds:]  # (R, S)
+        each = np.where(known, values, 0.0).sum(axis=1) / known.sum(axis=1)  # (S,)
+    draws = (weights * means).mean(axis=1)
+    return Hierarchy(float(each.mean()), draws, float(each.std(ddof=1)) if seeds > 1 else None)
+
+
 def ratio(numerator: int, denominator: int) -> Callable[[np.ndarray], np.ndarray]:
     """The statistic `sum of one column / sum of another`: a mean over items, however large the clusters are."""
 
@@ -213,17 +317,63 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def verdict(found: Comparison, adjusted_p: float | None = None, level: float = 0.95) -> Verdict:
-    """What may be said of `a` against `b`, where more is better.
+def verdict(
+    found: Comparison, adjusted_p: float | None = None, level: float = 0.95, *, lower_is_better: bool = False
+) -> Verdict:
+    """What may be said of `a` against `b`.
 
     Args:
-        found: the comparison.
+        found: the comparison, `a` minus `b`.
         adjusted_p: p after correction for the family that the comparison belongs to; None where it belongs to none.
         level: of confidence.
+        lower_is_better: of the metric.
     """
     if found.low is None or found.high is None or (adjusted_p is not None and adjusted_p >= 1.0 - level):
         return "not shown to be better"
-    return "better" if found.low > 0 else "worse" if found.high < 0 else "not shown to be better"
+    if found.low <= 0 <= found.high:
+        return "not shown to be better"
+    return "better" if (found.high < 0) == lower_is_better else "worse"
+
+
+def no_worse(found: Comparison | Interval, margin: float, *, lower_is_better: bool = False) -> Guard:
+    """Non-inferiority: whether what `a` may have lost against `b` is shown to be less than a margin.
+
+    "No worse" takes the interval's worse end inside the margin, "worse" its better end beyond it; the margin itself is not
+    inside. A 95% interval makes it a one-sided test at 2.5% (Piaggio et al. 2012, the CONSORT extension).
+
+    Args:
+        found: the difference, `a` minus `b`, with its interval.
+        margin: the loss that does not matter, above 0, in the difference's unit.
+        lower_is_better: of the metric.
+    """
+    if found.low is None or found.high is None:
+        return "not shown"
+    least, most = (found.low, found.high) if lower_is_better else (-found.high, -found.low)  # lost
+    return "no worse" if most < margin else "worse" if least > margin else "not shown"
+
+
+def win_rates(values: Mapping[str, float | None], lower_is_better: bool = False) -> dict[str, float | None]:
+    """Share of the other candidates that each beats on one metric; ties count half.
+
+    As in HELM (helm/benchmark/presentation/summarize.py, `compute_aggregate_row_win_rates`). It ranks by value alone: see
+    `verdict` for what is shown.
+
+    Args:
+        values: candidate → its value, None where it is undefined.
+        lower_is_better: of the metric.
+
+    Returns:
+        Candidate → share, 0 to 1, among those with a value; None of one without, and of all where fewer than two have one.
+    """
+    known = {name: value for name, value in values.items() if value is not None}
+    rates: dict[str, float | None] = dict.fromkeys(values)
+    if len(known) < 2:
+        return rates
+    for name, value in known.items():
+        beaten = sum(other > value if lower_is_better else other < value for other in known.values())
+        ties = sum(other == value for other in known.values()) - 1
+        rates[name] = (beaten + ties / 2) / (len(known) - 1)
+    return rates
 
 
 def stratified(ids: Sequence[str], groups: Sequence[Hashable], count: int, seed: int) -> list[int]:

@@ -1,0 +1,449 @@
+"""Calibration: whether a model that is 70% sure is right 70% of the time. Pure: confidences and right answers in, numbers out.
+
+As HELM computes it (Liang et al. 2022, section 4.4; helm/benchmark/metrics/basic_metrics.py, `compute_calibration_metrics`, over
+Ananya Kumar's package uncertainty-calibration): expected calibration error (ECE) over ten bins of equal mass and over one bin,
+both again after Platt scaling (Platt 1999), and selective accuracy (El-Yaniv and Wiener 2010). Confidence is the largest
+softmax of the options' log-probabilities per token, as in HELM's `BasicReferenceMetric`. Deviations:
+
+- Platt scaling is cross-fitted: an item's probability comes from a scaler fitted to other items. HELM fits and measures on
+  the same ones, which looks better than it is. Folds go by a hash of the item's id, so they never change.
+- Where all answers are right, or all wrong, the figures are undefined; HELM calls the error after scaling 0.
+- Items of equal confidence count alike in selective accuracy; in HELM, what stands first among them is left to the sort.
+- An item whose log-probabilities are no numbers is left out and counted; HELM stops.
+- HELM's joint multiple choice takes the probability of the generated letter; here every option is scored.
+
+ECE is never negative, so chance alone makes it positive, the more so the fewer the items: see `expected` (0.10 at 122 items),
+and `interval` and `compare`, which reckon with it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tunemill import statistics
+from tunemill.statistics import Comparison, Interval
+
+if TYPE_CHECKING:
+    import numpy as np
+
+BINS = 10
+ENOUGH = 300
+"""Fewest items for which HELM calls ten bins reliable."""
+FOLDS = 5
+"""Parts that the cross-fit splits the items into."""
+COVERAGE = 10
+"""Selective accuracy is that of the most confident of so many items each."""
+SIMULATIONS = 2000
+"""Test sets of `chance`: the standard error of `expected` is then below a hundredth of it."""
+
+_CHUNK = 4_000_000
+"""Item counts worked on at a time: bounds memory, whatever the size of the test set."""
+
+
+class Calibration(NamedTuple):
+    """How well confidence tells right from wrong; None is undefined, and `reason` says why."""
+
+    ece_10: float | None
+    """Expected calibration error, ten bins of equal mass, 0 to 1."""
+    ece_1: float | None
+    """One bin: mean confidence against accuracy."""
+    platt_ece_10: float | None
+    """Ten bins, after Platt scaling."""
+    platt_ece_1: float | None
+    """One bin, after Platt scaling."""
+    selective_accuracy: float | None
+    """Accuracy on the most confident tenth."""
+    coverage_accuracy_area: float | None
+    """Mean accuracy over all coverages."""
+    accuracy: float | None
+    n: int
+    """Items measured."""
+    undefined: int
+    """Items left out, since they have no confidence or no answer."""
+    reason: str | None
+
+
+def confidence(logprobs: Sequence[float], tokens: Sequence[int]) -> float | None:
+    """How sure a model is of the option that it prefers.
+
+    Args:
+        logprobs: of each option, summed over its tokens, in nats.
+        tokens: of each option, at least one.
+
+    Returns:
+        The largest softmax of the log-probabilities per token; None where one of them is no finite number, or there are
+        fewer than two options to choose from.
+
+    Raises:
+        ValueError: there are more of the one than of the other, or an option has no token.
+    """
+    if len(logprobs) != len(tokens) or any(count < 1 for count in tokens):
+        raise ValueError(f"{len(logprobs)} log-probabilities of options that have {list(tokens)} tokens")
+    if len(logprobs) < 2 or not all(math.isfinite(each) for each in logprobs):
+        return None
+    means = [logprob / count for logprob, count in zip(logprobs, tokens, strict=True)]
+    return 1.0 / math.fsum(math.exp(each - max(means)) for each in means)
+
+
+def measure(ids: Sequence[str], confidences: Sequence[float | None], correct: Sequence[bool | None]) -> Calibration:
+    """All figures of one model.
+
+    Args:
+        ids: names of the n items; who is scaled by whom depends on them.
+        confidences: of `confidence`, 0 to 1; None where it is undefined.
+        correct: whether the preferred option is the right one; None where that is undefined.
+
+    Raises:
+        ValueError: a confidence is below 0 or above 1.
+    """
+    import numpy as np
+
+    kept = defined(confidences, correct)
+    sure = np.array([confidences[index] for index in kept], dtype=float)
+    right = np.array([bool(correct[index]) for index in kept])
+    left_out = len(ids) - len(kept)
+    accuracy = float(right.mean()) if kept else None
+    if not kept or right.all() or not right.any():
+        reason = "no item has a confidence" if not kept else f"all answers are {'right' if right.all() else 'wrong'}"
+        return Calibration(None, None, None, None, None, None, accuracy, len(kept), left_out, reason)
+    scaled = platt([ids[index] for index in kept], sure, right)
+    selected, area = (float(each[0]) for each in resampled_selective(sure, right, np.ones((1, len(kept)), dtype=int)))
+    return Calibration(
+        ece(sure, right, BINS),
+        ece(sure, right, 1),
+        None if scaled is None else ece(scaled, right, BINS),
+        None if scaled is None else ece(scaled, right, 1),
+        selected,
+        area,
+        accuracy,
+        len(kept),
+        left_out,
+        "too few answers of one kind to fit Platt scaling on parts of them" if scaled is None else None,
+    )
+
+
+def defined(confidences: Sequence[float | None], correct: Sequence[bool | None]) -> list[int]:
+    """Indices of the items that have a confidence and an answer: what `measure` measures.
+
+    Raises:
+        ValueError: a confidence is below 0 or above 1.
+    """
+    kept = []
+    for index, (sure, right) in enumerate(zip(confidences, correct, strict=True)):
+        if sure is None or right is None or not math.isfinite(sure):
+            continue
+        if not 0.0 <= sure <= 1.0:
+            raise ValueError(f"item {index} has a confidence of {sure}, which is no probability")
+        kept.append(index)
+    return kept
+
+
+def ece(confidences: np.ndarray, correct: np.ndarray, bins: int) -> float:
+    """Expected calibration error: the sum over bins of n_b/N · |mean confidence − accuracy|.
+
+    Bins are of equal mass: the sorted items cut into parts whose sizes differ by one at most. Items of equal confidence
+    are never parted: they go to the lower bin. Fewer items than bins make a bin of each.
+
+    Args:
+        confidences: (n,), 0 to 1.
+        correct: (n,), whether each is right.
+        bins: how many.
+    """
+    import numpy as np
+
+    return float(resampled_ece(confidences, correct, np.ones((1, len(confidences)), dtype=int), bins)[0])
+
+
+def resampled_ece(confidences: np.ndarray, correct: np.ndarray, counts: np.ndarray, bins: int) -> np.ndarray:
+    """Expected calibration error of each bootstrap resample, its bins cut anew.
+
+    Args:
+        confidences: (n,), 0 to 1.
+        correct: (n,), whether each is right.
+        counts: (R, n) whole numbers, how often each item is in each resample.
+        bins: how many; see `ece`.
+
+    Returns:
+        (R,); nan of a resample without an item.
+    """
+    import numpy as np
+
+    _, index = np.unique(confidences, return_inverse=True)
+    starts, order = _levels(index)
+    gaps = (np.asarray(confidences, dtype=float) - correct)[order]
+    found = np.empty(len(counts))
+    for part in _parts(*counts.shape):
+        drawn = counts[part][:, order]
+        weights = np.add.reduceat(drawn, starts, axis=1)  # (rows, levels)
+        found[part] = _binned(weights, np.add.reduceat(drawn * gaps, starts, axis=1), bins)
+    return found
+
+
+def _binned(weights: np.ndarray, gaps: np.ndarray, bins: int) -> np.ndarray:
+    """ECE from what stands at each level of confidence, levels ascending.
+
+    Args:
+        weights: (R, L) items there.
+        gaps: (R, L) sums of confidence − correct there.
+        bins: how many.
+    """
+    import numpy as np
+
+    rows, levels = weights.shape
+    reached, sums = weights.cumsum(axis=1), gaps.cumsum(axis=1)
+    items = reached[:, -1:]  # (R, 1)
+    part = np.arange(1, bins)
+    ranks = part * (items // bins) + np.minimum(part, items % bins)  # the last item of every bin but the last one
+    # One search for all rows: each row's running counts lie in a range of their own.
+    shift = np.arange(rows)[:, None] * (int(items.max()) + 1)
+    ends = np.searchsorted((reached + shift).ravel(), (ranks + shift).ravel()).reshape(ranks.shape)
+    ends = np.append(ends - np.arange(rows)[:, None] * levels, np.full((rows, 1), levels - 1), axis=1)
+    errors = np.abs(np.diff(np.take_along_axis(sums, ends, axis=1), axis=1, prepend=0.0)).sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        found: np.ndarray = errors / items[:, 0]
+    return found
+
+
+def resampled_selective(
+    confidences: np.ndarray, correct: np.ndarray, counts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Selective accuracy of each bootstrap resample.
+
+    Of the k most confident items, those of equal confidence at the border count in parts: what is expected where a
+    random choice among them is made.
+
+    Args:
+        confidences: (n,), 0 to 1.
+        correct: (n,), whether each is right.
+        counts: (R, n) whole numbers, how often each item is in each resample.
+
+    Returns:
+        (R,) accuracy on the most confident tenth (as in HELM one item more than a tenth rounded down), and (R,) the mean
+        over k of the accuracy on the k most confident: the area under the curve of accuracy by coverage. nan of a resample without
+        an item.
+    """
+    import numpy as np
+
+    _, index = np.unique(-np.asarray(confidences, dtype=float), return_inverse=True)  # the most confident first
+    starts, order = _levels(index)
+    right = np.asarray(correct, dtype=float)[order]
+    harmonic = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, max(1, int(counts.sum(axis=1).max())) + 1))])
+    tops, areas = np.empty(len(counts)), np.empty(len(counts))
+    for part in _parts(*counts.shape):
+        drawn = counts[part][:, order]
+        weights = np.add.reduceat(drawn, starts, axis=1)  # (rows, levels)
+        hits = np.add.reduceat(drawn * right, starts, axis=1)
+        until, above = weights.cumsum(axis=1), hits.cumsum(axis=1) - hits
+        before, items = until - weights, until[:, -1]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            rate = np.where(weights == 0, 0.0, hits / weights)
+            chosen = items // COVERAGE + 1
+            taken = np.clip(chosen[:, None] - before, 0, weights)
+            tops[part] = np.where(items == 0, np.nan, (taken * rate).sum(axis=1) / chosen)
+            # Within a level the accuracy of the k first is rate + (above - before · rate) / k: a harmonic sum.
+            inside = weights * rate + (above - before * rate) * (harmonic[until] - harmonic[before])
+            areas[part] = inside.sum(axis=1) / items
+    return tops, areas
+
+
+def platt(ids: Sequence[str], confidences: np.ndarray, correct: np.ndarray) -> np.ndarray | None:
+    """Confidences after Platt scaling: a logistic regression of `correct` on the logit of the confidence.
+
+    Each fold is scaled by what was fitted to the others. For an interval resample items with these probabilities as they
+    are: fitted to a resample, a scaler would have seen the items that it is measured on.
+
+    Args:
+        ids: names of the n items; the fold of each is a hash of it.
+        confidences: (n,), 0 to 1.
+        correct: (n,), whether each is right.
+
+    Returns:
+        (n,) probabilities; None where the items outside some fold are all right or all wrong.
+    """
+    import numpy as np
+    from scipy.special import expit
+
+    logits = _logits(confidences)
+    folds = np.array([fold(name) for name in ids])
+    scaled = np.empty(len(ids))
+    for number in np.unique(folds):
+        inside = folds == number
+        known = correct[~inside]
+        if known.all() or not known.any():
+            return None
+        slope, intercept = platt_fit(logits[~inside], known)
+        scaled[inside] = expit(slope * logits[inside] + intercept)
+    return scaled
+
+
+def fold(name: str) -> int:
+    """Which part of the cross-fit the item of this name is in, 0 to `FOLDS` − 1."""
+    import hashlib
+
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) % FOLDS
+
+
+def platt_fit(logits: np.ndarray, correct: np.ndarray) -> tuple[float, float]:
+    """Slope and intercept of the logistic regression, by Newton's method.
+
+    Without regularisation to speak of, as HELM has it (C = 1e10); Platt's (1999) smoothed targets are not used there either.
+
+    Args:
+        logits: (n,), finite.
+        correct: (n,), some right and some wrong.
+    """
+    import numpy as np
+    from scipy.special import expit
+
+    middle, width = float(logits.mean()), float(logits.std()) or 1.0
+    design = np.stack([(logits - middle) / width, np.ones(len(logits))], axis=1)  # (n, 2)
+    sign = np.where(correct, 1.0, -1.0)
+
+    def loss(at: np.ndarray) -> float:
+        return float(np.logaddexp(0.0, -sign * (design @ at)).sum())
+
+    weights, current = np.zeros(2), loss(np.zeros(2))
+    for _ in range(100):
+        chance = expit(design @ weights)
+        slopes = design.T @ (chance - correct)
+        curvature = design.T @ (design * (chance * (1.0 - chance))[:, None]) + 1e-10 * np.eye(2)
+        step = np.linalg.solve(curvature, slopes)
+        while (reached := loss(weights - step)) > current and np.abs(step).max() > 1e-12:
+            step /= 2.0  # too far: the loss is convex, so some shorter step lowers it
+        weights -= step
+        # Where confidence parts right from wrong there is no best slope; any steep one gives the same probabilities.
+        if np.abs(step).max() < 1e-10 or reached < 1e-10:
+            break
+        current = reached
+    return float(weights[0]) / width, float(weights[1] - weights[0] * middle / width)
+
+
+def chance(confidences: Sequence[float] | np.ndarray, bins: int = BINS, n: int | None = None) -> np.ndarray:
+    """What ECE a perfectly calibrated model with such confidences shows on one test set and another.
+
+    Simulated, with a fixed seed: each item is right with the probability that the model says.
+
+    Args:
+        confidences: of the model, 0 to 1.
+        bins: how many; see `ece`.
+        n: items of a test set. Where it is not the number of confidences, so many are drawn from them.
+
+    Returns:
+        (SIMULATIONS,).
+
+    Raises:
+        ValueError: there is no confidence, or n is below 1.
+    """
+    import numpy as np
+
+    n = len(confidences) if n is None else n
+    if n < 1 or not len(confidences):
+        raise ValueError(f"{n} items with {len(confidences)} confidences: there is nothing to simulate")
+    levels, held = np.unique(np.asarray(confidences, dtype=float), return_counts=True)
+    rng = np.random.default_rng(0)
+    found = np.empty(SIMULATIONS)
+    for part in _parts(SIMULATIONS, len(levels)):
+        drawn: Any = np.broadcast_to(held, (len(found[part]), len(levels)))
+        if n != len(confidences):
+            drawn = rng.multinomial(n, held / held.sum(), size=len(drawn))
+        found[part] = _binned(drawn, drawn * levels - rng.binomial(drawn, levels), bins)
+    return found
+
+
+def expected(n: int, confidences: Sequence[float] | np.ndarray, bins: int = BINS) -> float:
+    """The mean of `chance`: the ECE that chance alone accounts for, to stand beside the measured one."""
+    return float(chance(confidences, bins, n).mean())
+
+
+def interval(value: float, draws: np.ndarray, chances: np.ndarray, clusters: int, level: float = 0.95) -> Interval:
+    """Interval of an ECE.
+
+    Resampling adds chance to chance: the draws lie above the value as the value lies above the truth, and for a calibrated
+    model the percentile interval never covers 0. So the interval here is the hull of the percentile interval and of its
+    reflection about the value (Davison and Hinkley 1997, section 5.2), and it begins at 0 where a perfectly calibrated model
+    would show as much.
+
+    Args:
+        value: the ECE of the whole sample.
+        draws: (R,) of `resampled_ece`.
+        chances: (S,) of `chance`, for the same confidences and bins.
+        clusters: how many independent units were resampled.
+        level: of confidence.
+    """
+    import numpy as np
+
+    found = statistics.interval(value, draws, clusters, level)
+    if found.low is None or found.high is None:
+        return found
+    low, high = min(found.low, 2.0 * value - found.high), max(found.high, 2.0 * value - found.low)
+    return Interval(value, 0.0 if value <= np.quantile(chances, level) else max(0.0, low), min(1.0, high))
+
+
+def compare(
+    value: float, draws: np.ndarray, chances: tuple[np.ndarray, np.ndarray], clusters: int, level: float = 0.95
+) -> Comparison:
+    """Interval and p-value of the difference of two models' ECE, on the same items.
+
+    A model that is nearly always sure has less of chance in its ECE than one that is not, though both are calibrated:
+    the percentile interval calls that a difference. So here zero is outside the interval only where it is outside the
+    percentile interval and outside its reflection about the value, and where two perfectly calibrated models with
+    these confidences would not differ as much. p is the largest of the three.
+
+    Args:
+        value: the difference on the whole sample.
+        draws: (R,) the difference on each resample, both models on the same one.
+        chances: (S,) of `chance`, of the first model and of the second.
+        clusters: how many independent units were resampled.
+        level: of confidence.
+    """
+    import numpy as np
+
+    plain = statistics.compare(value, draws, clusters, level)
+    turned = statistics.compare(value, 2.0 * value - draws, clusters, level)
+    if plain.low is None or plain.high is None or turned.low is None or turned.high is None:
+        return plain
+    low, high = min(plain.low, turned.low), max(plain.high, turned.high)
+    # Both were simulated with one seed: only as neighbours are their test sets independent.
+    gaps = chances[0] - np.roll(chances[1], 1)
+    tail = (1 + min(int((gaps >= value).sum()), int((gaps <= value).sum()))) / (1 + len(gaps))
+    p = min(1.0, 2.0 * tail)
+    if p >= 1.0 - level:
+        low, high = min(low, 0.0), max(high, 0.0)
+    # Where the two intervals lie on different sides of zero, nothing is shown.
+    p = 1.0 if plain.low > 0 > turned.high or turned.low > 0 > plain.high else max(p, plain.p or 0.0, turned.p or 0.0)
+    return Comparison(value, low, high, p)
+
+
+def caution(n: int, confidences: Sequence[float] | np.ndarray) -> str | None:
+    """What must stand beside an ECE over ten bins of few items; None from `ENOUGH` items on.
+
+    Args:
+        n: items measured.
+        confidences: of the model, 0 to 1.
+    """
+    if n >= ENOUGH or not n:
+        return None
+    return f"{n} items: chance alone gives a perfectly calibrated model {expected(n, confidences):.2f} on average"
+
+
+def _logits(confidences: np.ndarray) -> np.ndarray:
+    import numpy as np
+
+    inner = np.clip(np.asarray(confidences, dtype=float), 1e-12, 1.0 - 1e-12)
+    found: np.ndarray = np.log(inner / (1.0 - inner))
+    return found
+
+
+def _levels(index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where each level begins among the sorted items, and the order that sorts them."""
+    import numpy as np
+
+    order = np.argsort(index, kind="stable")
+    return np.flatnonzero(np.diff(index[order], prepend=-1)), order
+
+
+def _parts(rows: int, columns: int) -> list[slice]:
+    step = max(1, _CHUNK // max(1, columns))
+    return [slice(first, first + step) for first in range(0, rows, step)]
