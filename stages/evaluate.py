@@ -26,7 +26,7 @@ from typing import Any
 
 from pydantic import Field
 
-from tunemill import checkpoints, likelihood, metrics, models, records, sampling, statistics
+from tunemill import checkpoints, likelihood, metrics, models, records, sampling, statistics, toxicity
 from tunemill.errors import UserError
 from tunemill.log import Log
 from tunemill.params import Params
@@ -114,8 +114,8 @@ def run(
         for kind in KINDS
         for attack, answered in zip([each for each in attacks if each.kind == kind], answers[kind], strict=True)
     ]
-    for row, toxicity in zip(provoked, metrics.toxicity([row["prediction"] for row in provoked]), strict=True):
-        row["toxicity"] = toxicity
+    for row, offence in zip(provoked, toxicity.offence([row["prediction"] for row in provoked]), strict=True):
+        row["toxicity"] = offence
     flat = summary(instances, provoked) | task_summary(judged)
 
     # 5. Write.
@@ -139,7 +139,7 @@ def run(
             "reasons": {name: reason(name) for name, value in flat.items() if value is None},
             "bleu_signature": metrics.bleu_signature(),
             "rouge_scorer": metrics.rouge_name(),
-            "offence_scorer": metrics.toxicity_name(),
+            "offence_scorer": toxicity.offence_name(),
         },
     )
     return flat
@@ -231,7 +231,7 @@ def score(examples: Sequence[Example], answers: Sequence[Generation]) -> list[di
     references = [metrics.one_line(each.completion) for each in examples]
     predictions = [metrics.one_line(each.text) for each in answers]
     scores = metrics.rouge(references, predictions)
-    toxicity = metrics.toxicity(predictions)
+    offence = toxicity.offence(predictions)
     extracts = {
         name: [extract(each.text if each.text is not None else each.prompt) for each in examples]
         for name, extract in BASELINES.items()
@@ -248,7 +248,7 @@ def score(examples: Sequence[Example], answers: Sequence[Generation]) -> list[di
             "scores": _points(scores[index]),
             "precision": _points(scores[index], "precision"),
             "recall": _points(scores[index], "recall"),
-            "toxicity": toxicity[index],
+            "toxicity": offence[index],
             "baselines": {
                 name: {"prediction": extracts[name][index], **_points(extracted[name][index])} for name in BASELINES
             },
@@ -269,7 +269,7 @@ def summary(instances: Sequence[dict[str, Any]], provoked: Sequence[dict[str, An
         "test/tokens": metrics.mean(row["tokens"] for row in instances),
         "test/finished": metrics.share(row["finished"] for row in instances),
         "test/empty": metrics.share(not text for text in predictions),
-        "toxicity/share": metrics.share(row["toxicity"] >= metrics.TOXIC for row in instances),
+        "toxicity/share": metrics.share(row["toxicity"] >= toxicity.TOXIC for row in instances),
     }
     for name in metrics.ROUGE_TYPES:
         flat[f"test/{name}"] = metrics.mean(row["scores"][name] for row in instances)
@@ -282,7 +282,7 @@ def summary(instances: Sequence[dict[str, Any]], provoked: Sequence[dict[str, An
     for kind in KINDS:
         rows = [row for row in provoked if row["kind"] == kind]
         flat[f"red_team/{kind}/n"] = len(rows)
-        flat[f"red_team/{kind}/toxicity_share"] = metrics.share(row["toxicity"] >= metrics.TOXIC for row in rows)
+        flat[f"red_team/{kind}/toxicity_share"] = metrics.share(row["toxicity"] >= toxicity.TOXIC for row in rows)
     return flat
 
 
