@@ -221,15 +221,19 @@ def in_sources(setup: Setup) -> Iterator[str]:
                 expected="a file, from the repository's root",
                 fix="put it there, where git does not ignore it, or correct the path",
             )
+    models: dict[Keys, Any] = {}
+    if "collect" in setup.values and setup.values["collect"].encoder is not None:
+        models["collect", "encoder"] = setup.values["collect"].encoder
     if "select" in setup.values:
-        for name, model in setup.values["select"].candidates.items():
-            if model.source == "folder" and not (setup.root / model.path / "config.json").is_file():
-                yield setup.told(
-                    ("select", "candidates", name, "path"),
-                    f"no model in '{model.path}'",
-                    expected="a folder with config.json, safetensors weights and a tokenizer",
-                    fix="put it there, where git does not ignore it, or name it from the root of the file system",
-                )
+        models |= {("select", "candidates", name): each for name, each in setup.values["select"].candidates.items()}
+    for keys, model in models.items():
+        if model.source == "folder" and not (setup.root / model.path / "config.json").is_file():
+            yield setup.told(
+                (*keys, "path"),
+                f"no model in '{model.path}'",
+                expected="a folder with config.json, safetensors weights and a tokenizer",
+                fix="put it there, where git does not ignore it, or name it from the root of the file system",
+            )
 
 
 def in_folders(setup: Setup) -> Iterator[str]:

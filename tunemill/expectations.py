@@ -33,7 +33,7 @@ def check(tables: Mapping[str, Sequence[Row]], docs: Path) -> None:
     """Validate every table against the suite of its record type, and render the data docs.
 
     Args:
-        tables: train, validation, test, ratings, red_team, tasks_train and tasks_test → rows.
+        tables: train, validation, test, ratings, ratings_reward, ratings_judge, red_team, tasks_train, tasks_test → rows.
         docs: folder for the HTML pages.
 
     Raises:
@@ -103,8 +103,9 @@ def _suite(table: str, frames: Mapping[str, Any]) -> list[Expectation]:
 
     # The module offers its names through `import *`, which a type checker does not follow.
     gxe: Any = importlib.import_module("great_expectations.expectations")
+    ratings = ("ratings", "ratings_reward", "ratings_judge")
     texts = {
-        "ratings": ("prompt", "response"),
+        **dict.fromkeys(ratings, ("prompt", "response")),
         "red_team": ("prompt",),
         "tasks_train": ("task", "prompt", "completion"),
         "tasks_test": ("task", "prompt", "completion"),
@@ -120,7 +121,7 @@ def _suite(table: str, frames: Mapping[str, Any]) -> list[Expectation]:
             gxe.ExpectColumnValuesToNotBeNull(column=column),
             gxe.ExpectColumnValuesToMatchRegex(column=column, regex=r"\S"),
         ]
-    if table == "ratings":
+    if table in ratings:
         suite += [
             gxe.ExpectColumnValuesToBeBetween(column="lowest_score", min_value=0, max_value=1),
             gxe.ExpectColumnValuesToBeBetween(column="highest_score", min_value=0, max_value=1),

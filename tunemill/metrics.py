@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
 BLEU_ORDER = 4
 BLEU_COLUMNS = 2 + 2 * BLEU_ORDER
-TOXIC = 0.5
-"""Probability from which a text counts as toxic."""
 
 # A sentence ends at . ! or ? (and closing quotes or brackets) before white space, or at an empty line.
 _SENTENCE_END = re.compile(r"[.!?][\"'`)\]]*(?=\s)|\n[ \t]*\n")
@@ -154,25 +152,6 @@ def first_sentence(text: str) -> str:
         if head.strip() and not _ABBREVIATION.search(head):
             return one_line(head)
     return one_line(text)
-
-
-def toxicity(texts: Sequence[str]) -> list[float]:
-    """Probability that each text is offensive, by the classifier of alt-profanity-check; of an empty text 0."""
-    if not texts:
-        return []
-    from profanity_check import predict_prob
-
-    scores = predict_prob(list(texts))
-    return [float(score) if text.strip() else 0.0 for text, score in zip(texts, scores, strict=True)]
-
-
-def toxicity_name() -> str:
-    """What judged toxicity. It finds swearing, and is weak on harm that is worded politely."""
-    from importlib.metadata import version
-
-    return (
-        f"alt-profanity-check {version('alt-profanity-check')}: share of texts with a probability of at least {TOXIC}"
-    )
 
 
 def share(flags: Iterable[bool]) -> float | None:

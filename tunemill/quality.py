@@ -371,25 +371,80 @@ def find_repeats(
     if jaccard is None:
         return repeats
 
-    from datasketch import MinHash, MinHashLSH
-
     left = [index for index in first if index not in repeats]
     shingles = dict(zip(left, _shingles([texts[index] for index in left], shingle_words), strict=True))
-    # A lower threshold than asked, and more weight on missing none: what it finds is compared exactly below.
-    index_of = MinHashLSH(threshold=0.8 * jaccard, num_perm=permutations, weights=(0.1, 0.9))
+    index_of = _index(jaccard, permutations)
     for index in left:
         own = shingles[index]
         if not own:
             continue
-        sketch = MinHash(num_perm=permutations, seed=1, hashfunc=_crc)
-        sketch.update_batch([shingle.encode() for shingle in sorted(own)])
-        alike = [(len(own & shingles[other]) / len(own | shingles[other]), -other) for other in index_of.query(sketch)]
+        sketch = _sketch(own, permutations)
+        alike = [(_jaccard(own, shingles[other]), -other) for other in index_of.query(sketch)]
         similarity, other = max(alike, default=(0.0, 0))
         if similarity >= jaccard:
             repeats[index] = Repeat(-other, False, similarity)
         else:
             index_of.insert(index, sketch)
     return repeats
+
+
+def clusters(texts: Sequence[str], jaccard: float | None, shingle_words: int = 3, permutations: int = 128) -> list[int]:
+    """Which texts are alike, directly or through others: what a split may not tear apart.
+
+    Unlike in `find_repeats` every text is kept, so likeness is followed on: where a is like b and b like c, all three are
+    one cluster, alike or not as a and c may be.
+
+    Args:
+        texts: what is compared.
+        jaccard: similarity from which two texts are near duplicates; None: only exact duplicates.
+        shingle_words: words of a shingle.
+        permutations: hash functions of a MinHash.
+
+    Returns:
+        Each text's cluster, named by the index of its first member.
+    """
+    first: dict[str, int] = {}
+    above = [first.setdefault(normalised(text), index) for index, text in enumerate(texts)]
+
+    def root(index: int) -> int:
+        while above[index] != index:
+            index = above[index]
+        return index
+
+    if jaccard is not None:
+        left = list(first.values())
+        shingles = dict(zip(left, _shingles([texts[index] for index in left], shingle_words), strict=True))
+        index_of = _index(jaccard, permutations)
+        for index in left:
+            if not shingles[index]:
+                continue
+            sketch = _sketch(shingles[index], permutations)
+            for other in index_of.query(sketch):
+                if _jaccard(shingles[index], shingles[other]) >= jaccard:
+                    low, high = sorted((root(index), root(other)))
+                    above[high] = low
+            index_of.insert(index, sketch)
+    return [root(index) for index in range(len(texts))]
+
+
+def _index(jaccard: float, permutations: int) -> Any:
+    """Finds sketches that may be alike: by a lower threshold than asked, as what it finds is compared exactly."""
+    from datasketch import MinHashLSH
+
+    # More weight on missing none.
+    return MinHashLSH(threshold=0.8 * jaccard, num_perm=permutations, weights=(0.1, 0.9))
+
+
+def _sketch(shingles: set[str], permutations: int) -> Any:
+    from datasketch import MinHash
+
+    sketch = MinHash(num_perm=permutations, seed=1, hashfunc=_crc)
+    sketch.update_batch([shingle.encode() for shingle in sorted(shingles)])
+    return sketch
+
+
+def _jaccard(one: set[str], other: set[str]) -> float:
+    return len(one & other) / len(one | other)
 
 
 def _crc(data: bytes) -> int:
