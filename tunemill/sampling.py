@@ -252,9 +252,7 @@ class _Job(NamedTuple):
 
 
 def _shared_prefix(model: Any, soft: torch.Tensor | None, prompts: Sequence[Sequence[int]]) -> _Prefix:
-    import torch
-
-    if model.config.is_encoder_decoder or not _plain_cache(model):  # an encoder looks both ways: nothing can be shared
+    if model.config.is_encoder_decoder or not plain_cache(model):  # an encoder looks both ways: nothing can be shared
         return _Prefix(soft, 0, None)
     # At least one token of each prompt stays, since its logits are what generation starts from.
     length = min(
@@ -264,11 +262,24 @@ def _shared_prefix(model: Any, soft: torch.Tensor | None, prompts: Sequence[Sequ
         length = 0
     if soft is None and not length:
         return _Prefix(None, 0, None)
-    ids = torch.tensor([list(prompts[0][:length])], dtype=torch.long, device=model.device)  # (1, length)
-    given = {"input_ids": ids} if soft is None else {"inputs_embeds": embedded(model, soft, ids)}
-    with torch.inference_mode():
-        cache = model(**given, use_cache=True, logits_to_keep=1).past_key_values
+    cache = beginning(model, soft, prompts[0][:length])
     return _Prefix(soft, length + (0 if soft is None else len(soft)), cache)
+
+
+def beginning(model: Any, soft: torch.Tensor | None, ids: Sequence[int]) -> Any:
+    """Keys and values of what texts begin with: a cache of one row.
+
+    Args:
+        model: decoder-only, without its adapter.
+        soft: embeddings of a soft prompt that stands before the tokens, (V, H).
+        ids: the tokens; with a soft prompt there may be none.
+    """
+    import torch
+
+    row = torch.tensor([list(ids)], dtype=torch.long, device=model.device)  # (1, T)
+    given = {"input_ids": row} if soft is None else {"inputs_embeds": embedded(model, soft, row)}
+    with torch.inference_mode():
+        return model(**given, use_cache=True, logits_to_keep=1).past_key_values
 
 
 def embedded(model: Any, soft: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
@@ -286,7 +297,7 @@ def embedded(model: Any, soft: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         return torch.cat([soft.to(tokens).expand(len(ids), -1, -1), tokens], dim=1)
 
 
-def _plain_cache(model: Any) -> bool:
+def plain_cache(model: Any) -> bool:
     """Whether the model keeps all keys and values, so that rows can be taken out and beginnings shared."""
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
@@ -329,7 +340,7 @@ def _decode(
     different = list(dict.fromkeys(map(tuple, job.prompts)))
     ids, given = _begun(model, tokenizer.pad_token_id, start, different, prefix)
     cache = None  # where it is not as simple as that, transformers' own
-    if start is None and _plain_cache(model):
+    if start is None and plain_cache(model):
         room = ids.shape[1] + decoding.max_new_tokens
         cache = caches.roomy(model, len(ids), room, prefix.cache)
         if len(different) < len(job.prompts):
@@ -430,7 +441,7 @@ def _in_legs(model: Any) -> bool:
     """Whether generation can be broken off and go on without ended rows."""
     # What a checkpoint forces at the beginning or the end of a text would be forced at those of a leg.
     forced = ("forced_bos_token_id", "forced_eos_token_id", "begin_suppress_tokens")
-    return _plain_cache(model) and not any(getattr(model.generation_config, name, None) is not None for name in forced)
+    return plain_cache(model) and not any(getattr(model.generation_config, name, None) is not None for name in forced)
 
 
 def _begun(
