@@ -100,6 +100,7 @@ def generate(
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    until: Sequence[str] = (),
     batches: Sequence[tuple[int, ...]],
     first: int = 0,
     seed: int = 0,
@@ -114,6 +115,7 @@ def generate(
         temperature: see `Decoding`; `**decoding._asdict()` gives all four.
         top_k: see `Decoding`.
         top_p: see `Decoding`.
+        until: texts that end an answer too; it is cut before the first of them.
         batches: from `plan`.
         first: how many batches were done before (a resumed run).
         seed: of what is drawn.
@@ -129,12 +131,14 @@ def generate(
     decoding = Decoding(max_new_tokens, temperature, top_k, top_p)
     for number, items in enumerate(batches[first:], start=first):
         draws = [np.random.default_rng([seed, item]).random(max_new_tokens) for item in items]
-        job = _Job([prompts[item] for item in items], draws)
+        job = _Job([prompts[item] for item in items], draws, tuple(until))
         ids, halved = _halving(model, tokenizer, job, prefix, ends, decoding)
         found = []
         for row in ids:
             length, finished = until_end(row, ends)
-            found.append(Generation(tokenizer.decode(row[:length], skip_special_tokens=True), length, finished))
+            text = tokenizer.decode(row[:length], skip_special_tokens=True)
+            cut = _before(text, until)
+            found.append(Generation(cut, length, finished or cut != text))
         yield Batch(number, items, tuple(found), halved)
 
 
@@ -232,6 +236,19 @@ def until_end(ids: Sequence[int], ends: frozenset[int]) -> tuple[int, bool]:
     return len(ids), False
 
 
+def _before(text: str, until: Sequence[str]) -> str:
+    """What stands before the first of some texts."""
+    return text[: min((at for each in until if each and (at := text.find(each)) >= 0), default=len(text))]
+
+
+def _over(tokenizer: Any, ids: Sequence[int], ends: frozenset[int], until: Sequence[str]) -> bool:
+    """Whether nothing more is wanted of a row."""
+    if until_end(ids, ends)[1] or not until:
+        return until_end(ids, ends)[1]
+    text: str = tokenizer.decode(ids, skip_special_tokens=True)
+    return _before(text, until) != text
+
+
 class _Prefix(NamedTuple):
     """What stands before every prompt and its common beginning; keys and values of both, computed once."""
 
@@ -249,6 +266,8 @@ class _Job(NamedTuple):
     prompts: list[Sequence[int]]
     draws: list[np.ndarray]
     """For each prompt one number in [0, 1) for each token."""
+    until: tuple[str, ...]
+    """Texts that end an answer."""
 
 
 def _shared_prefix(model: Any, soft: torch.Tensor | None, prompts: Sequence[Sequence[int]]) -> _Prefix:
@@ -321,7 +340,10 @@ def _halving(
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     middle = (len(job.prompts) + 1) // 2
-    halves = (_Job(job.prompts[:middle], job.draws[:middle]), _Job(job.prompts[middle:], job.draws[middle:]))
+    halves = (
+        _Job(job.prompts[:middle], job.draws[:middle], job.until),
+        _Job(job.prompts[middle:], job.draws[middle:], job.until),
+    )
     (left, before), (right, after) = (_halving(model, tokenizer, half, prefix, ends, decoding) for half in halves)
     return left + right, 1 + before + after
 
@@ -385,7 +407,7 @@ def _decode(
         new = found.sequences[:, ids.shape[1] :]  # (rows left, up to leg)
         for row, tokens in zip(rows, new.tolist(), strict=True):
             written[row] += tokens
-        left = [at for at, row in enumerate(rows) if not until_end(written[row], ends)[1]]
+        left = [at for at, row in enumerate(rows) if not _over(tokenizer, written[row], ends, job.until)]
         if not left:
             break
         keep = torch.tensor(left, device=model.device)
