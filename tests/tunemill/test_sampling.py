@@ -532,4 +532,4 @@ def test_a_text_that_ends_an_answer_is_cut_and_nothing_more_is_generated(either:
     for each, text in zip(cut.generations, texts, strict=True):
         assert each.text == min((text.split(stop)[0] for stop in stops), key=len)
         assert each.finished or each.text == text
-    assert len(passes) < 48
+    assert len(passes) < 48 or not all(texts)
