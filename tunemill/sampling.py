@@ -102,6 +102,7 @@ def generate(
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    until: Sequence[str] = (),
     batches: Sequence[tuple[int, ...]],
     first: int = 0,
     seed: int = 0,
@@ -116,6 +117,7 @@ def generate(
         temperature: see `Decoding`; `**decoding._asdict()` gives all four.
         top_k: see `Decoding`.
         top_p: see `Decoding`.
+        until: texts that end an answer too; it is cut before the first of them.
         batches: from `plan`.
         first: how many batches were done before (a resumed run).
         seed: of what is drawn.
@@ -131,12 +133,14 @@ def generate(
     decoding = Decoding(max_new_tokens, temperature, top_k, top_p)
     for number, items in enumerate(batches[first:], start=first):
         draws = [np.random.default_rng([seed, item]).random(max_new_tokens) for item in items]
-        job = _Job([prompts[item] for item in items], draws)
+        job = _Job([prompts[item] for item in items], draws, tuple(until))
         ids, halved = _halving(model, tokenizer, job, prefix, ends, decoding)
         found = []
         for row in ids:
             length, finished = until_end(row, ends)
-            found.append(Generation(tokenizer.decode(row[:length], skip_special_tokens=True), length, finished))
+            text = tokenizer.decode(row[:length], skip_special_tokens=True)
+            cut = _before(text, until)
+            found.append(Generation(cut, length, finished or cut != text))
         yield Batch(number, items, tuple(found), halved)
 
 
@@ -234,6 +238,19 @@ def until_end(ids: Sequence[int], ends: frozenset[int]) -> tuple[int, bool]:
     return len(ids), False
 
 
+def _before(text: str, until: Sequence[str]) -> str:
+    """What stands before the first of some texts."""
+    return text[: min((at for each in until if each and (at := text.find(each)) >= 0), default=len(text))]
+
+
+def _over(tokenizer: Any, ids: Sequence[int], ends: frozenset[int], until: Sequence[str]) -> bool:
+    """Whether nothing more is wanted of a row."""
+    if until_end(ids, ends)[1] or not until:
+        return until_end(ids, ends)[1]
+    text: str = tokenizer.decode(ids, skip_special_tokens=True)
+    return _before(text, until) != text
+
+
 class _Prefix(NamedTuple):
     """What stands before every prompt and its common beginning; keys and values of both, computed once."""
 
@@ -251,12 +268,12 @@ class _Job(NamedTuple):
     prompts: list[Sequence[int]]
     draws: list[np.ndarray]
     """For each prompt one number in [0, 1) for each token."""
+    until: tuple[str, ...]
+    """Texts that end an answer."""
 
 
 def _shared_prefix(model: Any, soft: torch.Tensor | None, prompts: Sequence[Sequence[int]]) -> _Prefix:
-    import torch
-
-    if model.config.is_encoder_decoder or not _plain_cache(model):  # an encoder looks both ways: nothing can be shared
+    if model.config.is_encoder_decoder or not plain_cache(model):  # an encoder looks both ways: nothing can be shared
         return _Prefix(soft, 0, None)
     # At least one token of each prompt stays, since its logits are what generation starts from.
     length = min(
@@ -266,11 +283,24 @@ def _shared_prefix(model: Any, soft: torch.Tensor | None, prompts: Sequence[Sequ
         length = 0
     if soft is None and not length:
         return _Prefix(None, 0, None)
-    ids = torch.tensor([list(prompts[0][:length])], dtype=torch.long, device=model.device)  # (1, length)
-    given = {"input_ids": ids} if soft is None else {"inputs_embeds": embedded(model, soft, ids)}
-    with torch.inference_mode():
-        cache = model(**given, use_cache=True, logits_to_keep=1).past_key_values
+    cache = beginning(model, soft, prompts[0][:length])
     return _Prefix(soft, length + (0 if soft is None else len(soft)), cache)
+
+
+def beginning(model: Any, soft: torch.Tensor | None, ids: Sequence[int]) -> Any:
+    """Keys and values of what texts begin with: a cache of one row.
+
+    Args:
+        model: decoder-only, without its adapter.
+        soft: embeddings of a soft prompt that stands before the tokens, (V, H).
+        ids: the tokens; with a soft prompt there may be none.
+    """
+    import torch
+
+    row = torch.tensor([list(ids)], dtype=torch.long, device=model.device)  # (1, T)
+    given = {"input_ids": row} if soft is None else {"inputs_embeds": embedded(model, soft, row)}
+    with torch.inference_mode():
+        return model(**given, use_cache=True, logits_to_keep=1).past_key_values
 
 
 def embedded(model: Any, soft: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
@@ -288,7 +318,7 @@ def embedded(model: Any, soft: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         return torch.cat([soft.to(tokens).expand(len(ids), -1, -1), tokens], dim=1)
 
 
-def _plain_cache(model: Any) -> bool:
+def plain_cache(model: Any) -> bool:
     """Whether the model keeps all keys and values, so that rows can be taken out and beginnings shared."""
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
@@ -312,7 +342,10 @@ def _halving(
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     middle = (len(job.prompts) + 1) // 2
-    halves = (_Job(job.prompts[:middle], job.draws[:middle]), _Job(job.prompts[middle:], job.draws[middle:]))
+    halves = (
+        _Job(job.prompts[:middle], job.draws[:middle], job.until),
+        _Job(job.prompts[middle:], job.draws[middle:], job.until),
+    )
     (left, before), (right, after) = (_halving(model, tokenizer, half, prefix, ends, decoding) for half in halves)
     return left + right, 1 + before + after
 
@@ -331,7 +364,7 @@ def _decode(
     different = list(dict.fromkeys(map(tuple, job.prompts)))
     ids, given = _begun(model, tokenizer.pad_token_id, start, different, prefix)
     cache = None  # where it is not as simple as that, transformers' own
-    if start is None and _plain_cache(model):
+    if start is None and plain_cache(model):
         room = ids.shape[1] + decoding.max_new_tokens
         cache = caches.roomy(model, len(ids), room, prefix.cache)
         if len(different) < len(job.prompts):
@@ -376,7 +409,7 @@ def _decode(
         new = found.sequences[:, ids.shape[1] :]  # (rows left, up to leg)
         for row, tokens in zip(rows, new.tolist(), strict=True):
             written[row] += tokens
-        left = [at for at, row in enumerate(rows) if not until_end(written[row], ends)[1]]
+        left = [at for at, row in enumerate(rows) if not _over(tokenizer, written[row], ends, job.until)]
         if not left:
             break
         keep = torch.tensor(left, device=model.device)
@@ -432,7 +465,7 @@ def _in_legs(model: Any) -> bool:
     """Whether generation can be broken off and go on without ended rows."""
     # What a checkpoint forces at the beginning or the end of a text would be forced at those of a leg.
     forced = ("forced_bos_token_id", "forced_eos_token_id", "begin_suppress_tokens")
-    return _plain_cache(model) and not any(getattr(model.generation_config, name, None) is not None for name in forced)
+    return plain_cache(model) and not any(getattr(model.generation_config, name, None) is not None for name in forced)
 
 
 def _begun(

@@ -541,3 +541,20 @@ def test_positions_are_counted_with_the_soft_prompt(
 ) -> None:
     assert sampling.positions(soft(decoder, tmp_path, "CAUSAL_LM")[0], 100, 20) == (125, 1024)
     assert sampling.positions(t5[0], 100, 20) == (100, None) and sampling.positions(t5[0], 10, 20) == (21, None)
+
+
+def test_a_text_that_ends_an_answer_is_cut_and_nothing_more_is_generated(either: Path) -> None:
+    model, tokenizer = models.load_base(either, Runtime("cpu", "float32", 2)), models.load_tokenizer(either)
+    prompts = [models.render_prompt(tokenizer, text) for text in ("read the value", "is the list empty or full")]
+    asked: dict[str, Any] = {"max_new_tokens": 48, "batches": [(0, 1)]}
+    (whole,) = sampling.generate(model, tokenizer, prompts, **asked)
+    texts = [each.text for each in whole.generations]
+    stops = [text[len(text) // 3 :][:3] for text in texts if text]
+    assert stops
+    passes: list[int] = []
+    model.register_forward_pre_hook(lambda *_: passes.append(1))
+    (cut,) = sampling.generate(model, tokenizer, prompts, **asked, until=["", *stops])
+    for each, text in zip(cut.generations, texts, strict=True):
+        assert each.text == min((text.split(stop)[0] for stop in stops), key=len)
+        assert each.finished or each.text == text
+    assert len(passes) < 48 or not all(texts)
