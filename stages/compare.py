@@ -325,18 +325,22 @@ def across_seeds(
     ours = np.array([[rows[name][index]["scores"][metric] for index in kept] for name in names])  # (S, n)
     theirs = np.array([rows[cfg.reference][index]["scores"][metric] for index in kept])  # (n,)
     labels = [groups[index] for index in kept]
-    drawn = statistics.hierarchical(ours - theirs, labels, cfg.resamples, cfg.seed)
-    units = min(len(set(labels)), len(names))
-    best = statistics.compare(float((ours - theirs).mean()), drawn, units, LEVEL)
+    gap = statistics.hierarchical(ours - theirs, labels, cfg.resamples, cfg.seed)
+    score = statistics.hierarchical(ours, labels, cfg.resamples, cfg.seed)
+    units = len(set(labels))
+    best = statistics.compare(gap.value, gap.draws, units, LEVEL)
+    shown = statistics.interval(score.value, score.draws, units, LEVEL)
     return {
         "metric": metric,
+        "value": score.value,
+        "ci_low": shown.low,
+        "ci_high": shown.high,
+        "seed_sd": score.seed_sd,
         "against": cfg.reference,
-        "value": float(ours.mean()),
         "diff": best.diff,
-        "ci_low": best.low,
-        "ci_high": best.high,
+        "diff_low": best.low,
+        "diff_high": best.high,
         "p": best.p,
-        "seed_sd": float(ours.mean(axis=1).std(ddof=1)) if len(names) > 1 else None,
         "n": len(kept),
         "verdict": statistics.verdict(best, None, LEVEL),
     }

@@ -95,6 +95,8 @@ class Figure(NamedTuple):
     method: Method
     reason: str = ""
     """Why it is undefined, or has no interval."""
+    chance: np.ndarray | None = None
+    """What a perfect model shows on one test set and another, where chance alone makes a figure positive (`calibration.chance`)."""
 
 
 Figures = dict[str, Figure]
@@ -232,46 +234,57 @@ def calibrated(evidence: Mapping[str, Evidence], resamples: int, seed: int) -> d
         else np.zeros((0, 0), dtype=np.int64)
     )
     for name, rows in asked.items():
-        rows = [row for row, whole in zip(rows, complete, strict=True) if whole]
-        confidences = [each for each, whole in zip(sure[name], complete, strict=True) if whole and each is not None]
-        correct = [bool(row["correct"]) for row in rows]
-        own = calibration.measure([row["id"] for row in rows], confidences, correct)
-        figures: Figures = {}
-        for field, bins in (("ece_10", 10), ("ece_1", 1)):
-            value = getattr(own, field)
-            figures[f"calibration/{field}"] = (
-                undefined(own.reason or "no questions with choices were asked", n)
-                if value is None
-                else Figure(
-                    value,
-                    calibration.resampled_ece(np.array(confidences), np.array(correct), counts, bins),
+        own = [
+            (row["id"], each, bool(row["correct"]))
+            for row, each, whole in zip(rows, sure[name], complete, strict=True)
+            if whole and each is not None
+        ]
+        found[name] = _calibration(own, counts)
+    return found
+
+
+def _calibration(rows: Sequence[tuple[str, float, bool]], counts: np.ndarray) -> Figures:
+    """One candidate's figures.
+
+    Args:
+        rows: (id, confidence, whether the answer is right) of each of n questions.
+        counts: (R, n) how often each question is in each resample.
+    """
+    import numpy as np
+
+    n = len(rows)
+    ids = [each for each, _, _ in rows]
+    confidences = np.array([each for _, each, _ in rows])
+    correct = np.array([each for _, _, each in rows], dtype=bool)
+    own = calibration.measure(ids, confidences.tolist(), correct.tolist())
+    reason = (own.reason if n else None) or "no questions with choices were asked"
+    scaled = None if own.platt_ece_10 is None else calibration.platt(ids, confidences, correct)
+    found = {
+        f"calibration/{field}": undefined(reason, n)
+        for field, value in own._asdict().items()
+        if field not in ("accuracy", "n", "undefined", "reason")
+    }
+    for prefix, shown in (("ece", None if own.ece_10 is None else confidences), ("platt_ece", scaled)):
+        for bins in (calibration.BINS, 1):
+            if shown is not None:
+                found[f"calibration/{prefix}_{bins}"] = Figure(
+                    getattr(own, f"{prefix}_{bins}"),
+                    calibration.resampled_ece(shown, correct, counts, bins),
                     n,
                     n,
                     "question",
+                    chance=calibration.chance(shown, bins),
                 )
-            )
-        for field in ("platt_ece_10", "platt_ece_1", "selective_accuracy", "coverage_accuracy_area"):
-            value = getattr(own, field)
-            figures[f"calibration/{field}"] = (
-                undefined(own.reason or "no questions with choices were asked", n)
-                if value is None
-                else Figure(value, None, n, n, "", "not resampled")
-            )
-        if n:
-            figures["calibration/expected"] = Figure(
-                calibration.expected(n, confidences),
-                None,
-                n,
-                n,
-                "",
-                "what a perfectly calibrated model shows at this n",
-            )
-            draws = counts @ np.array(correct, dtype=float) / n
-            figures["accuracy/choices"] = Figure(float(np.mean(correct)), draws, n, n, "question")
-        else:
-            figures["calibration/expected"] = undefined("no questions with choices were asked")
-            figures["accuracy/choices"] = undefined("no questions with choices were asked")
-        found[name] = figures
+    if own.selective_accuracy is not None and own.coverage_accuracy_area is not None:
+        tops, areas = calibration.resampled_selective(confidences, correct, counts)
+        found["calibration/selective_accuracy"] = Figure(own.selective_accuracy, tops, n, n, "question")
+        found["calibration/coverage_accuracy_area"] = Figure(own.coverage_accuracy_area, areas, n, n, "question")
+    found["calibration/expected_ece_10"] = undefined(reason)
+    found["accuracy/choices"] = undefined(reason)
+    if n:
+        known = "what a perfectly calibrated model shows at this n"
+        found["calibration/expected_ece_10"] = Figure(calibration.expected(n, confidences), None, n, n, "", known)
+        found["accuracy/choices"] = Figure(float(correct.mean()), counts @ correct / n, n, n, "question")
     return found
 
 
@@ -366,6 +379,8 @@ def interval(figure: Figure, level: float) -> statistics.Interval:
         return statistics.Interval(None if figure.value != figure.value else figure.value, None, None)
     if figure.method == "round":
         return statistics.student(figure.draws, level)
+    if figure.chance is not None:
+        return calibration.interval(figure.value, figure.draws, figure.chance, figure.units, level)
     return statistics.interval(figure.value, figure.draws, figure.units, level)
 
 
@@ -377,6 +392,8 @@ def difference(a: Figure, b: Figure, level: float) -> statistics.Comparison:
         return statistics.Comparison(a.value - b.value, None, None, None)
     if a.method == "round":
         return statistics.student_paired(a.draws, b.draws, level)
+    if a.chance is not None and b.chance is not None:
+        return calibration.compare(a.value - b.value, a.draws - b.draws, (a.chance, b.chance), a.units, level)
     return statistics.compare(a.value - b.value, a.draws - b.draws, a.units, level)
 
 
@@ -493,8 +510,8 @@ def mcnemar(questions: Mapping[str, Rows], reference: str, level: float) -> list
             if not both:
                 continue
             test = statistics.mcnemar([ours for ours, _ in both], [theirs for _, theirs in both])
-            shown = test.p < 1.0 - level
-            verdict = "not shown to be better" if not shown else "better" if test.diff > 0 else "worse"
+            shown = test.p is not None and test.diff is not None and test.p < 1.0 - level
+            verdict = "not shown to be better" if not shown else "better" if (test.diff or 0.0) > 0 else "worse"
             entries.append({"a": name, "b": reference, "task": task, **test._asdict(), "verdict": verdict})
     return entries
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from stages import evaluate
 from stages.evaluate import Config, run
 from tests import tiny_model
 from tunemill import journal, metrics, models, perturbations, records, sampling
