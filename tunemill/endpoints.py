@@ -307,7 +307,7 @@ def _tokens(logprobs: Any) -> tuple[Token, ...]:
                 tuple(
                     {
                         str(other["token"]): float(other["logprob"])
-                        for other in [*(each.get("top_logprobs") or ()), each]
+                        for other in [each, *(each.get("top_logprobs") or ())]
                         if math.isfinite(float(other["logprob"]))
                     }.items()
                 ),
