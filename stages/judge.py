@@ -112,7 +112,7 @@ def run(
     }
 
     # 3. Ask.
-    prompts = [each for found in questions.values() for pair in found for each in pair or ()]
+    prompts = [each for found in questions.values() for orders in found for each in orders or ()]
     judge, answered = ask(cfg, prompts, work, runtime, log)
     answers = dict(zip(prompts, answered, strict=True))
 
@@ -124,15 +124,15 @@ def run(
     for name in others:
         usable: list[tuple[Judgement, str, float | None]] = []
         asked: list[Answer] = []
-        for a, b, pair in zip(items[name], items[cfg.against], questions[name], strict=True):
-            told = [answers[each] for each in pair or ()]
+        for a, b, orders in zip(items[name], items[cfg.against], questions[name], strict=True):
+            told = [answers[each] for each in orders or ()]
             asked += told
             found = judged(told, cfg.margin)
             written.append(row_of(name, cfg.against, a, told, found))
             if found is not None:
                 scores = [each["scores"][cfg.metric] for each in (a, b)]
                 more = None if None in scores else scores[0] - scores[1]
-                usable.append((found, a["group"] if grouped else f"{name} {a['id']}", more))
+                usable.append((found, a["group"] if grouped else a["id"], more))
         everything += [(found, group) for found, group, _ in usable]
         pairs.append({"a": name, "b": cfg.against, **summary(usable, asked, cfg.resamples, cfg.seed)})
 

@@ -239,11 +239,9 @@ async def _answer(
             break
         tries += 1
         if tries <= endpoint.retries:
-            wait = min(FIRST_WAIT * 2 ** (tries - 1), LONGEST_WAIT)
-            if asked_to_wait is not None:  # meant for all that are waiting
-                wait = max(wait, asked_to_wait)
+            if asked_to_wait is not None:  # meant for all that are waiting, this one among them
                 manners.silent_until = max(manners.silent_until, clock() + asked_to_wait)
-            await asyncio.sleep(wait)
+            await asyncio.sleep(min(FIRST_WAIT * 2 ** (tries - 1), LONGEST_WAIT))
     broken = fault.startswith("what it answers")
     raise UserError(
         f"the endpoint {endpoint.base_url} does not answer: {fault}",
