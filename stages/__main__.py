@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tunemill.dependencies import module_of
+from tunemill.endpoints import key_of
 from tunemill.errors import UserError, nearest
 from tunemill.params import Candidates, Extra, Launch, ParamsFile, StartFolder
 from tunemill.sources import FileSource
@@ -80,7 +81,7 @@ def check(root: Path) -> list[str]:
             faults.append(
                 setup.told((name,), f"unknown section '{name}'", expected=among, fix="remove it", known=sections)
             )
-    for look in (in_launch, in_sources, in_folders, in_names, in_mixtures, in_training):
+    for look in (in_launch, in_sources, in_folders, in_names, in_judge, in_mixtures, in_training):
         faults += look(setup)
     return faults
 
@@ -249,6 +250,8 @@ def in_folders(setup: Setup) -> Iterator[str]:
             }
     for name, candidate in setup.candidates.items():
         named |= {("candidates", name, key): getattr(candidate, key) for key in ("policy", "base")}
+    if "judge" in setup.values:
+        named["judge", "folder"] = setup.values["judge"].folder
     wrong = {
         keys
         for keys, path in named.items()
@@ -315,6 +318,8 @@ def in_names(setup: Setup) -> Iterator[str]:
     for stage in ("compare", "efficiency"):
         if stage in setup.values:
             named[stage, "reference"] = setup.values[stage].reference, candidates
+    if "judge" in setup.values and setup.values["judge"].model != "none":
+        named["judge", "against"] = setup.values["judge"].against, candidates
     if "compare" in setup.values:
         for at, pair in enumerate(setup.values["compare"].pairs):
             for place, name in enumerate(pair):
@@ -328,6 +333,16 @@ def in_names(setup: Setup) -> Iterator[str]:
                 fix="name another, or take the entry out",
                 known=known,
             )
+
+
+def in_judge(setup: Setup) -> Iterator[str]:
+    """A key for the judge's endpoint that is not there: known now, and not when everything before it has run."""
+    if "judge" not in setup.values or setup.values["judge"].model != "endpoint":
+        return
+    try:
+        key_of(setup.values["judge"].endpoint, "judge.endpoint")
+    except UserError as error:
+        yield setup.told(("judge", "endpoint", "key_variable"), error.what, expected=error.expected, fix=error.fix)
 
 
 def in_mixtures(setup: Setup) -> Iterator[str]:

@@ -53,6 +53,17 @@ def test_the_default_is_in_order(place: Path) -> None:
         ({"compare": {"reference": "bas"}}, "compare.reference", "'bas' is no candidate|did you mean 'base'?"),
         ({"compare": {"reference": "first-sentence"}}, "compare.reference", "'first-sentence' is no candidate"),
         ({"efficiency": {"reference": "bse"}}, "efficiency.reference", "'bse' is no candidate|did you mean 'base'?"),
+        ({"judge": {"folder": "models/judge"}}, "judge.folder", "'models/judge' is neither there nor made by a stage"),
+        (
+            {"judge": {"model": "folder", "against": "bse"}},
+            "judge.against",
+            "'bse' is no candidate|did you mean 'base'?",
+        ),
+        (
+            {"judge": {"model": "endpoint", "endpoint": {"key_variable": "TUNEMILL_TEST_NO_SUCH_KEY"}}},
+            "judge.endpoint.key_variable",
+            "the environment variable TUNEMILL_TEST_NO_SUCH_KEY is not set|export TUNEMILL_TEST_NO_SUCH_KEY=",
+        ),
         ({"candidates": LORA_ONLY}, "compare.pairs.0.1", "'sft' is no candidate|take the entry out"),
         (
             {"extra": {"ia3": {"tuned": {"model": "artifacts/select/modl"}}}},
@@ -115,6 +126,7 @@ def test_a_seed_that_is_not_trained_and_a_base_that_is_nowhere_are_told_at_once(
     "overlay",
     [
         ONE,
+        {"judge": {"against": "nobody"}},  # it is off
         {"launch": "OMP_NUM_THREADS=1 torchrun --nproc_per_node=gpu", "sft": {"sharding": "fsdp"}},
         {"launch": "torchrun --nproc-per-node 2 --nnodes 2", "sft": {"sharding": "fsdp"}},
         {**FOUR, **ONE, "sft": {"batch_size": 3}, "prompt_tune": {"batch_size": 3}},  # no candidate uses them
