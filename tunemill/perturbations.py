@@ -16,7 +16,6 @@ kept. Deviations for all of them, those of each are in its function:
 
 from __future__ import annotations
 
-import difflib
 import functools
 import itertools
 import random
@@ -177,31 +176,6 @@ def rename(texts: Sequence[str], rng: random.Random) -> list[str]:
         return match[0] if _is_word(match[0]) else _match_case(match[0], new_names[match[0].lower()])
 
     return [_unmask(pattern.sub(replace, masked), hidden) for masked, hidden in hidden_texts]
-
-
-def difference(before: str, after: str) -> list[tuple[str, str]]:
-    """What changed, word by word, for a page that strikes words out and inserts others.
-
-    A word is what stands between white space, and carries the white space behind it; white space alone makes no difference.
-    Joined, the runs "same" and "after" are `after` to the letter, "same" and "before" are `before` up to its white space.
-
-    Returns:
-        Runs in reading order, none empty: ("same" | "before" | "after", text). Where words were replaced "before" comes first.
-    """
-    old, new = (re.findall(r"\S+\s*|\s+", text) for text in (before, after))
-    old_words, new_words = ([token.strip() for token in tokens] for tokens in (old, new))
-    matcher = difflib.SequenceMatcher(None, old_words, new_words, autojunk=False)
-    runs: list[tuple[str, str]] = []
-    for tag, i, i_end, j, j_end in matcher.get_opcodes():
-        if tag == "equal":
-            runs.append(("same", "".join(new[j:j_end])))
-        if tag in ("replace", "delete"):
-            # Where `after` ends here, no white space parts its last word from what went.
-            gap = " " if runs and not runs[-1][1][-1].isspace() else ""
-            runs.append(("before", gap + "".join(old[i:i_end])))
-        if tag in ("replace", "insert"):
-            runs.append(("after", "".join(new[j:j_end])))
-    return runs
 
 
 # --- What is code -------------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import random
 import re
@@ -13,7 +12,7 @@ from typing import get_args
 import pytest
 
 from tunemill import perturbations
-from tunemill.perturbations import NAMES, difference, perturb
+from tunemill.perturbations import NAMES, perturb
 
 
 def spaced_once(text: str) -> str:
@@ -399,36 +398,3 @@ def test_lexicons_are_large_enough_and_sound():
     target = [name for group in perturbations._TARGET_NAMES for names in group for name in names.split()]
     assert len(source) == len(set(source)) and len(target) == len(set(target)) and not set(source) & set(target)
     assert set(perturbations._NAMES_WITH_CAPITAL.split()) <= set(source)
-
-
-# --- The difference
-
-
-def test_difference_by_hand():
-    assert difference("It is going to be with that.", "It is gonna be wit dat.") == [
-        ("same", "It is "),
-        ("before", "going to "),
-        ("after", "gonna "),
-        ("same", "be "),
-        ("before", "with that."),
-        ("after", "wit dat."),
-    ]
-    assert difference("one two", "one   two") == [("same", "one   two")]  # white space alone is no difference
-    # In a long text a frequent word still counts as the same (difflib drops such words unless told not to).
-    assert difference("old " + "the " * 300, "new " + "the " * 300)[-1] == ("same", "the " * 300)
-    assert difference("", "new") == [("after", "new")]
-    assert difference("old", "") == [("before", "old")]
-    assert difference("", "") == []
-
-
-def test_difference_joins_to_both_texts():
-    rng = random.Random(11)
-    for _ in range(200):
-        before, after = (
-            "".join(rng.choices(["a", "b", "c ", " ", "\n", "  d"], k=rng.randint(0, 30))) for _ in range(2)
-        )
-        runs = difference(before, after)
-        assert "".join(text for kind, text in runs if kind != "before") == after
-        assert "".join(text for kind, text in runs if kind != "after").split() == before.split()
-        assert all(text for _, text in runs)
-        assert all(first[0] != second[0] for first, second in itertools.pairwise(runs))
