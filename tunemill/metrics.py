@@ -1,13 +1,17 @@
-"""Scores of generated text: ROUGE, BLEU, extractive baselines, toxicity. Pure: texts in, numbers out.
+"""Scores of generated text: ROUGE, BLEU, exact match, perplexity, faithfulness, memorisation, toxicity. Pure: texts in, numbers out.
 
-ROUGE (Lin 2004) and BLEU (Papineni et al. 2002) are in points, 0 to 100. A text is scored against one reference; where that
-is missing (empty) the score is None, which is undefined and never zero. An empty output has a reference it fails to
-meet: it scores 0.
+ROUGE (Lin 2004) and BLEU (Papineni et al. 2002) are in points, 0 to 100; shares (exact match, faithfulness) are 0 to 1. A text
+is scored against one reference; where that is missing (empty) the score is None, which is undefined and never zero. An
+empty output has a reference it fails to meet: it scores 0.
 """
 
 from __future__ import annotations
 
+import functools
+import math
+import os.path
 import re
+import string
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,6 +22,10 @@ ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
 BLEU_ORDER = 4
 BLEU_COLUMNS = 2 + 2 * BLEU_ORDER
 
+_ARTICLE = re.compile(r"\b(?:a|an|the)\b")
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_WORD = re.compile(r"\w+")
+
 # A sentence ends at . ! or ? (and closing quotes or brackets) before white space, or at an empty line.
 _SENTENCE_END = re.compile(r"[.!?][\"'`)\]]*(?=\s)|\n[ \t]*\n")
 # These end in a full stop and no sentence does; a single letter before it is an initial ("J. Smith").
@@ -25,13 +33,59 @@ _ABBREVIATION = re.compile(
     r"(?:\b(?:e\.g|i\.e|etc|vs|cf|al|approx|resp|fig|eq|no|dr|mr|mrs|st)|(?:^|\s)[A-Za-z])\.$", re.IGNORECASE
 )
 
+# rouge-score's tokens: runs of these in the lower-cased text (rouge_score/tokenize.py); everything else separates.
+_ALPHANUMERIC = string.ascii_lowercase + string.digits
+_SEPARATED = bytes(code if code == 0 or chr(code) in _ALPHANUMERIC else ord(" ") for code in range(256))
+_MOST_STEMS = 1 << 17
+"""Words whose stems are remembered; some 25 MB."""
+
+# A word or number with the dots and underscores inside it: "list", "3.14", "numpy.ndarray", "max_new_tokens".
+_ITEM = re.compile(r"\w+(?:\.\w+)*")
+_NUMBER = re.compile(r"\d+(?:\.\d+)*")
+# The parts of MinHashLSH: Min, Hash, LSH. "URLs" and "MD5" are one part.
+_PART = re.compile(r"[A-Z]{2,}[0-9]*s?(?![a-z])|[A-Z]?[^\WA-Z_]+|[A-Z]")
+
+# English words that carry grammar and no content, ours. What is left of "don't" and "it's" at the apostrophe is here too.
+STOP_WORDS = frozenset(
+    """
+    a an the this that these those such same other another each every either neither both all any some none no
+    i me my mine we us our ours you your yours he him his she her hers it its they them their theirs one ones
+    who whom whose which what when where why how there here
+    am is are was were be been being do does did doing done has have had having
+    can could may might must shall should will would cannot
+    and or nor but if then else than because while until unless although though whether as so too also only just not
+    of in on at by to from for with without within into onto out off over under up down about above below between among
+    against across along after before during since through toward towards upon via per
+    more most less least very much many few own again once now ever never already still yet
+    e.g i.e etc vs s t d m re ve ll don doesn didn isn aren wasn weren won wouldn couldn shouldn hasn haven hadn
+    """.split()  # noqa: SIM905  # read as prose, not as 190 quoted strings
+)
+
 
 class Rouge(NamedTuple):
-    """One ROUGE score, in points."""
+    """One ROUGE score: points, and the counts they are made of (words for ROUGE-L, n-grams for the others)."""
 
     precision: float
     recall: float
     f1: float
+    matched: int
+    """N-grams that both have, each as often as it stands in the one that has fewer (clipped); words of the longest common
+    subsequence."""
+    in_reference: int
+    in_prediction: int
+
+
+class TrainingIndex(NamedTuple):
+    """Where every two neighbouring words of the training texts stand: what `memorised` looks up."""
+
+    words: dict[str, int]
+    """Word → its id, from 1."""
+    stream: np.ndarray
+    """(W,) int32: ids of all texts' words, 0 after each text."""
+    pairs: np.ndarray
+    """(W,) int64: two neighbouring ids as one number, ascending."""
+    places: np.ndarray
+    """(W,) int64: where in the stream each of `pairs` begins."""
 
 
 def one_line(text: str) -> str:
@@ -42,34 +96,119 @@ def one_line(text: str) -> str:
 def rouge(references: Sequence[str], predictions: Sequence[str]) -> list[dict[str, Rouge] | None]:
     """ROUGE-1, -2 and -L of each prediction: clipped n-gram counts, longest common subsequence; Porter stemmer.
 
-    Equal to the package rouge-score with `use_stemmer=True`, a hundred times as fast.
+    Equal to the package rouge-score with `use_stemmer=True` to the last digit, and far faster: benchmarks/rouge.py measures
+    it. A word is stemmed once and remembered.
 
     Returns:
         For each item, type → score; None where there is no reference.
     """
-    from rouge_score_rs.rouge_scorer import RougeScorer
+    import numpy as np
 
-    scorer = RougeScorer(list(ROUGE_TYPES), use_stemmer=True)
-    found: list[dict[str, Rouge] | None] = []
-    for reference, prediction in zip(references, predictions, strict=True):
-        if not reference.strip():
-            found.append(None)
-            continue
-        scores = scorer.score(reference, prediction)
-        found.append(
-            {
-                name: Rouge(100.0 * scores[name].precision, 100.0 * scores[name].recall, 100.0 * scores[name].fmeasure)
-                for name in ROUGE_TYPES
-            }
-        )
+    found: list[dict[str, Rouge] | None] = [None] * len(references)
+    rows = list(zip(references, predictions, strict=True))
+    defined = [index for index, (reference, _) in enumerate(rows) if reference.strip()]
+    counts = list(map(_matches, *(rouge_tokens([rows[index][side] for index in defined]) for side in (0, 1))))
+    if not counts:
+        return found
+    table = np.array(counts)  # (n, 5)
+    matched, lengths = table[:, :3], table[:, 3:, None]  # (n, 3), (n, 2, 1)
+    # A text of n words has n − 1 pairs of words, and one without words none.
+    totals = np.maximum(lengths - np.array([0, 1, 0]), 0)  # (n, 2, 3)
+    recall, precision = (matched / np.maximum(totals[:, side], 1) for side in (0, 1))
+    f1 = 2 * precision * recall / np.where(matched > 0, precision + recall, 1.0)
+    # Columns become tuples in one go: three scores an item, made one by one, took as long as the counting.
+    make = functools.partial(tuple.__new__, Rouge)
+    columns = (100.0 * precision, 100.0 * recall, 100.0 * f1, matched, totals[:, 0], totals[:, 1])
+    scores = [map(make, zip(*(each[:, kind].tolist() for each in columns), strict=True)) for kind in range(3)]
+    for index, one, two, longest in zip(defined, *scores, strict=True):
+        found[index] = {"rouge1": one, "rouge2": two, "rougeL": longest}
     return found
+
+
+def rouge_tokens(texts: Sequence[str]) -> list[list[str]]:
+    """The words of each text as ROUGE compares them: lower case, a to z and digits only, Porter stems of those above 3 letters.
+
+    All texts are treated as one, a NUL between them: that takes half the time.
+    """
+    joined = "\0".join(texts)
+    if joined.count("\0") != len(texts) - 1:
+        joined = "\0".join(text.replace("\0", " ") for text in texts)
+    stem = _stems().__getitem__
+    lines = joined.lower().encode("ascii", "replace").translate(_SEPARATED).split(b"\0")
+    return [list(map(stem, line.split())) for line in lines[: len(texts)]]
 
 
 def rouge_name() -> str:
     """What computed ROUGE, for whoever reads the scores."""
     from importlib.metadata import version
 
-    return f"rouge-score-rs {version('rouge-score-rs')}: F1, Porter stemmer, one reference"
+    return f"as rouge-score computes it, stems of rouge-score-rs {version('rouge-score-rs')}: F1, Porter stemmer, one reference"
+
+
+class _Stems(dict[bytes, str]):
+    """Stem of every word asked for so far."""
+
+    def __init__(self) -> None:
+        from rouge_score_rs.tokenizers import DefaultTokenizer
+
+        super().__init__()
+        self.tokenize = DefaultTokenizer(use_stemmer=True).tokenize
+
+    def __missing__(self, word: bytes) -> str:
+        if len(self) >= _MOST_STEMS:
+            self.clear()
+        (found,) = self.tokenize(word.decode())
+        self[word] = str(found)
+        return str(found)
+
+
+@functools.cache
+def _stems() -> _Stems:
+    return _Stems()
+
+
+def forget_stems() -> None:
+    """Let the stems go that were remembered: for measuring, and for memory."""
+    _stems().clear()
+
+
+def _matches(reference: Sequence[str], prediction: Sequence[str]) -> tuple[int, int, int, int, int]:
+    """Clipped matches of words and of pairs, length of the longest common subsequence; words of either.
+
+    One pass over each: every word of the reference keeps its positions as the bits of a number. How often it stands there is
+    how many bits are set; it follows another where the other's bits, moved up by one, meet its own; and the subsequence's
+    length comes out of an addition a word (Hyyrö 2004, "Bit-parallel LCS-length computation revisited").
+    """
+    positions: dict[str, int] = {}
+    bit = 1
+    for word in reference:
+        positions[word] = positions[word] | bit if word in positions else bit
+        bit += bit
+    unmatched = everywhere = bit - 1
+    words = pairs = after_last = 0
+    last = ""
+    seen: dict[str | tuple[str, str], int] = {}
+    for word in prediction:
+        if word not in positions:
+            after_last = 0
+            continue
+        own = positions[word]
+        common = unmatched & own
+        unmatched = (unmatched + common) | (unmatched - common)
+        if word in seen:
+            seen[word] = times = seen[word] + 1
+            words += times <= own.bit_count()
+        else:
+            seen[word] = 1
+            words += 1
+        both = after_last & own
+        if both:
+            seen[last, word] = times = seen.get((last, word), 0) + 1
+            pairs += times <= both.bit_count()
+        after_last = own << 1
+        last = word
+    longest = len(reference) - (unmatched & everywhere).bit_count()
+    return words, pairs, longest, len(reference), len(prediction)
 
 
 def corpus_score(metric: str, references: Sequence[str], predictions: Sequence[str]) -> float | None:
@@ -136,6 +275,197 @@ def bleu_signature() -> str:
     return str(scorer.get_signature())
 
 
+def exact_match(references: Sequence[str], predictions: Sequence[str]) -> list[float | None]:
+    """1 where a prediction is its reference, white space around them aside; 0 where not; None without a reference.
+
+    As HELM's `exact_match` (helm/benchmark/metrics/evaluate_reference_metrics.py), except that HELM scores a missing reference 0.
+    """
+    return [
+        float(reference.strip() == prediction.strip()) if reference.strip() else None
+        for reference, prediction in zip(references, predictions, strict=True)
+    ]
+
+
+def quasi_exact_match(references: Sequence[str], predictions: Sequence[str]) -> list[float | None]:
+    """As `exact_match`, after lower-casing and without ASCII punctuation, articles and extra space.
+
+    HELM's `quasi_exact_match` (helm/benchmark/metrics/evaluate_reference_metrics.py, after the script of QuAC, Choi et al. 2018).
+    Deviations: a missing reference is undefined; and where nothing would be left of a reference ("A", the first choice of
+    four; "+"), its articles, then its punctuation too, are kept, here and in the prediction. HELM finds "A" equal to "the".
+    """
+    found: list[float | None] = []
+    for reference, prediction in zip(references, predictions, strict=True):
+        if not reference.strip():
+            found.append(None)
+            continue
+        forms = (
+            (_plain(each, articles=False), _plain(each, articles=True), one_line(each.lower()))
+            for each in (reference, prediction)
+        )
+        found.append(next(float(wanted == given) for wanted, given in zip(*forms, strict=True) if wanted))
+    return found
+
+
+def _plain(text: str, articles: bool) -> str:
+    """Lower case, no punctuation, one space between words, with or without articles."""
+    text = text.lower().translate(_NO_PUNCTUATION)
+    return one_line(text if articles else _ARTICLE.sub(" ", text))
+
+
+def perplexity(total_logprob: float, tokens: int) -> float | None:
+    """Perplexity of a text, or of many: e to the mean negative log-likelihood of a token.
+
+    As HELM's `perplexity` (helm/benchmark/metrics/basic_metrics.py). It depends on the tokenizer; `bits_per_byte` does not.
+
+    Args:
+        total_logprob: sum over the tokens of their log-probability, in nats.
+        tokens: how many there are.
+
+    Returns:
+        1 or more; None where that is not a number: no tokens, a log-probability that is nan, an impossible token.
+    """
+    if not tokens or not math.isfinite(total_logprob):
+        return None
+    try:
+        return math.exp(-total_logprob / tokens)
+    except OverflowError:  # above 10^308
+        return None
+
+
+def bits_per_byte(total_logprob: float, text_bytes: int) -> float | None:
+    """Bits a model needs for a byte of the text (UTF-8): comparable between tokenizers.
+
+    As HELM's `bits_per_byte` (helm/benchmark/metrics/basic_metrics.py).
+
+    Args:
+        total_logprob: as for `perplexity`, in nats.
+        text_bytes: length of the text.
+
+    Returns:
+        0 or more; None where that is not a number: no bytes, a log-probability that is nan, an impossible token.
+    """
+    if not text_bytes or not math.isfinite(total_logprob):
+        return None
+    return -total_logprob / math.log(2) / text_bytes
+
+
+def faithfulness(source: str, summary: str) -> float | None:
+    """Share of a summary's content words and identifiers that its source supports.
+
+    A word is supported if the source has it or another form of it: the same Porter stem, as for ROUGE. An identifier is
+    split at dots and underscores, and each piece is supported as it is written (whatever its case) or by its parts at
+    capitals: `MinHashLSH` by "a min hash for LSH". One piece that the source has not, and the identifier is invented. A
+    number is supported as it is written. Each different word counts once, so that repeating one gains nothing; words of
+    `STOP_WORDS` do not count.
+
+    It is extractive fragment coverage (Grusky et al. 2018, "Newsroom") of content alone: it finds invented names and topics, not
+    a false statement that is made of the source's words, and a true word that the source does not use counts as unsupported.
+
+    Returns:
+        0 to 1; None where there is no source, or no content word in the summary.
+    """
+    items = {piece_stems: pieces for pieces in _content(summary) if (piece_stems := tuple(map(_stem, pieces)))}
+    if not items or not source.strip():
+        return None
+    support = {
+        _stem(form) for item in _ITEM.findall(source) for piece in _pieces(item) for form in (piece, *_parts(piece))
+    }
+    supported = sum(
+        all(_stem(piece) in support or all(_stem(part) in support for part in _parts(piece)) for piece in pieces)
+        for pieces in items.values()
+    )
+    return supported / len(items)
+
+
+def sources(prompts: Sequence[str]) -> list[str]:
+    """What each prompt is about: the prompts without the lines that all of them begin or end with.
+
+    Those are the instruction. It supports nothing: else "A one-line summary of the documentation." would be faithful to every
+    source. Of a single prompt nothing is known, and nothing is taken away.
+    """
+    if len(set(prompts)) < 2:
+        return list(prompts)
+    start = os.path.commonprefix(prompts).rfind("\n") + 1
+    rest = [prompt[start:] for prompt in prompts]
+    end = os.path.commonprefix([text[::-1] for text in rest]).rfind("\n") + 1
+    return [text[: len(text) - end] for text in rest]
+
+
+def _content(text: str) -> list[tuple[str, ...]]:
+    """The pieces of every content word, number and identifier of a text."""
+    found = (_pieces(item) for item in _ITEM.findall(text) if item.lower() not in STOP_WORDS)
+    return [pieces for pieces in found if len(pieces) > 1 or (pieces and pieces[0].lower() not in STOP_WORDS)]
+
+
+def _pieces(item: str) -> tuple[str, ...]:
+    """An identifier at its dots and underscores; a number whole."""
+    return (item,) if _NUMBER.fullmatch(item) else tuple(filter(None, re.split(r"[._]", item)))
+
+
+def _parts(piece: str) -> list[str]:
+    """A piece at its capitals; a number whole."""
+    return [piece] if _NUMBER.fullmatch(piece) else _PART.findall(piece)
+
+
+def _stem(word: str) -> str:
+    """The form of a word that is compared: lower case, Porter's stem where ROUGE has one."""
+    lower = word.lower()
+    return _stems()[lower.encode()] if lower.isascii() and lower.isalnum() else lower
+
+
+def training_index(texts: Iterable[str]) -> TrainingIndex:
+    """What `memorised` looks up, made once: of 8,000 completions a few megabytes in a fraction of a second."""
+    import numpy as np
+
+    words: dict[str, int] = {}
+    ids = [0]
+    for text in texts:
+        ids += [words.setdefault(word, len(words) + 1) for word in _words(text)]
+        ids.append(0)
+    stream = np.array(ids, dtype=np.int32)
+    pairs = stream[:-1].astype(np.int64) * (len(words) + 1) + stream[1:]
+    places = np.flatnonzero((stream[:-1] > 0) & (stream[1:] > 0))
+    places = places[np.argsort(pairs[places], kind="stable")]
+    return TrainingIndex(words, stream, pairs[places], places)
+
+
+def memorised(summary: str, index: TrainingIndex) -> int | None:
+    """Words of the longest run that the summary shares, word for word, with one training text.
+
+    A count, not a share: four words of a summary of five are a common phrase, twelve of forty are a copy. Case and punctuation
+    do not count. How long runs are by chance depends on the corpus: the same number for the references, which nobody
+    trained on, says so. (Lee et al. 2022, "Deduplicating training data makes language models better", count verbatim runs;
+    HELM's copyright_metrics.py takes the longest common prefix with one source instead.)
+
+    Returns:
+        0 or more; None where the summary has no word.
+    """
+    import numpy as np
+
+    words = _words(summary)
+    if not words:
+        return None
+    ids = np.array([index.words.get(word, -1) for word in words] + [-1], dtype=np.int64)  # -1 ends a run
+    longest = int((ids > 0).any())
+    starts = np.flatnonzero((ids[:-1] > 0) & (ids[1:] > 0))
+    pairs = ids[starts] * (len(index.words) + 1) + ids[starts + 1]
+    first = np.searchsorted(index.pairs, pairs, side="left")
+    counts = np.searchsorted(index.pairs, pairs, side="right") - first
+    # Every place in the training texts (`there`) at which two words of the summary (`here`) stand; then three, four, …
+    here = np.repeat(starts, counts)
+    offsets = np.arange(len(here)) - np.repeat(np.cumsum(counts) - counts, counts)
+    there = index.places[np.repeat(first, counts) + offsets]
+    while len(here):
+        longest += 1
+        longer = ids[here + longest] == index.stream[there + longest]
+        here, there = here[longer], there[longer]
+    return longest
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.lower())
+
+
 def lead_words(text: str, count: int = 10) -> str:
     """The extractive baseline: the first `count` words."""
     return " ".join(text.split()[:count])
@@ -161,7 +491,5 @@ def share(flags: Iterable[bool]) -> float | None:
 
 def mean(values: Iterable[float | None]) -> float | None:
     """Mean of the defined values; None where there is none."""
-    import math
-
     defined = [value for value in values if value is not None]
     return math.fsum(defined) / len(defined) if defined else None
