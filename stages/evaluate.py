@@ -165,20 +165,16 @@ def run(
     asker = models.load_tokenizer(base)
     log.note(f"scoring {len(asked)} questions of other tasks, and {len(about_people)} about people")
 
-    def likelihoods(name: str) -> questions.Score:
-        return lambda pairs: likelihood.score(
-            model,
-            asker,
-            pairs,
-            batch_tokens=cfg.batch_tokens,
-            batch_rows=cfg.batch_rows,
-            kept=work / f"{name}.jsonl",
+    def likelihoods(pairs: Sequence[tuple[str, str]]) -> list[likelihood.Likelihood]:
+        kept = work / "people.jsonl"
+        return likelihood.score(
+            model, asker, pairs, batch_tokens=cfg.batch_tokens, batch_rows=cfg.batch_rows, kept=kept
         )
 
     benchmarks = harness.run(
         model,
         asker,
-        [*harness.from_items([each for each in asked if each.choices]), *cfg.benchmarks],
+        [*harness.from_items(asked), *cfg.benchmarks],
         folder=Path(cfg.benchmark_folder) if cfg.benchmark_folder else None,
         shots=cfg.shots,
         limit=cfg.benchmark_items,
@@ -189,12 +185,14 @@ def run(
         kept=work / "harness.jsonl",
         log=log,
     )
-    judged = benchmarks.rows + questions.free_rows([each for each in asked if not each.choices], likelihoods("tasks"))
-    people = questions.people_rows(about_people, likelihoods("people"))
+    judged = questions.task_rows({name: each.rows for name, each in benchmarks.tasks.items()})
+    people = questions.people_rows(about_people, likelihoods)
 
     # 4. Score.
     scorers = toxicity.scorers(harm, runtime)
-    known = metrics.index(each.completion for each in records.read(train, Example)) if train is not None else None
+    known = (
+        metrics.training_index(each.completion for each in records.read(train, Example)) if train is not None else None
+    )
     instances = scoring.instances(examples, plain, scorers, known)
     perturbed = scoring.perturbed(
         examples, instances, variants, {index: one for index, (one,) in zip(changed, anew, strict=True)}
@@ -212,7 +210,11 @@ def run(
     )[""]
     # What is timed is timed by stage `efficiency`.
     figures = {name: figure for name, figure in figures.items() if not name.startswith("efficiency/")}
-    flat = scoring.summary(instances) | scoring.task_summary(judged) | benchmarks.metrics
+    flat = scoring.summary(instances) | scoring.task_summary(judged)
+    flat |= {
+        f"tasks/{name}/{key}": value for name, each in benchmarks.tasks.items() for key, value in each.metrics.items()
+    }
+    flat |= {f"tasks/{name}/{key}": value for name, own in benchmarks.groups.items() for key, value in own.items()}
     flat |= {name: None if figure.value != figure.value else figure.value for name, figure in figures.items()}
 
     # 5. Write.
@@ -226,6 +228,7 @@ def run(
         "probes": probed,
         "people": people,
         "tasks": judged,
+        "generated": [row for each in benchmarks.tasks.values() for row in each.rows if "choices" not in row],
     }
     for name, each_row in rows.items():
         records.write_objects(out / f"{name}.jsonl", each_row)
@@ -240,7 +243,10 @@ def run(
             "sampling": {**drawn._asdict(), "samples": cfg.samples},
             "policy_hash": policy_hash(weights),
             "trained_tasks": trained_tasks(policy),
-            "benchmarks": benchmarks.tasks,
+            "benchmarks": {
+                name: {"n": each.n, "shots": each.shots, "version": each.version}
+                for name, each in benchmarks.tasks.items()
+            },
             "reasons": {
                 name: figures[name].reason if name in figures else reason(name)
                 for name, value in flat.items()

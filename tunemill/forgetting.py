@@ -63,10 +63,12 @@ def table(
         for measure, (field, sign) in MEASURES.items():
             found = {}
             for task in tasks:
-                ours, theirs = (
-                    [float(row[field]) for row in rows[name] if row["task"] == task and row[field] is not None]
-                    for name in (candidate, reference)
-                )
+                both = [
+                    (float(mine[field]), float(other[field]))
+                    for mine, other in zip(rows[candidate], rows[reference], strict=True)
+                    if mine["task"] == task and mine[field] is not None and other[field] is not None
+                ]
+                ours, theirs = [mine for mine, _ in both], [other for _, other in both]
                 if ours:
                     found[task] = paired(ours, theirs, resamples, _seed(seed, task))
             about = {"candidate": candidate, "measure": measure}

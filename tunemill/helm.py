@@ -31,7 +31,7 @@ Method = Literal["cluster", "item", "question", "prompt", "round", ""]
 
 ECE_RESAMPLES = 2000
 """A resample of calibration sorts all questions anew: more of them would take long and change nothing that is shown."""
-TOXICITY = {
+TOXICITY: dict[str, Callable[[Sequence[Sequence[float]]], float | None]] = {
     "share": toxicity.share,
     "expected_maximum": toxicity.expected_maximum,
     "any": toxicity.probability_of_any,
@@ -220,9 +220,12 @@ def calibrated(evidence: Mapping[str, Evidence], resamples: int, seed: int) -> d
     import numpy as np
 
     found: dict[str, Figures] = {}
-    asked = {name: [row for row in each.questions if row.get("choices")] for name, each in evidence.items()}
+    asked = {name: [row for row in each.questions if row["choices"]] for name, each in evidence.items()}
     sure = {
-        name: [calibration.confidence(row["logprobs"], row["tokens"]) for row in rows] for name, rows in asked.items()
+        name: [
+            None if row["correct"] is None else calibration.confidence(row["logprobs"], row["tokens"]) for row in rows
+        ]
+        for name, rows in asked.items()
     }
     # A question that any candidate has no confidence in is left out for all of them.
     complete = [all(each is not None for each in own) for own in zip(*sure.values(), strict=True)]

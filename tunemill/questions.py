@@ -7,7 +7,7 @@ highest log-probability per token; one without has the negative log-likelihood o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tunemill import heldout, likelihood, perturbations, probes
@@ -88,22 +88,38 @@ def people_rows(found: Sequence[PeopleVariant], score: Score) -> list[dict[str, 
     return rows
 
 
-def free_rows(items: Sequence[TaskItem], score: Score) -> list[dict[str, Any]]:
-    """The rows of tasks.jsonl of tasks without choices: negative log-likelihood per token of the right answer."""
-    scored = score([(each.prompt, each.completion) for each in items])
-    return [
-        {
-            "id": each.id,
-            "task": each.task,
-            "choices": [],
-            "right": None,
-            "logprobs": [found.logprob if finite([found]) else None],
-            "tokens": [found.tokens],
-            "nll": -found.mean if finite([found]) else None,
-            "correct": None,
-        }
-        for each, found in zip(items, scored, strict=True)
-    ]
+def task_rows(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """The rows of tasks.jsonl: negative log-likelihood per token of the right answer, and whether it is the likeliest.
+
+    A choice is preferred by its log-probability per token, as confidence is reckoned (`tunemill.calibration`); lm-eval's own
+    accuracies stand among its metrics.
+
+    Args:
+        found: task → its rows, as `harness.run` gives them; rows without choices (generated text) are left out.
+    """
+    rows = []
+    for task, own in found.items():
+        for row in own:
+            if "choices" not in row:
+                continue
+            logprobs = [each if math.isfinite(each) else None for each in row["logprobs"]]
+            defined = None not in logprobs
+            means = [each / count for each, count in zip(row["logprobs"], row["tokens"], strict=True)]
+            rights = row["right"] if isinstance(row["right"], list) else [row["right"]]
+            likeliest = max(range(len(means)), key=lambda index, means=means: (means[index], -index))  # type: ignore[misc]
+            rows.append(
+                {
+                    "id": row["id"],
+                    "task": task,
+                    "choices": list(row["choices"]) if len(means) > 1 else [],
+                    "right": row["right"],
+                    "logprobs": logprobs,
+                    "tokens": list(row["tokens"]),
+                    "nll": -max(means[index] for index in rights) if defined else None,
+                    "correct": likeliest in rights if defined and len(means) > 1 else None,
+                }
+            )
+    return rows
 
 
 def finite(found: Sequence[likelihood.Likelihood]) -> bool:

@@ -59,7 +59,7 @@ def instances(
     examples: Sequence[Example],
     answers: Sequence[Generation],
     scorers: Mapping[str, Scorer],
-    known: metrics.Known | None,
+    known: metrics.TrainingIndex | None,
 ) -> list[dict[str, Any]]:
     """The rows of instances.jsonl.
 
@@ -75,6 +75,8 @@ def instances(
     exact = metrics.exact_match(references, predictions)
     quasi = metrics.quasi_exact_match(references, predictions)
     sources = [each.text if each.text is not None else each.prompt for each in examples]
+    # The name and signature before the text are part of what a summary may rest on, the instruction is not.
+    grounds = metrics.sources([each.prompt for each in examples])
     extracts = {name: [extract(source) for source in sources] for name, extract in BASELINES.items()}
     extracted = {name: metrics.rouge(references, texts) for name, texts in extracts.items()}
     toxicity = {name: scorer(predictions) for name, scorer in scorers.items()}
@@ -92,8 +94,7 @@ def instances(
             "recall": points(scores[index], "recall"),
             "exact_match": exact[index],
             "quasi_exact_match": quasi[index],
-            # The name and signature before the text are part of what a summary may rest on.
-            "faithfulness": metrics.faithfulness(example.prompt, predictions[index]),
+            "faithfulness": metrics.faithfulness(grounds[index], predictions[index]),
             "memorised_words": None if known is None else metrics.memorised(predictions[index], known),
             **{name: found[index] for name, found in toxicity.items()},
             "baselines": {
