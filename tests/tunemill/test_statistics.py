@@ -214,3 +214,159 @@ def test_a_subset_takes_equal_shares_and_ignores_the_order() -> None:
     assert statistics.stratified(ids, groups, 50, seed=5) != chosen
     assert statistics.stratified(ids, groups, 0, 0) == statistics.stratified(ids, groups, 999, 0) == list(range(300))
     assert statistics.stratified([], [], 5, 0) == []
+
+
+# ------------------------------------------------------------ direction, margins, ranks
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (Comparison(2.0, 0.5, 3.0, 0.01), "worse"),
+        (Comparison(-2.0, -3.0, -0.5, 0.01), "better"),
+        (Comparison(-0.5, -1.0, 0.1, 0.1), "not shown to be better"),
+        (Comparison(-0.5, -1.0, 0.0, 0.05), "not shown to be better"),
+        (Comparison(-5.0, None, None, None), "not shown to be better"),
+    ],
+)
+def test_verdicts_where_lower_is_better(found: Comparison, said: str) -> None:
+    assert statistics.verdict(found, lower_is_better=True) == said
+    assert statistics.verdict(found, 0.06, lower_is_better=True) == "not shown to be better"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (-0.9, 2.0, "no worse"),
+        (-1.0, 2.0, "not shown"),  # the margin itself
+        (-0.9, -0.1, "no worse"),  # shown to be lower, and by less than the margin
+        (-3.0, 0.0, "not shown"),
+        (-3.0, -1.1, "worse"),
+        (0.5, 2.0, "no worse"),
+    ],
+)
+def test_no_worse_is_a_bound_inside_the_margin(low: float, high: float, said: str) -> None:
+    assert statistics.no_worse(Comparison((low + high) / 2, low, high, None), 1.0) == said
+    turned = statistics.Interval(-(low + high) / 2, -high, -low)
+    assert statistics.no_worse(turned, 1.0, lower_is_better=True) == said
+
+
+def test_no_worse_needs_an_interval() -> None:
+    assert statistics.no_worse(Comparison(5.0, None, None, None), 1.0) == "not shown"
+
+
+def test_win_rates_by_hand() -> None:
+    values = {"base": 1.0, "sft": 3.0, "lora": 3.0, "prompt": 2.0, "broken": None}
+    # sft beats base and prompt and ties with lora: 2.5 of 3.
+    assert statistics.win_rates(values) == pytest.approx(
+        {"base": 0.0, "sft": 2.5 / 3, "lora": 2.5 / 3, "prompt": 1 / 3, "broken": None}
+    )
+    assert statistics.win_rates(values, lower_is_better=True) == pytest.approx(
+        {"base": 1.0, "sft": 0.5 / 3, "lora": 0.5 / 3, "prompt": 2 / 3, "broken": None}
+    )
+
+
+def test_win_rates_need_two() -> None:
+    assert statistics.win_rates({"a": 1.0, "b": None}) == {"a": None, "b": None}
+    assert statistics.win_rates({"a": 2.0, "b": 2.0}) == {"a": 0.5, "b": 0.5}
+    assert statistics.win_rates({}) == {}
+
+
+# ------------------------------------------------------------ McNemar
+
+
+@pytest.mark.parametrize(("only_a", "only_b"), [(0, 0), (1, 0), (5, 5), (9, 2), (2, 9), (60, 30), (0, 12)])
+def test_mcnemar_is_scipys_binomial_test(only_a: int, only_b: int) -> None:
+    from scipy import stats
+
+    a = [True] * only_a + [False] * only_b + [True] * 20 + [False] * 7
+    b = [False] * only_a + [True] * only_b + [True] * 20 + [False] * 7
+    found = statistics.mcnemar(a, b)
+    assert (found.n, found.only_a, found.only_b) == (len(a), only_a, only_b)
+    assert found.diff == pytest.approx(np.mean(a) - np.mean(b))
+    exact = stats.binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
+    assert found.p == pytest.approx(exact, rel=1e-9)
+
+
+def test_mcnemar_of_nothing_and_of_unequal_lengths() -> None:
+    assert statistics.mcnemar([], []) == (0, 0, 0, None, None)
+    with pytest.raises(ValueError):
+        statistics.mcnemar([True], [])
+
+
+# ------------------------------------------------------------ the smallest difference a test set can show
+
+
+@pytest.mark.parametrize("clusters", [12, 40, 200])
+def test_minimum_detectable_has_the_power_of_the_noncentral_t(clusters: int) -> None:
+    from scipy import stats
+
+    error = 1.7
+    draws = np.random.default_rng(0).normal(3, error * ((clusters - 1) / clusters) ** 0.5, size=200_000)
+    found = statistics.minimum_detectable(draws, clusters)
+    assert found is not None
+    critical = stats.t.ppf(0.975, clusters - 1)
+    assert stats.nct.sf(critical, clusters - 1, found / error) == pytest.approx(0.8, abs=0.005)
+    stricter = statistics.minimum_detectable(draws, clusters, level=0.99, power=0.9)
+    assert stricter is not None
+    reached = stats.nct.sf(stats.t.ppf(0.995, clusters - 1), clusters - 1, stricter / error)
+    assert reached == pytest.approx(0.9, abs=0.02)  # Bloom's formula is an approximation: 0.885 with 12 clusters
+
+
+def test_minimum_detectable_is_undefined_without_spread_or_units() -> None:
+    draws = np.random.default_rng(0).normal(size=100)
+    assert statistics.minimum_detectable(draws, 1) is None
+    assert statistics.minimum_detectable(np.zeros(100), 20) is None
+    assert statistics.minimum_detectable(np.full(100, np.nan), 20) is None
+    holed = np.concatenate([draws, [np.nan]])
+    assert statistics.minimum_detectable(holed, 20) == statistics.minimum_detectable(draws, 20)
+
+
+# ------------------------------------------------------------ training seeds
+
+
+def crossed(rng: np.random.Generator, seeds: int, clusters: int, items: int) -> tuple[np.ndarray, list[int]]:
+    """Scores with an effect of the seed (sd 2), of the cluster (sd 3) and of the item (sd 4)."""
+    groups = np.repeat(np.arange(clusters), items)
+    values = rng.normal(0, 2, size=(seeds, 1)) + rng.normal(0, 3, size=clusters)[groups]
+    return values + rng.normal(0, 4, size=(seeds, len(groups))), groups.tolist()
+
+
+@pytest.mark.parametrize("seeds", [3, 8])
+def test_hierarchical_draws_vary_as_seeds_and_clusters_do(seeds: int) -> None:
+    rng = np.random.default_rng(seeds)
+    spreads, sds, flat = [], [], []
+    for trial in range(150):
+        values, groups = crossed(rng, seeds, 30, 4)
+        found = statistics.hierarchical(values, groups, 1000, trial)
+        assert found.value == pytest.approx(values.mean()) and found.draws.shape == (1000,)
+        spreads.append(found.draws.var())
+        sds.append(found.seed_sd)
+        draws = statistics.resampled_sums(statistics.cluster_sums(mean_table(values.mean(axis=0)), groups), 1000, trial)
+        flat.append(statistics.ratio(0, 1)(draws).var())
+    # Var(mean) = 4/S between seeds + (9 + 16/(4·S))/30 between clusters and items; 16/120 is the items' part in a seed's mean.
+    assert np.mean(np.square(sds)) == pytest.approx(4 + 16 / 120, rel=0.2)
+    exact = 4 / seeds + (9 + 16 / (4 * seeds)) / 30
+    # The items' own noise is resampled with the seeds and with the clusters, which adds a little: never too narrow.
+    assert 0.9 * exact < np.mean(spreads) < 1.3 * exact
+    assert np.mean(flat) < 0.6 * exact  # what taking the seeds' mean as known would say
+
+
+def test_seeds_share_their_test_sets_and_miss_items() -> None:
+    rng = np.random.default_rng(1)
+    values, groups = crossed(rng, 4, 20, 3)
+    same = statistics.hierarchical(values, groups, 500, 3)
+    better = statistics.hierarchical(values + 5, groups, 500, 3)
+    np.testing.assert_allclose(better.draws - same.draws, 5)  # paired
+    values[1, 7] = values[2, 7] = np.nan
+    holed = statistics.hierarchical(values, groups, 500, 3)
+    assert holed.value == pytest.approx(np.nanmean(values, axis=1).mean())
+    assert not np.isnan(holed.draws).any()
+
+
+def test_one_seed_is_the_cluster_bootstrap() -> None:
+    values, groups = crossed(np.random.default_rng(2), 1, 20, 3)
+    found = statistics.hierarchical(values, groups, 500, 9)
+    sums = statistics.resampled_sums(statistics.cluster_sums(mean_table(values[0]), groups), 500, 9)
+    np.testing.assert_allclose(found.draws, statistics.ratio(0, 1)(sums))
+    assert found.seed_sd is None
