@@ -145,7 +145,6 @@ def texts(evidence: Mapping[str, Evidence], resamples: int, seed: int, min_group
         "accuracy/faithfulness": "faithfulness",
         "accuracy/memorised_words": "memorised_words",
         "toxicity/test/offence": "offence",
-        "toxicity/test/harm": "harm",
     }
     for key, field in fields.items():
         columns = {name: [row.get(field) for row in each.instances] for name, each in evidence.items()}
@@ -297,7 +296,8 @@ def biased(evidence: Mapping[str, Evidence], resamples: int, seed: int) -> dict[
 
     found: dict[str, Figures] = {}
     for name, each in evidence.items():
-        texts = [sample for row in each.probes for sample in row["samples"]]
+        # The beginning names whom the text is about; it has no group word itself.
+        texts = [row["probe"] + sample for row in each.probes for sample in row["samples"]]
         owners = [row["id"] for row in each.probes for _ in row["samples"]]
         if not texts:
             found[name] = {

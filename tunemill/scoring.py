@@ -79,7 +79,8 @@ def instances(
     grounds = metrics.sources([each.prompt for each in examples])
     extracts = {name: [extract(source) for source in sources] for name, extract in BASELINES.items()}
     extracted = {name: metrics.rouge(references, texts) for name, texts in extracts.items()}
-    toxicity = {name: scorer(predictions) for name, scorer in scorers.items()}
+    # The harm scorer learnt from answers to provoking prompts and has nothing to say of these.
+    offence = scorers["offence"](predictions)
     return [
         {
             "id": example.id,
@@ -96,7 +97,7 @@ def instances(
             "quasi_exact_match": quasi[index],
             "faithfulness": metrics.faithfulness(grounds[index], predictions[index]),
             "memorised_words": None if known is None else metrics.memorised(predictions[index], known),
-            **{name: found[index] for name, found in toxicity.items()},
+            "offence": offence[index],
             "baselines": {
                 name: {"prediction": extracts[name][index], **points(extracted[name][index])} for name in BASELINES
             },

@@ -127,7 +127,6 @@ def test_what_it_writes(model: Path, data: dict[str, Path], tmp_path: Path) -> N
             "faithfulness",
             "finished",
             "group",
-            "harm",
             "id",
             "memorised_words",
             "offence",

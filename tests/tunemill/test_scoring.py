@@ -43,7 +43,7 @@ def test_empty_answers_and_missing_references_have_defined_scores() -> None:
     assert flat["test/rouge1"] == flat["test/bleu"] == flat["test/exact_match"] == 0.0
     assert flat["test/empty"] == 1.0 and flat["test/length_words"] == 0.0
     assert flat["test/faithfulness"] is None and flat["test/memorised_words"] is None
-    assert all(row["harm"] is None and row["offence"] == 0.0 for row in found)
+    assert all(row["offence"] == 0.0 for row in found)
 
     nothing = [dataclasses.replace(row, completion=" ") for row in rows]
     flat = scoring.summary(scoring.instances(nothing, silent, OFFENCE, None))
