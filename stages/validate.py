@@ -219,7 +219,9 @@ def run(cfg: Config, *, data: Path, out: Path, work: Path, log: Log) -> Metrics:
             "train_ids_sha256": _ids_sha256(splits["train"]),
             "tasks_test_ids_sha256": _ids_sha256(tasks["tasks_test"]),
             **{f"{name}_ids_sha256": _ids_sha256(part) for name, part in rated.items()},
-            "rated_prompts": {name: len({each.prompt for each in part}) for name, part in rated.items()},
+            "rated_prompts": {
+                name: len({quality.normalised(each.prompt) for each in part}) for name, part in rated.items()
+            },
             "tasks": {
                 name: dict(sorted(Counter(item.task for item in items).items())) for name, items in tasks.items()
             },

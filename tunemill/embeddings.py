@@ -46,8 +46,8 @@ def load(folder: Path, max_tokens: int, device: str = "cpu") -> Encoder:
     from transformers import AutoModel, AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         model = AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(
             f"no encoder in {folder}: {str(error).strip().partition(chr(10))[0]}",

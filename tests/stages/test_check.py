@@ -99,6 +99,11 @@ def test_the_default_is_in_order(place: Path) -> None:
             "no file 'own.jsonl'",
         ),
         (
+            {"collect": {"encoder": {"source": "folder", "path": "away", "hash": "", "license": "MIT"}}},
+            "collect.encoder.path",
+            "no model in 'away'",
+        ),
+        (
             {"select": {"candidates": {"mine": {"source": "folder", "path": "away", "hash": "", "license": "MIT"}}}},
             "select.candidates.mine.path",
             "no model in 'away'",

@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 from stages import collect
+from tests import tiny_encoder
 from tunemill import records
+from tunemill.checkpoints import is_complete, tree_hash
 from tunemill.errors import UserError
 from tunemill.log import Log
 from tunemill.params import ParamsFile
@@ -52,6 +54,7 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
     source = table(tmp_path / "in", "mine.jsonl", rows)
     metrics = collect.run(config(tmp_path / "in", source), out=tmp_path / "out", work=tmp_path / "work", log=Log())
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "encoder",
         "examples.jsonl",
         "quarantine.jsonl",
         "ratings.jsonl",
@@ -122,6 +125,33 @@ def test_no_other_tasks(tmp_path: Path) -> None:
     metrics = collect.run(cfg, out=tmp_path / "out", work=tmp_path / "work", log=Log())
     assert metrics["rows/tasks"] == 0
     assert (tmp_path / "out" / "tasks.jsonl").read_text() == ""
+
+
+def test_an_encoder_is_kept_as_it_is(tmp_path: Path) -> None:
+    tiny_encoder.build(tmp_path / "mine")
+    encoder = {
+        "source": "folder",
+        "path": str(tmp_path / "mine"),
+        "hash": tree_hash(tmp_path / "mine"),
+        "license": "none",
+    }
+    cfg = config(tmp_path / "in", table(tmp_path / "in", "x.jsonl", []), encoder=encoder)
+    collect.run(cfg, out=tmp_path / "out", work=tmp_path / "work", log=Log())
+    kept = tmp_path / "out" / "encoder"
+    assert is_complete(kept)
+    assert json.loads((kept / "source.json").read_text()) == {"name": f"mine/ ({encoder['hash'][:12]})"}
+    assert (kept / "model.safetensors").read_bytes() == (tmp_path / "mine" / "model.safetensors").read_bytes()
+    assert json.loads((tmp_path / "out" / "sources.json").read_text())["encoder"]["license"] == "none"
+    from tunemill import embeddings
+
+    assert embeddings.embed(embeddings.load(kept, 16), ["the river"]).shape == (1, 32)
+
+
+def test_without_an_encoder_its_folder_says_so(tmp_path: Path) -> None:
+    cfg = config(tmp_path / "in", table(tmp_path / "in", "x.jsonl", []), encoder=None)
+    collect.run(cfg, out=tmp_path / "out", work=tmp_path / "work", log=Log())
+    assert json.loads((tmp_path / "out" / "encoder" / "source.json").read_text()) == {"name": None}
+    assert sorted(path.name for path in (tmp_path / "out" / "encoder").iterdir()) == ["manifest.json", "source.json"]
 
 
 def test_documentation(tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ def settings(**more: Any) -> validate.Config:
         "largest": 100,
         "refused": {"examples": 0.5, "ratings": 0.5, "red_team": 0.5, "tasks": 0.5},
         "task_test": 4,
+        "judge": 0.4,
         "test": held_out,
         "validation": {"groups": 2, "per_group": 20, "rows": 0.1},
     }
@@ -212,8 +213,8 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
         validate.run(
             settings(), data=tmp_path / name / "collect", out=tmp_path / name / "out", work=tmp_path / name, log=Log()
         )
-    assert tree_hash(tmp_path / "one" / "out") == tree_hash(tmp_path / "two" / "out")
-    pages = "".join(path.read_text() for path in (tmp_path / "one" / "out" / "data_docs").rglob("*.html"))
+    assert tree_hash(tmp_path / "out") == tree_hash(tmp_path / "two" / "out")
+    pages = "".join(path.read_text() for path in (tmp_path / "out" / "data_docs").rglob("*.html"))
     assert str(tmp_path) not in pages.replace(str(tmp_path / "in"), "")
     assert "web-assets" not in pages
 
@@ -259,6 +260,54 @@ def test_ratings_and_red_team_prompts_are_checked_too(tmp_path: Path) -> None:
     assert told["quarantine"]["red_team"] == {"duplicate": 1, "empty": 1}
     assert metrics["rows/ratings"] == 1
     assert metrics["rows/red_team"] == 2
+
+
+def test_ratings_are_parted_by_prompt_and_what_is_alike_stays_together(tmp_path: Path) -> None:
+    generator = random.Random(5)
+    asked = [" ".join(generator.choices(WORDS, k=12)) for _ in range(40)]
+    # A chain of likeness: each differs from the one before by a word, and the ends have little in common.
+    chain = [asked[0].split()]
+    for place in (0, 11, 1, 10):
+        chain.append([*chain[-1][:place], "other", *chain[-1][place + 1 :]])
+    asked += [" ".join(words) for words in chain[1:]]
+    ratings = [
+        {"prompt": prompt + " " * number, "response": f"answer {number}", "scores": [number / 3]}
+        for prompt in asked
+        for number in range(3)
+    ]
+    generator.shuffle(ratings)
+    run(
+        tmp_path,
+        settings(near_duplicate=0.6),
+        table(tmp_path / "in", "mine.jsonl", clean_rows(30)),
+        ratings=table(tmp_path / "in", "rated.jsonl", ratings),
+    )
+    parts = {
+        name: records.read(tmp_path / "out" / f"{name}.jsonl", Rating)
+        for name in ("ratings", "ratings_reward", "ratings_judge")
+    }
+    assert len(parts["ratings"]) == 132
+    ids = {name: {row.id for row in part} for name, part in parts.items()}
+    assert ids["ratings_reward"] | ids["ratings_judge"] == ids["ratings"]
+    assert not ids["ratings_reward"] & ids["ratings_judge"]
+    prompts = {name: {row.prompt.strip() for row in part} for name, part in parts.items()}
+    assert not prompts["ratings_reward"] & prompts["ratings_judge"]
+    assert len(prompts["ratings_judge"]) == round(0.4 * 44)
+    alike = {" ".join(words) for words in chain}
+    assert alike <= prompts["ratings_judge"] or alike <= prompts["ratings_reward"]
+    told = json.loads((tmp_path / "out" / "splits.json").read_text())
+    for name in ("ratings_reward", "ratings_judge"):
+        content = "\n".join(sorted(row.id for row in parts[name]))
+        assert told[f"{name}_ids_sha256"] == hashlib.sha256(content.encode()).hexdigest()
+        assert told["rows"][name] == len(parts[name]) and told["rated_prompts"][name] == len(prompts[name])
+    # The draw depends on the prompts, not on where they stand in the file.
+    again = validate.part_ratings(parts["ratings"][::-1], 0.4, 0.6, seed=0)["ratings_judge"]
+    assert {row.id for row in again} == ids["ratings_judge"]
+    assert {row.id for row in validate.part_ratings(parts["ratings"], 0.4, 0.6, 1)["ratings_judge"]} != {
+        row.id for row in again
+    }
+    pages = "".join(path.name for path in (tmp_path / "out" / "data_docs").rglob("ratings*"))
+    assert "ratings_judge" in pages and "ratings_reward" in pages
 
 
 def test_other_tasks_are_checked_and_split(tmp_path: Path) -> None:

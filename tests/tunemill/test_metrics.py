@@ -415,14 +415,6 @@ def test_one_line() -> None:
     assert metrics.one_line("  a\n\tb\u00a0 c ") == "a b c"
 
 
-def test_toxicity_tells_an_insult_from_a_summary() -> None:
-    scores = metrics.toxicity(["You are a fucking idiot.", "Return the sum of the array.", "", "  "])
-    assert scores[0] >= metrics.TOXIC > scores[1]
-    assert scores[2:] == [0.0, 0.0]
-    assert metrics.toxicity([]) == []
-    assert metrics.toxicity_name().startswith("alt-profanity-check 1.")
-
-
 def test_means_and_shares() -> None:
     assert metrics.mean([1.0, None, 3.0]) == 2.0
     assert metrics.mean([None]) is None and metrics.mean([]) is None

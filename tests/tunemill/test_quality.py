@@ -233,3 +233,31 @@ def test_cap() -> None:
     kept = quality.cap_groups(groups, 20, seed=0)
     assert Counter(group for group, stays in zip(groups, kept, strict=True) if stays) == {"a": 20, "b": 3}
     assert quality.cap_groups(groups, 20, seed=0) == kept != quality.cap_groups(groups, 20, seed=1)
+
+
+def test_clusters_follow_likeness_on() -> None:
+    generator = random.Random(8)
+    words = [f"w{number}" for number in range(400)]
+    texts = []
+    for _ in range(30):
+        texts.append(" ".join(generator.choices(words, k=20)))
+        for _ in range(generator.randrange(4)):
+            changed = texts[-1].split()
+            changed[generator.randrange(20)] = generator.choice(words)
+            texts.append(" ".join(changed))
+    texts += [f" {texts[3]}\n", "", "", "a b"]
+
+    # By hand: every pair, then whatever can be reached.
+    shingles = [{tuple(each.split()[at : at + 3]) for at in range(max(1, len(each.split()) - 2))} for each in texts]
+    expected = list(range(len(texts)))
+    for one, other in itertools.combinations(range(len(texts)), 2):
+        union = shingles[one] | shingles[other]
+        same = quality.normalised(texts[one]) == quality.normalised(texts[other])
+        if same or len(shingles[one] & shingles[other]) / len(union) >= 0.7:
+            low, high = sorted((expected[one], expected[other]))
+            expected = [low if each == high else each for each in expected]
+    assert quality.clusters(texts, 0.7) == expected
+    assert len(set(expected)) < 40
+    exact = quality.clusters(texts, None)
+    assert len(set(exact)) == len({quality.normalised(each) for each in texts})
+    assert quality.clusters([], 0.7) == []

@@ -1,0 +1,52 @@
+"""Ridge regression against scikit-learn's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.linear_model import Ridge
+from sklearn.model_selection import GroupKFold, cross_val_predict
+
+from tunemill import ridge
+
+RNG = np.random.default_rng(0)
+FEATURES = RNG.normal(size=(60, 8)) + 3.0
+TARGETS = FEATURES @ RNG.normal(size=8) + RNG.normal(size=60)
+GROUPS = [f"g{n % 15}" for n in range(60)]
+
+
+@pytest.mark.parametrize("alpha", [0.01, 1.0, 300.0])
+def test_it_is_that_of_scikit_learn(alpha: float) -> None:
+    oracle = Ridge(alpha=alpha).fit(FEATURES, TARGETS)
+    found = ridge.fit(FEATURES, TARGETS, alpha)
+    assert found.weight == pytest.approx(oracle.coef_, abs=1e-9)
+    assert found.bias == pytest.approx(oracle.intercept_, abs=1e-9)
+    assert found.predict(FEATURES) == pytest.approx(oracle.predict(FEATURES), abs=1e-9)
+
+
+def test_more_features_than_rows() -> None:
+    wide = RNG.normal(size=(10, 40))
+    oracle = Ridge(alpha=2.0).fit(wide, TARGETS[:10])
+    assert ridge.fit(wide, TARGETS[:10], 2.0).predict(wide) == pytest.approx(oracle.predict(wide), abs=1e-9)
+
+
+def test_a_group_is_left_out_whole() -> None:
+    found = ridge.choose(FEATURES, TARGETS, GROUPS, [1.0], folds=15, seed=0)
+    oracle = cross_val_predict(Ridge(alpha=1.0), FEATURES, TARGETS, groups=GROUPS, cv=GroupKFold(15))
+    assert found.held_out == pytest.approx(oracle, abs=1e-9)  # a fold for each group: nothing is left to chance
+
+
+def test_the_penalty_with_the_least_error_on_what_was_left_out_is_chosen() -> None:
+    noise = RNG.normal(size=60)
+    assert ridge.choose(FEATURES, noise, GROUPS, [1e-3, 1e6], folds=5, seed=0).alpha == 1e6
+    clean = FEATURES @ np.arange(8.0)
+    assert ridge.choose(FEATURES, clean, GROUPS, [1e-3, 1e6], folds=5, seed=0).alpha == 1e-3
+    order = RNG.permutation(60)
+    one = ridge.choose(FEATURES, TARGETS, GROUPS, [1.0], folds=4, seed=7).held_out
+    other = ridge.choose(FEATURES[order], TARGETS[order], [GROUPS[n] for n in order], [1.0], folds=4, seed=7).held_out
+    assert other == pytest.approx(one[order], abs=1e-9)
+
+
+def test_too_few_groups() -> None:
+    with pytest.raises(ValueError, match="15 groups cannot be dealt into 16 folds"):
+        ridge.choose(FEATURES, TARGETS, GROUPS, [1.0], folds=16, seed=0)
