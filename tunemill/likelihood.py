@@ -445,7 +445,7 @@ def _recovered(kept: Path | None, asked: Sequence[tuple[Tokens, Tokens]]) -> dic
         return {}
     held: dict[str, list[Any]] = {}
     for entry in journal.recover(kept):
-        held |= entry["scores"]
+        held |= entry.get("scores", {})
     names = {each: _name(each) for each in asked}
     return {
         each: Likelihood(float(held[name][0]), held[name][1], held[name][2])
