@@ -146,7 +146,8 @@ def from_items(items: Sequence[TaskItem], examples: Sequence[TaskItem] = ()) -> 
 
     Args:
         items: the questions, of one task or several.
-        examples: questions that worked examples are taken from; a task that has none of them is asked without.
+        examples: the worked examples, as many of the first ones as `run` is asked for, the same for every question; a task
+            that has none of them is asked without.
 
     Raises:
         ValueError: a task in which some rows have choices and some have none, or a right answer that is no choice.
@@ -159,7 +160,10 @@ def from_items(items: Sequence[TaskItem], examples: Sequence[TaskItem] = ()) -> 
             raise ValueError(f"task {task}: some of its rows have choices, some have none")
         metrics = ("acc", "acc_norm") if own[0].choices else ("exact_match",)
         splits = {"test": own} | ({"train": worked} if worked else {})
-        source: dict[str, Any] = {"training_split": "train", "fewshot_split": "train"} if worked else {"num_fewshot": 0}
+        source: dict[str, Any] = {"num_fewshot": 0}
+        if worked:
+            # The first ones for every question, as in MMLU: what all questions begin with is read once.
+            source = {"training_split": "train", "fewshot_split": "train", "fewshot_config": {"sampler": "first_n"}}
         found.append(
             source
             | {

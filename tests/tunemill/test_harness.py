@@ -283,7 +283,7 @@ def test_rows_of_ours_are_tasks(decoding: tuple[Any, Any], tmp_path: Path, monke
         )
 
     items = [item(task, at, choices) for task, choices in (("b", ("no", "yes")), ("a", ())) for at in range(4)]
-    examples = [item("b", at, ("no", "yes")) for at in range(10, 13)]
+    examples = [item("b", at, ("no", "yes")) for at in (11, 10, 12)]
     found = ask(decoding, harness.from_items(items, examples), None, shots=2, chat=True)
     assert list(found.tasks) == ["a", "b"] and {row["id"] for row in found.tasks["b"].rows} == {
         f"b-{at}" for at in range(4)
@@ -292,6 +292,7 @@ def test_rows_of_ours_are_tasks(decoding: tuple[Any, Any], tmp_path: Path, monke
     assert set(found.tasks["a"].metrics) == {"exact_match"} and set(found.tasks["b"].metrics) == {"acc", "acc_norm"}
     row = found.tasks["b"].rows[1]
     assert row["choices"] == ["no", "yes"] and row["right"] == 1 and row["prompt"].count("{{ the list }}") == 3
+    assert row["prompt"].index("is 11 in") < row["prompt"].index("is 10 in") < row["prompt"].index("is 1 in")
     # The same question put by hand: worked examples as turns, the assistant's turn begun.
     ids = decoding[1](row["prompt"])["input_ids"]
     answer = decoding[1]("yes", add_special_tokens=False)["input_ids"]
