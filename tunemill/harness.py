@@ -113,6 +113,7 @@ def run(
         loaded = load(tasks, folder)
         for name, task in loaded["tasks"].items():
             _prepare(name, task, shots, seed)
+            _check_answers(name, task, limit)
         log.note(f"asking {', '.join(loaded['tasks'])}")
         try:
             found = evaluator.evaluate(
@@ -145,7 +146,8 @@ def from_items(items: Sequence[TaskItem], examples: Sequence[TaskItem] = ()) -> 
 
     Args:
         items: the questions, of one task or several.
-        examples: questions that worked examples are taken from; a task that has none of them is asked without.
+        examples: the worked examples, as many of the first ones as `run` is asked for, the same for every question; a task
+            that has none of them is asked without.
 
     Raises:
         ValueError: a task in which some rows have choices and some have none, or a right answer that is no choice.
@@ -158,7 +160,10 @@ def from_items(items: Sequence[TaskItem], examples: Sequence[TaskItem] = ()) -> 
             raise ValueError(f"task {task}: some of its rows have choices, some have none")
         metrics = ("acc", "acc_norm") if own[0].choices else ("exact_match",)
         splits = {"test": own} | ({"train": worked} if worked else {})
-        source: dict[str, Any] = {"training_split": "train", "fewshot_split": "train"} if worked else {"num_fewshot": 0}
+        source: dict[str, Any] = {"num_fewshot": 0}
+        if worked:
+            # The first ones for every question, as in MMLU: what all questions begin with is read once.
+            source = {"training_split": "train", "fewshot_split": "train", "fewshot_config": {"sampler": "first_n"}}
         found.append(
             source
             | {
@@ -346,6 +351,20 @@ def _prepare(name: str, task: Task, shots: int | None, seed: int) -> None:
         raise UserError(f"{wanted} worked examples wanted, {there} there", where=f"task {name}", fix="fewer shots")
 
 
+def _check_answers(name: str, task: Task, limit: int | None) -> None:
+    """Whether every right answer is one of the choices, before a model is asked anything."""
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return
+    for at, doc in task.doc_iterator(limit=limit):
+        target = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
+        _right(name, _id(doc, at), task.doc_to_choice(doc), target)
+    source, sampler = task.get_config("fewshot_config"), getattr(task, "sampler", None)
+    for at, doc in enumerate(sampler.df if sampler is not None and task.get_config("num_fewshot") else []):
+        target = task.doc_to_target(doc, source.doc_to_target)
+        if source.doc_to_choice and isinstance(target, int) and not task.multiple_input:
+            _right(name, _id(doc, at), task.doc_to_choice(doc, source.doc_to_choice), target)
+
+
 @contextlib.contextmanager
 def _datasets_under(folder: Path | None) -> Iterator[None]:
     """Keep what `datasets` caches in a folder, for a time; in a temporary one if None."""
@@ -404,9 +423,8 @@ def _row(name: str, task: Task, sample: Mapping[str, Any], asker: Any) -> dict[s
         Where text was generated: reference, prediction, filter.
     """
     doc, asked = sample["doc"], sample["arguments"]
-    known = doc.get("id") if isinstance(doc, dict) else None
     row: dict[str, Any] = {
-        "id": str(sample["doc_id"] if known is None else known),
+        "id": _id(doc, sample["doc_id"]),
         "task": name,
         "prompt": asked[0][0],
         "scores": {key: float(sample[key]) for key in sample["metrics"] if isinstance(sample[key], (int, float))},
@@ -432,6 +450,12 @@ def _row(name: str, task: Task, sample: Mapping[str, Any], asker: Any) -> dict[s
     likeliest = max(range(len(choices)), key=lambda at: (row["logprobs"][at], -at))
     correct = likeliest in right if isinstance(right, list) else likeliest == right
     return row | {"correct": correct if len(choices) > 1 else None}
+
+
+def _id(doc: Any, at: int) -> str:
+    """What the data call a question, or else its place among them."""
+    known = doc.get("id") if isinstance(doc, dict) else None
+    return str(at if known is None else known)
 
 
 def _right(task: str, item: str, choices: Sequence[str], target: Any) -> int | list[int]:

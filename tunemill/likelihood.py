@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import torch
 
 PASS = 256
-"""What one pass more costs, as tokens: a beginning is shared where that saves more."""
+"""What one pass more costs, as tokens: a beginning is shared, and padding avoided, where that saves more."""
 
 Tokens = tuple[int, ...]
 
@@ -238,6 +238,35 @@ def alike(texts: Sequence[Sequence[int]]) -> list[Shared]:
     return [*found, Shared(alone, 0)] if alone else found
 
 
+def plan(sizes: Sequence[int], known: int, tokens: int, rows: int) -> list[tuple[int, ...]]:
+    """Put rows into batches of similar size, the largest first, so that the least is computed: padding, and `PASS` for each.
+
+    Args:
+        sizes: tokens of each row.
+        known: of these, tokens that are not computed again.
+        tokens: most tokens of a batch, padding and known ones included; a single larger row is a batch of its own.
+        rows: most rows in a batch.
+
+    Returns:
+        Indices of the rows in each batch; every index once.
+    """
+    order = sorted(range(len(sizes)), key=lambda index: (-sizes[index], index))
+    least: list[tuple[int, int]] = [(0, 0)]  # what the first n rows cost at least, and where their last batch begins
+    for end in range(1, len(order) + 1):
+        ways = []
+        for first in range(end - 1, max(-1, end - 1 - rows), -1):
+            width, count = sizes[order[first]], end - first
+            if count > 1 and count * width > tokens:
+                break  # one that begins earlier is wider
+            ways.append((least[first][0] + count * (width - known) + PASS, first))
+        least.append(min(ways))
+    found, end = [], len(order)
+    while end:
+        found.append(tuple(order[least[end][1] : end]))
+        end = least[end][1]
+    return found[::-1]
+
+
 def _answer(tokenizer: Any, completion: str) -> list[int]:
     answer = models.render_completion(tokenizer, completion)[:-1]
     if not answer:
@@ -269,7 +298,7 @@ def _planned(
                     together = ()
                 together = (*together, rest)
             items.append(Row(question, together))
-        batches = sampling.plan([size(*row) for row in items], 0, tokens, rows)
+        batches = plan([size(*row) for row in items], group.length, tokens, rows)
         planned.append((items[0].question[: group.length], [[items[at] for at in batch] for batch in batches]))
     # The longest first: what does not fit in memory fails at once.
     return sorted(planned, key=lambda each: -size(*each[1][0][0]))
