@@ -5,6 +5,7 @@ transformers' own copies all it has for every token: at 600 positions that is ha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -68,3 +69,33 @@ def roomy(model: Any, rows: int, room: int, beginning: Any) -> DynamicCache:
         for layer, known in zip(cache.layers, beginning.layers, strict=True):
             layer.update(known.keys.expand(rows, -1, -1, -1), known.values.expand(rows, -1, -1, -1))
     return cache
+
+
+def gathered(
+    model: Any, parts: Sequence[tuple[Sequence[int], Any]], rows: int, width: int, room: int, beginning: Any
+) -> DynamicCache:
+    """One cache of what was read in parts, each row's positions aligned at their end.
+
+    Args:
+        model: one that keeps all keys and values.
+        parts: rows, and the cache of what was read of them; every row in one part. A part's positions are what all rows begin
+            with, then its own.
+        rows: of the whole, B.
+        width: positions of the whole, at least those of the longest part.
+        room: most positions there will be.
+        beginning: cache of one row, what every row begins with; or None.
+    """
+    whole = roomy(model, rows, room, beginning)
+    known = beginning.get_seq_length() if beginning is not None else 0
+    for at, layer in enumerate(whole.layers):
+        for place, (chosen, part) in enumerate(parts):
+            keys, values = part.layers[at].keys[:, :, known:], part.layers[at].values[:, :, known:]
+            if not place:  # what no part fills is padding, which nothing looks at; but it must be a number
+                layer.update(
+                    *(each.new_zeros((rows, each.shape[1], width - known, each.shape[3])) for each in (keys, values))
+                )
+            index = torch.tensor(list(chosen), device=keys.device)
+            first = width - keys.shape[2]
+            layer.keys[index, :, first:] = keys
+            layer.values[index, :, first:] = values
+    return whole

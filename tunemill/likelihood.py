@@ -28,14 +28,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tunemill import journal, losses, models, sampling
+from tunemill import journal, losses, models, packing, sampling
 from tunemill.log import Log
 
 if TYPE_CHECKING:
     import torch
-
-PASS = 256
-"""What one pass more costs, as tokens: a beginning is shared, and padding avoided, where that saves more."""
 
 Tokens = tuple[int, ...]
 
@@ -205,7 +202,7 @@ def alike(texts: Sequence[Sequence[int]]) -> list[Shared]:
     """Group texts by what they begin with, so that the fewest tokens are left to compute.
 
     Of the tree of all beginnings (as intervals of the sorted texts: Abouelhoda et al. 2004, section 3) those are taken that
-    save most together; one counts only for what it saves beyond `PASS`.
+    save most together; one counts only for what it saves beyond `packing.PASS`.
 
     Args:
         texts: as token ids, all different, none empty.
@@ -226,7 +223,7 @@ def alike(texts: Sequence[Sequence[int]]) -> list[Shared]:
             length, first = open_.pop()
             # Of each text a token stays, since the logits after it are what is asked for; the shortest stands first.
             length = min(length, len(ordered[first]) - 1)
-            saved = (end - first - 1) * length - PASS
+            saved = (end - first - 1) * length - packing.PASS
             within = next((at for at, each in enumerate(chosen) if each[0] >= first), len(chosen))
             if saved > sum(each[3] for each in chosen[within:]):
                 chosen[within:] = [(first, end, length, saved)]
@@ -235,36 +232,15 @@ def alike(texts: Sequence[Sequence[int]]) -> list[Shared]:
     found = [Shared(tuple(order[first:end]), length) for first, end, length, _ in chosen]
     grouped = {item for each in found for item in each.items}
     alone = tuple(index for index in range(len(texts)) if index not in grouped)
-    return [*found, Shared(alone, 0)] if alone else found
-
-
-def plan(sizes: Sequence[int], known: int, tokens: int, rows: int) -> list[tuple[int, ...]]:
-    """Put rows into batches of similar size, the largest first, so that the least is computed: padding, and `PASS` for each.
-
-    Args:
-        sizes: tokens of each row.
-        known: of these, tokens that are not computed again.
-        tokens: most tokens of a batch, padding and known ones included; a single larger row is a batch of its own.
-        rows: most rows in a batch.
-
-    Returns:
-        Indices of the rows in each batch; every index once.
-    """
-    order = sorted(range(len(sizes)), key=lambda index: (-sizes[index], index))
-    least: list[tuple[int, int]] = [(0, 0)]  # what the first n rows cost at least, and where their last batch begins
-    for end in range(1, len(order) + 1):
-        ways = []
-        for first in range(end - 1, max(-1, end - 1 - rows), -1):
-            width, count = sizes[order[first]], end - first
-            if count > 1 and count * width > tokens:
-                break  # one that begins earlier is wider
-            ways.append((least[first][0] + count * (width - known) + PASS, first))
-        least.append(min(ways))
-    found, end = [], len(order)
-    while end:
-        found.append(tuple(order[least[end][1] : end]))
-        end = least[end][1]
-    return found[::-1]
+    if not alone:
+        return found
+    # What is left may still begin alike, as with a chat template's system message.
+    length = min(
+        len(os.path.commonprefix([list(texts[index]) for index in alone])),
+        *(len(texts[index]) - 1 for index in alone),
+        1 << 30,
+    )
+    return [*found, Shared(alone, length if (len(alone) - 1) * length > packing.PASS else 0)]
 
 
 def _answer(tokenizer: Any, completion: str) -> list[int]:
@@ -298,7 +274,7 @@ def _planned(
                     together = ()
                 together = (*together, rest)
             items.append(Row(question, together))
-        batches = plan([size(*row) for row in items], group.length, tokens, rows)
+        batches = packing.plan([size(*row) for row in items], group.length, tokens, rows)
         planned.append((items[0].question[: group.length], [[items[at] for at in batch] for batch in batches]))
     # The longest first: what does not fit in memory fails at once.
     return sorted(planned, key=lambda each: -size(*each[1][0][0]))

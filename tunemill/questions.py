@@ -22,7 +22,8 @@ def choose(items: Sequence[TaskItem], with_choices: int, without: int, seed: int
 
     Args:
         items: all questions.
-        with_choices: how many of those with choices in all, shared out evenly: what a task with few leaves, the others take.
+        with_choices: how many of those with choices in all. Every task gets the share that costs as much to read as the others'
+            (questions of half the length, twice as many); what a task with few leaves, the others take.
         without: how many of each task without choices.
         seed: of the choice.
     """
@@ -30,14 +31,16 @@ def choose(items: Sequence[TaskItem], with_choices: int, without: int, seed: int
     for each in items:
         by_task.setdefault(each.task, []).append(each)
     chosen: list[TaskItem] = []
+    counts = {name: without for name, own in by_task.items() if not own[0].choices}
+    choosing = {name: own for name, own in by_task.items() if own[0].choices}
+    # So many for each character: of half the length, twice as many.
+    worth = {name: len(own) / sum(len(each.prompt) for each in own) for name, own in choosing.items()}
     left = with_choices
-    choosing = sorted(
-        (name for name, own in by_task.items() if own[0].choices), key=lambda name: (len(by_task[name]), name)
-    )
-    counts = {name: without for name in by_task if name not in choosing}
-    for place, name in enumerate(choosing):
-        counts[name] = min(len(by_task[name]), left // (len(choosing) - place))
+    # Those first whose share is more than they have.
+    for name in sorted(choosing, key=lambda name: (len(choosing[name]) / worth[name], name)):
+        counts[name] = min(len(choosing[name]), round(left * worth[name] / sum(worth[each] for each in worth)))
         left -= counts[name]
+        del worth[name]
     for name in sorted(counts):
         if counts[name]:
             chosen += heldout.subset(by_task[name], counts[name], seed, "task")

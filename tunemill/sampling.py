@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tunemill import journal, losses, models
+from tunemill import journal, losses, models, packing
 from tunemill.log import Log
 from tunemill.runtime import out_of_memory
 
@@ -32,6 +32,8 @@ NUCLEUS = 1024
 """How many of the likeliest tokens are looked at first for those that together have probability p."""
 PREFIX = 8
 """Shortest common beginning worth computing apart."""
+READ = 4096
+"""Most tokens of prompts that are read at once: more are no faster, and take memory."""
 
 
 class Decoding(NamedTuple):
@@ -357,8 +359,6 @@ def _decode(
     import torch
     from transformers import GenerationConfig
 
-    from tunemill import caches
-
     start = losses.start_token(model)
     # Rows that ask the same (several samples of one prompt) share what is read: it is read once, and copied.
     different = list(dict.fromkeys(map(tuple, job.prompts)))
@@ -366,9 +366,7 @@ def _decode(
     cache = None  # where it is not as simple as that, transformers' own
     if start is None and plain_cache(model):
         room = ids.shape[1] + decoding.max_new_tokens
-        cache = caches.roomy(model, len(ids), room, prefix.cache)
-        if len(different) < len(job.prompts):
-            _read(model, ids, given["attention_mask"], cache, prefix.length)
+        cache = _read(model, ids, given["attention_mask"], room, prefix)
     if len(different) < len(job.prompts):
         place = {prompt: at for at, prompt in enumerate(different)}
         keep = torch.tensor([place[tuple(prompt)] for prompt in job.prompts], device=model.device)
@@ -427,30 +425,52 @@ def _decode(
     return written
 
 
-def _read(model: Any, ids: torch.Tensor, mask: torch.Tensor, cache: Any, known: int) -> None:
-    """Fill a cache with all but the last position of each row; that one's logits are what generation starts from.
+def _read(model: Any, ids: torch.Tensor, mask: torch.Tensor, room: int, prefix: _Prefix) -> Any:
+    """Read all but the last token of each prompt; that one's logits are what generation starts from.
+
+    Prompts of like length are read together, whatever batch they go on in: what is read costs by the token, padding
+    included, while of what is written a token costs the less the more rows there are.
 
     Args:
         model: decoder-only, without its adapter.
-        ids: (B, T).
+        ids: (B, T), aligned at their ends.
         mask: (B, T), 1 is a token.
-        cache: of B rows; knows the first positions.
-        known: how many.
+        room: most positions there will be.
+        prefix: what all prompts begin with.
+
+    Returns:
+        A cache of B rows and T - 1 positions, padding included.
     """
     import torch
 
-    if ids.shape[1] - 1 == known:
-        return
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    with torch.inference_mode():
-        model(
-            input_ids=ids[:, known:-1],
-            attention_mask=mask[:, :-1],
-            position_ids=positions[:, known:-1],
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+    from tunemill import caches
+
+    rows, width = len(ids), ids.shape[1] - 1
+    lengths = (mask.sum(dim=1) - 1).tolist()
+    if max(lengths) == prefix.length:
+        return caches.roomy(model, rows, room, prefix.cache)
+    parts = []
+    for chosen in packing.plan(lengths, prefix.length, max(READ, max(lengths)), rows):
+        longest = lengths[chosen[0]]
+        whole = len(chosen) == rows and longest == width
+        index = torch.tensor(sorted(chosen), device=ids.device)
+        first = prefix.length + width - longest  # of the columns that none of these pads
+        seen = torch.cat([mask[index, : prefix.length], mask[index, first:-1]], dim=1)  # (b, longest)
+        positions = (seen.cumsum(dim=1) - 1).clamp(min=0)
+        cache = caches.roomy(model, len(chosen), room if whole else longest, prefix.cache)
+        with torch.inference_mode():
+            model(
+                input_ids=ids[index, first:-1],
+                attention_mask=seen,
+                position_ids=positions[:, prefix.length :],
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        if whole:
+            return cache
+        parts.append((sorted(chosen), cache))
+    return caches.gathered(model, parts, rows, width, room, prefix.cache)
 
 
 def _rows(given: dict[str, Any], keep: torch.Tensor) -> dict[str, Any]:

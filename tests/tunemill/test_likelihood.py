@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tunemill import journal, likelihood, models, runtime
+from tunemill import journal, likelihood, models, packing, runtime
 from tunemill.likelihood import Likelihood
 
 CPU = runtime.Runtime("cpu", "float32", 2)
@@ -223,7 +223,7 @@ def cheapest(texts: Sequence[Sequence[int]], length: int = 0) -> int:
     """Most tokens that sharing can save: every node of the tree of beginnings is taken, or its children are."""
     length = len(os.path.commonprefix([list(each) for each in texts]))
     usable = min(length, *(len(each) - 1 for each in texts))
-    whole = max(0, (len(texts) - 1) * usable - likelihood.PASS)
+    whole = max(0, (len(texts) - 1) * usable - packing.PASS)
     parts: dict[Any, list[Sequence[int]]] = {}
     for each in texts:
         parts.setdefault(each[length] if len(each) > length else None, []).append(each)
@@ -233,7 +233,7 @@ def cheapest(texts: Sequence[Sequence[int]], length: int = 0) -> int:
 @pytest.mark.parametrize("seed", range(8))
 def test_texts_are_grouped_so_that_most_is_saved(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(seed)
-    monkeypatch.setattr(likelihood, "PASS", rng.choice([0, 5, 40]))
+    monkeypatch.setattr(packing, "PASS", rng.choice([0, 5, 40]))
     stems = [[rng.randrange(3) for _ in range(rng.randrange(1, 30))] for _ in range(5)]
     stems += [stem + [rng.randrange(3) for _ in range(9)] for stem in stems]
     texts = sorted({(*rng.choice(stems), *(rng.randrange(3) for _ in range(rng.randrange(1, 8)))) for _ in range(40)})
@@ -244,14 +244,14 @@ def test_texts_are_grouped_so_that_most_is_saved(seed: int, monkeypatch: pytest.
     for each in groups:
         first = texts[each.items[0]][: each.length]
         assert all(texts[item][: each.length] == first and len(texts[item]) > each.length for item in each.items)
-        saved += (len(each.items) - 1) * each.length - (likelihood.PASS if each.length else 0)
+        saved += (len(each.items) - 1) * each.length - (packing.PASS if each.length else 0)
     assert saved == cheapest(texts)
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_batches_cost_the_least_there_is(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(seed)
-    monkeypatch.setattr(likelihood, "PASS", rng.choice([1, 12, 80]))
+    monkeypatch.setattr(packing, "PASS", rng.choice([1, 12, 80]))
     sizes = [rng.randrange(10, 60) for _ in range(9)]
     known, tokens, rows = rng.choice([0, 9]), rng.choice([50, 120, 300]), rng.choice([2, 4, 9])
 
@@ -260,7 +260,7 @@ def test_batches_cost_the_least_there_is(seed: int, monkeypatch: pytest.MonkeyPa
             len(each) == 1 or (len(each) <= rows and len(each) * max(sizes[at] for at in each) <= tokens)
             for each in batches
         )
-        spent = sum(len(each) * (max(sizes[at] for at in each) - known) + likelihood.PASS for each in batches)
+        spent = sum(len(each) * (max(sizes[at] for at in each) - known) + packing.PASS for each in batches)
         return spent if fits else float("inf")
 
     order = sorted(range(9), key=lambda at: -sizes[at])
@@ -270,7 +270,7 @@ def test_batches_cost_the_least_there_is(seed: int, monkeypatch: pytest.MonkeyPa
         for at, cut in zip(order[1:], cuts, strict=True):
             batches = [*batches, [at]] if cut else [*batches[:-1], [*batches[-1], at]]
         ways.append(cost(batches))
-    found = likelihood.plan(sizes, known, tokens, rows)
+    found = packing.plan(sizes, known, tokens, rows)
     assert sorted(at for each in found for at in each) == list(range(9))
     assert cost(found) == min(ways)
     assert sizes[found[0][0]] == max(sizes)
