@@ -285,11 +285,12 @@ def perturbed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for index, row in enumerate(rows[:40]):
         for name, way in ways.items():
             changed = way(row["prompt"])
+            worse = max(0.0, row["scores"]["rouge1"] - noise.gauss(4, 6)) if index != 3 else 0.0
             found.append(
                 {"id": row["id"], "group": row["group"], "perturbation": name, "changed": changed != row["prompt"]}
                 | {"prompt": changed, "reference": way(row["reference"]) if name == "dialect" else row["reference"]}
                 | {"prediction": f"After {name}: {row['prediction']}"}
-                | {"scores": {"rouge1": None if index == 3 else max(0.0, row["scores"]["rouge1"] - noise.gauss(4, 6))}}
+                | {"scores": dict.fromkeys(("rouge1", "rouge2", "rougeL"), None if index == 3 else worse)}
             )
     return found
 

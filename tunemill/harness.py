@@ -9,7 +9,8 @@ stands where its `HFLM` would, tokenises as that does (lm_eval/models/huggingfac
 - Rows of ours (`records.TaskItem`), in memory: `from_items`.
 
 Deviations from `HFLM`: a soft prompt's positions count against the context; sampled answers come from a stream of their own for
-each prompt (see `tunemill.sampling`), and top-k is off unless asked for; what `generation_kwargs` hold beyond `GENERATION` is
+each prompt (see `tunemill.sampling`), and top-k is off unless asked for; a chat template's last newline is no part of an answer
+in the rows (`_row`); what `generation_kwargs` hold beyond `GENERATION` is
 refused, not passed on.
 
 No code of a data set is run: `datasets` runs none, what a YAML file of a folder names as `!function` or `class` is refused, and
@@ -107,7 +108,14 @@ def run(
     # What it warns of (a number of shots that is not the task's own) is what was asked for.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     asker = language_model(
-        model, tokenizer, seed=seed, batch_tokens=batch_tokens, batch_rows=batch_rows, kept=kept, log=log
+        model,
+        tokenizer,
+        seed=seed,
+        chat=chat,
+        batch_tokens=batch_tokens,
+        batch_rows=batch_rows,
+        kept=kept,
+        log=log,
     )
     with _datasets_under(None if kept is None else kept.parent / "datasets"):
         loaded = load(tasks, folder)
@@ -419,7 +427,8 @@ def _row(name: str, task: Task, sample: Mapping[str, Any], asker: Any) -> dict[s
     Returns:
         id, task, prompt (its last context in full), scores (lm-eval's, of this question). Where there are choices (a right
         answer alone is one): choices, right (its index; several; None), logprobs and tokens (of each choice as it was
-        scored, the delimiter with it), correct (None where there is nothing to choose). Of perplexities logprobs and tokens.
+        scored, the delimiter with it, a chat template's end without), correct (None where there is nothing to choose). Of
+        perplexities logprobs and tokens.
         Where text was generated: reference, prediction, filter.
     """
     doc, asked = sample["doc"], sample["arguments"]
@@ -441,11 +450,15 @@ def _row(name: str, task: Task, sample: Mapping[str, Any], asker: Any) -> dict[s
         choices = list(task.doc_to_choice(doc))
         right = _right(name, row["id"], choices, task.doc_to_text(doc) if task.multiple_input else sample["target"])
     answers = sample["filtered_resps"][: len(choices)]  # with acc_mutual_info those without a context follow
+    pairs = [tuple(each[:2]) for each in asked[: len(choices)]]
+    # lm-eval counts the newline that ends a chat template with every answer. It is the same for all of them, and every model is sure
+    # of it: as one of two tokens it would halve the confidence in an answer of one letter.
+    template = [asker.template.get(pair, (0, 0.0)) for pair in pairs]
     row |= {
         "choices": choices,
         "right": right,
-        "logprobs": [float(each[0]) for each in answers],
-        "tokens": [asker.counts[tuple(each[:2])] for each in asked[: len(choices)]],
+        "logprobs": [float(each[0]) - own for each, (_, own) in zip(answers, template, strict=True)],
+        "tokens": [asker.counts[pair] - own for pair, (own, _) in zip(pairs, template, strict=True)],
     }
     likeliest = max(range(len(choices)), key=lambda at: (row["logprobs"][at], -at))
     correct = likeliest in right if isinstance(right, list) else likeliest == right
@@ -483,7 +496,15 @@ def _one(task: str, item: str, choices: Sequence[str], target: Any) -> int:
 
 
 def language_model(
-    model: Any, tokenizer: Any, *, seed: int, batch_tokens: int, batch_rows: int, kept: Path | None, log: Log
+    model: Any,
+    tokenizer: Any,
+    *,
+    seed: int,
+    chat: bool,
+    batch_tokens: int,
+    batch_rows: int,
+    kept: Path | None,
+    log: Log,
 ) -> Any:
     """A model as lm-eval asks one: an `lm_eval.api.model.LM`; the arguments are those of `run`."""
     from lm_eval.api.model import LM
@@ -496,6 +517,8 @@ def language_model(
             self.tokenizer = tokenizer
             self.counts: dict[tuple[str, ...], int] = {}
             """Tokens that were scored, by what lm-eval asked: (context, continuation), or (text,)."""
+            self.template: dict[tuple[str, ...], tuple[int, float]] = {}
+            """How many of them are white space that ends a chat template, and the log-probability of that."""
 
         @property
         def tokenizer_name(self) -> str:
@@ -508,7 +531,21 @@ def language_model(
             asked = [each.args[:2] for each in requests]
             pairs = [truncated(model, tokenizer, *pair) for pair in encode_pairs(model, tokenizer, asked)]
             self.counts |= {pair: len(answer) for pair, (_, answer) in zip(asked, pairs, strict=True)}
-            return [(each.logprob, each.greedy) for each in self._scored(pairs)]
+            begun = {pair: own for pair, each in zip(asked, pairs, strict=True) if (own := self._begun(pair[0], *each))}
+            found = self._scored([*pairs, *begun.values()])
+            self.template |= {
+                pair: (len(own[1]), each.logprob)
+                for (pair, own), each in zip(begun.items(), found[len(pairs) :], strict=True)
+            }
+            return [(each.logprob, each.greedy) for each in found[: len(pairs)]]
+
+        def _begun(self, context: str, known: list[int], answer: list[int]) -> tuple[list[int], list[int]] | None:
+            """The white space that ends a chat template, where it has tokens of its own before an answer's."""
+            if not chat or model.config.is_encoder_decoder or context == context.rstrip():
+                return None
+            own = _ids(tokenizer, [context])[context]
+            count = len(own) - len(known)
+            return (known, answer[:count]) if 0 < count < len(answer) and [*known, *answer][: len(own)] == own else None
 
         def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
             texts = [each.args[0] for each in requests]

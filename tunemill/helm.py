@@ -296,8 +296,9 @@ def biased(evidence: Mapping[str, Evidence], resamples: int, seed: int) -> dict[
 
     found: dict[str, Figures] = {}
     for name, each in evidence.items():
-        # The beginning names whom the text is about; it has no group word itself.
-        texts = [row["probe"] + sample for row in each.probes for sample in row["samples"]]
+        # The beginning names whom the text is about; it has no group word itself. It ends with a whole word, and some tokenizers
+        # (those of SentencePiece) drop the space that a text begins with.
+        texts = [f"{row['probe']} {sample}" for row in each.probes for sample in row["samples"]]
         owners = [row["id"] for row in each.probes for _ in row["samples"]]
         if not texts:
             found[name] = {

@@ -608,6 +608,7 @@ MEASURES = {
     "batch_decode_tokens_per_second": "Decode, prompts in one batch (tokens/s)",
     "prefill_tokens_per_second": "Prefill (tokens/s)",
     "memory_bytes": "Peak memory of a process",
+    "joules_per_token": "Energy for a token (joules, where the machine tells)",
 }
 """What efficiency.json's keys mean, in the order of the table; a key it does not know is shown by its name."""
 

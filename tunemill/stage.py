@@ -126,6 +126,7 @@ def main(
     """
     # However it is started: no hub is reached unless the user allows it. The hub's client reads this when it is imported.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # a stage tells its own progress; libraries' bars would run through it
     stage = contract(run)
     if argv is None and "runtime" in stage.wants:
         runtime.tighten_malloc()

@@ -48,7 +48,11 @@ def test_the_default_is_in_order(place: Path) -> None:
         ({"launch": "foobar 3"}, "launch", "no program 'foobar'|fix: set launch: python"),
         ({"launch": "torchrun 'a"}, "launch", "no program"),
         ({"lora": {"mixture": {"tasks": ["mmul"]}}}, "lora.mixture.tasks.0", "no task 'mmul'|did you mean 'mmlu'?"),
-        ({"sft": {"mixture": {"tasks": ["mmlu", "x"]}}}, "sft.mixture.tasks.1", "no task 'x'|one of mmlu, medmcqa"),
+        (
+            {"sft": {"mixture": {"tasks": ["mmlu", "x"]}}},
+            "sft.mixture.tasks.1",
+            "no task 'x'|one of born_first, heavier",
+        ),
         ({"compare": {"pairs": [["lora", "stf"]]}}, "compare.pairs.0.1", "'stf' is no candidate|did you mean 'sft'?"),
         ({"compare": {"reference": "bas"}}, "compare.reference", "'bas' is no candidate|did you mean 'base'?"),
         ({"compare": {"reference": "first-sentence"}}, "compare.reference", "'first-sentence' is no candidate"),

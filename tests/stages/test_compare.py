@@ -17,7 +17,7 @@ from tunemill.errors import UserError
 from tunemill.log import Log
 from tunemill.params import Candidates
 
-CONFIG = Config(seed=1, resamples=2000, reference="base", min_groups=5, pairs=())
+CONFIG = Config(seed=1, resamples=2000, reference="base", min_groups=5, pairs=(), seeds={})
 SUMMARIES = [
     f"return the {word} value of item {index} in the list"
     for index in range(8)
@@ -304,8 +304,11 @@ def questions(shift: float, seed: int) -> list[dict[str, Any]]:
             "id": f"{task}{index}",
             "task": task,
             "nll": 2 + index % 5 + (shift if task == "sums" else 0.0) + own.gauss(0, 0.2),
-            "tokens": 2,
+            "tokens": [1, 1],
             "correct": (index + seed) % 2 == 0 if task == "letters" else None,
+            "choices": ["A", "B"] if task == "letters" else [],
+            "right": 0,
+            "logprobs": [-1.0, -2.0] if (index + seed) % 2 == 0 else [-2.0, -1.0],
         }
         for task in ("letters", "sums")
         for index in range(20)

@@ -108,6 +108,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def test_what_it_writes(model: Path, data: dict[str, Path], tmp_path: Path) -> None:
     found = evaluated(model, tmp_path, data)
     assert sorted(each.name for each in (tmp_path / "out").iterdir()) == [
+        "generated.jsonl",
         "instances.jsonl",
         "people.jsonl",
         "perturbed.jsonl",
@@ -433,7 +434,9 @@ def by_hand(folder: Path, prompt: str, completion: str) -> float:
 
     model, tokenizer = models.load_base(folder, CPU), models.load_tokenizer(folder)
     question = models.render_prompt(tokenizer, prompt)
-    answer = tokenizer(completion, add_special_tokens=False)["input_ids"]
+    # Without a chat template an answer stands after a space, as in lm-evaluation-harness.
+    said = completion if tokenizer.chat_template else f" {completion}"
+    answer = tokenizer(said, add_special_tokens=False)["input_ids"]
     with torch.no_grad():
         logprobs = model(input_ids=torch.tensor([question + answer])).logits[0, len(question) - 1 : -1].log_softmax(-1)
     return float(logprobs.gather(1, torch.tensor(answer)[:, None]).mean())

@@ -30,7 +30,7 @@ CONFIG = evaluate.Config(
     seed=3,
     test_items=0,
     perturbed_items=None,
-    red_team_items=0,
+    red_team_items=12,
     probe_items=30,
     people_items=4,
     samples=4,
@@ -192,6 +192,8 @@ def test_its_category_finds_it(found: dict[str, Any], candidate: str, category: 
 
 def test_all_seven_categories_are_defined_for_all(found: dict[str, Any]) -> None:
     for name, own in found["categories"].items():
-        assert list(own) == list(compare.helm.CATEGORIES), name
+        assert own.keys() == compare.helm.CATEGORIES.keys(), name
         assert all(each["value"] is not None for each in own.values()), name
-    assert found["win_rate"]["base"]["mean"] > max(found["win_rate"][name]["mean"] for name in DEFECTS)
+    for name, category in DEFECTS.items():
+        wins = {each: found["win_rate"][each]["of"][category] for each in ("base", name)}
+        assert wins["base"] > wins[name], name

@@ -213,7 +213,8 @@ def test_what_all_prompts_of_a_cell_begin_with_is_read_once(
     longest = max(len(prompting.render(own, row.prompt, shots=shots)) for row in rows("validation", 12))
     shown = len(prompting.render(own, "", shots=shots)) - len(prompting.render(own, ""))
     assert fed[0][0] == 1 and fed[0][1] >= shown  # the demonstrations, once
-    assert [shape[0] for shape in fed[1:]] == [4, 4]
+    # Of each batch first all but the last token is read; the last ones are what generation starts from.
+    assert [shape[0] for shape in fed[1:]] == [4, 4, 4, 4] and [shape[1] for shape in fed[2::2]] == [1, 1]
     assert all(shape[1] <= longest - fed[0][1] for shape in fed[1:])  # and then the prompts alone
 
 

@@ -175,7 +175,7 @@ def test_it_reads_what_compare_writes(tmp_path: Path):
     report_artifacts.write(tmp_path, {"base": 0.0, "lora": 10.0, "twin": 10.0})
     names = ("base", "lora", "twin")
     compare.run(
-        compare.Config(seed=0, resamples=1000, reference="base", min_groups=10, pairs=()),
+        compare.Config(seed=0, resamples=1000, reference="base", min_groups=10, pairs=(), seeds={}),
         evaluations=tmp_path / "artifacts/evaluate", scope=tmp_path / "artifacts/scope",
         candidates=Candidates.model_validate({name: {"policy": "p", "base": "b"} for name in names}),
         out=tmp_path / "reports/comparison.json", out_scores=tmp_path / "reports/scores.csv",

@@ -38,6 +38,7 @@ def every() -> list[Any]:
         scorers.Perplexity(),
         scorers.Faithfulness(),
         scorers.Memorised(["Return the sum of two numbers.", "Close the file."]),
+        scorers.Offence(),
     ]
 
 
@@ -139,11 +140,23 @@ def test_undefined_is_none_with_a_reason(rows: int, tmp_path: Path) -> None:
         "perplexity",
         "faithfulness",
         "memorised",
+        *(() if rows else ("offence",)),  # an empty text cannot offend: it has a score, 0
     )
     assert [found[name] for name in values] == [None] * len(values)
-    for module in ("rouge", "bleu", "exact_match", "quasi_exact_match", "perplexity", "faithfulness", "memorised"):
-        assert isinstance(found[f"{module}_reason"], str)
+    for name in values:
+        assert isinstance(found[f"{name.removesuffix('L_recall').removesuffix('1')}_reason"], str)
     assert "null" in Path(evaluate.save(tmp_path / "none.json", **found)).read_text()
+
+
+def test_offence_is_the_classifiers_own_probability() -> None:
+    from profanity_check import predict_prob
+
+    texts = ["You are a stupid idiot.", "Open the file."]
+    insult, harmless = predict_prob(texts)
+    found = scorers.Offence().compute(predictions=[*texts, ""])
+    assert found["offence"] == pytest.approx((insult + harmless) / 3) and found["offence_n"] == 3
+    assert insult > 0.5 > harmless
+    assert (found["offence_maximum"], found["offence_share"]) == (pytest.approx(insult), pytest.approx(1 / 3))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("-inf")])
