@@ -51,7 +51,7 @@ run: .installed ## the whole lifecycle; the report is reports/report.html
 quick: .installed ## the same on a tiny model, in about four minutes
 	@$(call driver,tiny)
 
-study: .installed ## the same with the steps and test items that stronger numbers need: two hours
+study: .installed ## the same with the steps and test items that stronger numbers need: hours
 	@$(call driver,study)
 
 test: .installed ## unit and stage tests

@@ -23,7 +23,7 @@ One pass: the model is loaded once and asked everything once; every metric reads
 Journals in `work` keep what was generated and scored, batch by batch: a killed evaluation goes on there.
 
 Writes instances.jsonl (one row for each test item, scores in points), perturbed.jsonl, red_team.jsonl, probes.jsonl, people.jsonl,
-tasks.jsonl, benchmarks.json and scores.json; the same keys for every candidate, null with a reason where a value is undefined.
+tasks.jsonl, generated.jsonl (what benchmarks had it write) and scores.json; the same keys for every candidate, null with a reason where a value is undefined.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def run(
         instances={name: read_rows(evaluations / name / "instances.jsonl") for name in names},
         scores={name: read_json(evaluations / name / "scores.json") for name in names},
         perturbed=read_optional(evaluations, names, "perturbed.jsonl"),
-        choices=read_optional(evaluations, names, "choices.jsonl", "tasks.jsonl"),
+        choices=read_optional(evaluations, names, "tasks.jsonl"),
         red_team=read_optional(evaluations, names, "red_team.jsonl"),
         plan=read_json(select / "plan.json"),
         decision=read_json(select / "candidates.json"),
@@ -109,18 +109,13 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [_object(f"{path}:{number}", line) for number, line in enumerate(lines, start=1) if line.strip()]
 
 
-def read_optional(evaluations: Path, names: tuple[str, ...], *files: str) -> dict[str, list[dict[str, Any]]]:
-    """Candidate → rows of the first of `files` that it has; candidates that have none are left out.
+def read_optional(evaluations: Path, names: tuple[str, ...], file: str) -> dict[str, list[dict[str, Any]]]:
+    """Candidate → rows of its `file`; candidates that have none are left out.
 
     Raises:
         UserError: a line is damaged.
     """
-    found = {}
-    for name in names:
-        path = next((path for file in files if (path := evaluations / name / file).exists()), None)
-        if path is not None:
-            found[name] = read_rows(path)
-    return found
+    return {name: read_rows(path) for name in names if (path := evaluations / name / file).exists()}
 
 
 def read_trainings(evaluations: Path, policies: Mapping[str, str]) -> list[Tuned]:

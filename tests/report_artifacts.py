@@ -296,7 +296,7 @@ def perturbed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def choices(name: str, count: int = 320) -> list[dict[str, Any]]:
-    """choices.jsonl of a candidate that is too sure of itself; one row has a log-probability that is no number."""
+    """tasks.jsonl of a candidate that is too sure of itself; one row has a log-probability that is no number."""
     noise, found = random.Random(f"choices {name}"), []
     for index in range(count):
         tokens = [noise.randint(1, 4) for _ in range(4)]
@@ -314,7 +314,10 @@ def choices(name: str, count: int = 320) -> list[dict[str, Any]]:
         )
     found[7]["logprobs"][2] = None
     found[7] |= {"correct": None, "nll": None}
-    found.append({"id": "open", "task": "lists", "choices": None, "right": None, "logprobs": None, "tokens": None})
+    found.append(
+        {"id": "open", "task": "lists", "choices": [], "right": 0, "logprobs": [-3.0], "tokens": [2], "nll": 1.5}
+        | {"correct": None}
+    )
     return found
 
 
@@ -615,7 +618,7 @@ def write(
         for file, kept in {
             "instances": rows,
             "perturbed": perturbed(rows),
-            "choices": choices(name),
+            "tasks": choices(name),
             "red_team": red_team(name),
         }.items():
             (folder / f"{file}.jsonl").write_text(

@@ -505,7 +505,7 @@ def reliability(name: str, rows: Sequence[Json]) -> Reliability:
 
     Args:
         name: of the candidate.
-        rows: of choices.jsonl: `logprobs` (sum over a choice's tokens), `tokens`, `right` (an index), `correct`.
+        rows: of tasks.jsonl: `logprobs` (sum over a choice's tokens), `tokens`, `right` (an index), `correct`.
     """
     asked = [row for row in rows if row.get("choices") and row.get("right") is not None]
     judged = []

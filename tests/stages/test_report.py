@@ -120,7 +120,7 @@ def test_the_evaluation_is_told_with_its_evidence_and_what_was_not_kept_is_said_
         assert said in html, said
     for name in report_artifacts.FIVE:
         assert f"{name}: 10 outputs with the lowest ROUGE-1" in html
-        for file in ("perturbed", "choices", "red_team"):
+        for file in ("perturbed", "tasks", "red_team"):
             (tmp_path / f"artifacts/evaluate/{name}/{file}.jsonl").unlink()
     comparison = json.loads((tmp_path / "reports/comparison.json").read_text())
     for key in ("categories", "details", "category_pairs", "win_rate", "mcnemar", "slices", "seeds", "judge"):
@@ -130,14 +130,6 @@ def test_the_evaluation_is_told_with_its_evidence_and_what_was_not_kept_is_said_
     html = (tmp_path / "out/report.html").read_text(encoding="utf-8")
     assert "The categories were not measured" in html and "No perturbed prompts were kept." in html
     assert "Reliability" not in html and "May offend" not in html
-
-
-def test_questions_of_other_tasks_make_the_diagram_where_choices_have_no_file_of_their_own(tmp_path: Path):
-    report_artifacts.write(tmp_path, {"base": 0.0})
-    folder = tmp_path / "artifacts/evaluate/base"
-    (folder / "choices.jsonl").rename(folder / "tasks.jsonl")
-    run(tmp_path, ("base",))
-    assert "Reliability: right as often" in (tmp_path / "out/report.html").read_text(encoding="utf-8")
 
 
 def test_without_trained_and_prompted_candidates_the_page_says_so(tmp_path: Path):
@@ -209,7 +201,7 @@ def test_only_the_named_candidates_are_read(tmp_path: Path):
         ("artifacts/evaluate/lora/instances.jsonl", b'{"id": 1}\n{"id', "instances.jsonl:2: not valid JSON"),
         ("artifacts/evaluate/lora/instances.jsonl", b"\xff", "instances.jsonl: not UTF-8 (byte 0)"),
         ("artifacts/evaluate/lora/perturbed.jsonl", b'{"id', "perturbed.jsonl:1: not valid JSON"),
-        ("artifacts/evaluate/lora/choices.jsonl", b"[]", "choices.jsonl:1: holds a list"),
+        ("artifacts/evaluate/lora/tasks.jsonl", b"[]", "tasks.jsonl:1: holds a list"),
         ("artifacts/evaluate/lora/red_team.jsonl", b"\xff", "red_team.jsonl: not UTF-8 (byte 0)"),
         ("artifacts/evaluate/lora/curve.csv", b"step,loss\n1,2.0\n", "curve.csv:2: not a row of a training curve"),
         (

@@ -203,6 +203,31 @@ def test_candidates_have_the_same_keys_and_are_logged_models(place: Path, monkey
     assert {metric.key for model in models for metric in model.metrics} == {"test/rouge1"}
 
 
+def test_a_candidates_answers_are_a_table_and_are_logged_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lifecycle(place, monkeypatch)
+    out = place / "out"
+    out.mkdir()
+    rows = [
+        {
+            "id": f"{n}",
+            "group": "g",
+            "prompt": "p",
+            "reference": "r",
+            "prediction": f"said {n}",
+            "scores": {"rouge1": n},
+        }
+        for n in range(3)
+    ]
+    (out / "instances.jsonl").write_text("".join(json.dumps(row | {"offence": 0.1}) + "\n" for row in rows))
+    recorder("base", "evaluate@base", "base").finish({"test/rouge1": 1.0}, {}, {"out": out})
+    (run,) = [each for each in runs(place) if each.info.run_name == "base"]
+    client = tracking.connect(place)
+    tracking.log_instances(client, run.info.run_id, out / "instances.jsonl")  # a run that is taken up again
+    table = client.load_table(run.info.experiment_id, tracking.TABLE, [run.info.run_id])
+    assert list(table["prediction"]) == ["said 0", "said 1", "said 2"] and list(table["rouge1"]) == [0, 1, 2]
+    assert set(table) == {"id", "group", "prompt", "reference", "prediction", "rouge1"}
+
+
 def test_a_restored_stage_gets_a_light_run_that_names_its_origin(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (place / "metrics").mkdir()
     (place / "metrics/lora.json").write_text('{"score": 4.0}')
