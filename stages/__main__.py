@@ -324,6 +324,9 @@ def in_names(setup: Setup) -> Iterator[str]:
         for at, pair in enumerate(setup.values["compare"].pairs):
             for place, name in enumerate(pair):
                 named["compare", "pairs", at, place] = name, either
+        for method, trained in setup.values["compare"].seeds.items():
+            for at, name in enumerate(trained):
+                named["compare", "seeds", method, at] = name, candidates
     for keys, (name, known) in named.items():
         if name not in known:
             yield setup.told(

@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import Field
 
@@ -29,6 +29,7 @@ from tunemill.errors import UserError
 from tunemill.log import Log
 from tunemill.params import Candidates, Params
 from tunemill.stage import Metrics, main
+from tunemill.wording import plural
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 METRICS = (*metrics.ROUGE_TYPES, "bleu")
 PLOTTED = metrics.ROUGE_TYPES
 LEVEL = 0.95
+FEWEST_SEEDS = 3
+"""Fewest trainings that a verdict about a method may rest on."""
 ENDS = (("least", "low"), ("most", "high"))
 NO_REFERENCE = "no test item has a reference"
 
@@ -49,11 +52,11 @@ class Config(Params):
     """Bootstrap resamples."""
     reference: str
     """The candidate that the others are compared with."""
-    min_groups: int = Field(ge=2)
+    min_groups: int = Field(ge=statistics.FEWEST)
     """Fewest groups whose resampling gives an interval to rely on; below, items are resampled."""
     pairs: tuple[tuple[str, str], ...]
     """Further pairs to compare, beside those with the reference, the baselines and the scope's criteria."""
-    seeds: dict[str, tuple[str, ...]]
+    seeds: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]]
     """Name → candidates that are one method with several training seeds: they are compared with the reference together."""
 
 
@@ -64,6 +67,9 @@ class Measured(NamedTuple):
     stop: int
     statistic: Callable[[np.ndarray], np.ndarray]
     n: int
+    """Items that all systems have a score for."""
+    units: Mapping[str, int]
+    """What is resampled (cluster, item) → how many of them have such an item."""
 
 
 def run(
@@ -102,16 +108,17 @@ def run(
     }
 
     # 2. One table with a row for each item and, for each system and metric, the columns whose sums make its value.
-    table, columns = tabulate(systems, [row["reference"] for row in first])
+    groups = [row["group"] for row in first]
+    table, columns = tabulate(systems, [row["reference"] for row in first], groups)
 
     # 3. Resample groups and items; all statistics come from the same draws.
-    groups = [row["group"] for row in first]
     ways = {"cluster": groups, "item": list(range(len(first)))}
     sums = {way: statistics.cluster_sums(table, labels) for way, labels in ways.items()}
     draws = {way: statistics.resampled_sums(found, cfg.resamples, cfg.seed) for way, found in sums.items()}
-    method = "cluster" if len(sums["cluster"]) >= cfg.min_groups else "item"
+    with_score = columns[names[0], metrics.ROUGE_TYPES[0]].units["cluster"]
+    method = "cluster" if with_score >= cfg.min_groups else "item"
     if method == "item":
-        log.note(f"{len(sums['cluster'])} groups: too few to resample (compare.min_groups), so items are")
+        log.note(f"{with_score} groups: too few to resample (compare.min_groups), so items are")
     total = table.sum(axis=0)
 
     def value(of: Measured, among: np.ndarray) -> np.ndarray:
@@ -121,7 +128,7 @@ def run(
     measured: dict[str, dict[str, Any]] = {}
     for (name, metric), of in columns.items():
         estimates = {
-            way: statistics.interval(float(value(of, total)), value(of, draws[way]), len(sums[way]), LEVEL)
+            way: statistics.interval(float(value(of, total)), value(of, draws[way]), of.units[way], LEVEL)
             for way in ways
         }
         estimate = estimates[method]
@@ -133,7 +140,7 @@ def run(
             "method": method,
             "item_ci_low": estimates["item"].low,
             "item_ci_high": estimates["item"].high,
-            **_reason(estimate.value, estimate.low, len(sums[method])),
+            **_reason(estimate.value, estimate.low, of.units[method]),
         }
 
     # 5. Paired differences: against the reference, against the baselines, and what params and the scope's criteria name.
@@ -147,13 +154,16 @@ def run(
                 way: statistics.compare(
                     float(value(of_a, total) - value(of_b, total)),
                     value(of_a, draws[way]) - value(of_b, draws[way]),
-                    len(sums[way]),
+                    of_a.units[way],
                     LEVEL,
                 )
                 for way in ways
             }
+            # In the family, what is found whatever the others show.
+            within = metric == goal["primary_metric"] and b == cfg.reference and a in names
+            level = statistics.within_family(LEVEL, len(names) - 1) if within else LEVEL
             apart = value(of_a, draws[method]) - value(of_b, draws[method])
-            detectable[a, b, metric] = statistics.minimum_detectable(apart, len(sums[method]), LEVEL)
+            detectable[a, b, metric] = statistics.minimum_detectable(apart, of_a.units[method], level)
 
     # 6. Holm's correction over the declared family, then the verdicts.
     primary = goal["primary_metric"]
@@ -180,7 +190,7 @@ def run(
                 "item_p": item.p,
                 "verdict": statistics.verdict(best, holm.get((a, b, metric)), LEVEL),
                 "minimum_detectable": detectable[a, b, metric],
-                **_reason(best.diff, best.low, len(sums[method])),
+                **_reason(best.diff, best.low, columns[a, metric].units[method]),
             }
         )
 
@@ -196,7 +206,7 @@ def run(
 
     # 8. HELM's seven categories, and what else was found out beside the scores.
     evidence = {name: read_evidence(evaluations / name, rows[name]) for name in names}
-    for field in ("perturbed", "people", "questions", "red_team", "probes"):
+    for field in ("perturbed", "people", "questions", "red_team", "probes", "generated"):
         asked_of = {name: getattr(each, field) for name, each in evidence.items()}
         same_items(asked_of, "id", f"rows of {field.replace('_', ' ')}", needed=False)
     speeds = json.loads((efficiency / "efficiency.json").read_text(encoding="utf-8"))["samples"] if efficiency else {}
@@ -206,7 +216,7 @@ def run(
         if name in found:
             whole, drawn = float(value(of, total)), value(of, draws[method])
             reason = "" if whole == whole else NO_REFERENCE
-            found[name][f"accuracy/{metric}"] = helm.Figure(whole, drawn, len(sums[method]), of.n, method, reason)
+            found[name][f"accuracy/{metric}"] = helm.Figure(whole, drawn, of.units[method], of.n, method, reason)
     categories = helm.categories(found, goal["primary_metric"], cfg.reference, LEVEL)
 
     # 9. Candidates that are one method with several training seeds.
@@ -283,7 +293,9 @@ def read_evidence(folder: Path, instances: Sequence[Mapping[str, Any]]) -> helm.
         path = folder / f"{name}.jsonl"
         return [row for _, row in records.read_objects(path)] if path.is_file() else []
 
-    return helm.Evidence(instances, read("perturbed"), read("people"), read("tasks"), read("red_team"), read("probes"))
+    return helm.Evidence(
+        instances, read("perturbed"), read("people"), read("tasks"), read("red_team"), read("probes"), read("generated")
+    )
 
 
 def judged(folder: Path | None) -> dict[str, Any] | None:
@@ -322,27 +334,35 @@ def across_seeds(
         for index in range(len(groups))
         if all(rows[name][index]["scores"][metric] is not None for name in (*names, cfg.reference))
     ]
+    about: dict[str, Any] = {"metric": metric, "against": cfg.reference, "n": len(kept)}
+    if not kept:
+        fields = ("value", "ci_low", "ci_high", "seed_sd", "diff", "diff_low", "diff_high", "p")
+        return {**about, **dict.fromkeys(fields), "verdict": "not shown to be better", "reason": NO_REFERENCE}
     ours = np.array([[rows[name][index]["scores"][metric] for index in kept] for name in names])  # (S, n)
     theirs = np.array([rows[cfg.reference][index]["scores"][metric] for index in kept])  # (n,)
     labels = [groups[index] for index in kept]
     gap = statistics.hierarchical(ours - theirs, labels, cfg.resamples, cfg.seed)
     score = statistics.hierarchical(ours, labels, cfg.resamples, cfg.seed)
     units = len(set(labels))
-    best = statistics.compare(gap.value, gap.draws, units, LEVEL)
-    shown = statistics.interval(score.value, score.draws, units, LEVEL)
+    best = statistics.over_seeds(gap, len(names), units, LEVEL)
+    shown = statistics.over_seeds(score, len(names), units, LEVEL)
+    # Of one seed nothing is known of the luck of training, and of two as good as nothing.
+    gaps = [float(each) for each in (ours - theirs).mean(axis=1)]
+    agree = min(gaps) > 0 or max(gaps) < 0
+    few = f"{plural(len(names), 'seed')}: at least {FEWEST_SEEDS} are needed for a verdict"
+    reason = few if len(names) < FEWEST_SEEDS else "" if agree else "the seeds do not agree on who is ahead"
     return {
-        "metric": metric,
+        **about,
         "value": score.value,
         "ci_low": shown.low,
         "ci_high": shown.high,
         "seed_sd": score.seed_sd,
-        "against": cfg.reference,
         "diff": best.diff,
         "diff_low": best.low,
         "diff_high": best.high,
         "p": best.p,
-        "n": len(kept),
-        "verdict": statistics.verdict(best, None, LEVEL),
+        "verdict": "not shown to be better" if reason else statistics.verdict(best, None, LEVEL),
+        **({"reason": reason} if reason else {}),
     }
 
 
@@ -384,7 +404,7 @@ def trained_tasks(scores: Path) -> list[str]:
 
 
 def tabulate(
-    systems: Mapping[str, Sequence[Mapping[str, Any]]], references: Sequence[str]
+    systems: Mapping[str, Sequence[Mapping[str, Any]]], references: Sequence[str], groups: Sequence[str]
 ) -> tuple[np.ndarray, dict[tuple[str, str], Measured]]:
     """The items' sufficient statistics.
 
@@ -410,7 +430,9 @@ def tabulate(
             blocks.append(block * complete[:, None])
             stop = start + block.shape[1]
             statistic = metrics.bleu if metric == "bleu" else statistics.ratio(0, 1)
-            columns[name, metric] = Measured(start, stop, statistic, int(complete.sum()))
+            n = int(complete.sum())
+            within = {group for group, whole in zip(groups, complete, strict=True) if whole}
+            columns[name, metric] = Measured(start, stop, statistic, n, {"cluster": len(within), "item": n})
             start = stop
     return np.concatenate(blocks, axis=1), columns
 

@@ -23,14 +23,15 @@ One pass: the model is loaded once and asked everything once; every metric reads
 Journals in `work` keep what was generated and scored, batch by batch: a killed evaluation goes on there.
 
 Writes instances.jsonl (one row for each test item, scores in points), perturbed.jsonl, red_team.jsonl, probes.jsonl, people.jsonl,
-tasks.jsonl, generated.jsonl (what benchmarks had it write) and scores.json; the same keys for every candidate, null with a reason where a value is undefined.
+tasks.jsonl, generated.jsonl (what benchmarks had it write) and scores.json; the same keys for every candidate, null with a reason
+where a value is undefined.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,15 +69,15 @@ class Config(Params):
 
     seed: int = Field(ge=0)
     """Of the choice of items, and of what is sampled."""
-    test_items: int = Field(ge=0)
-    """Test items to score, every group with its share; 0 takes all."""
+    test_items: int | None = Field(ge=1)
+    """Test items to score, every group with its share; null takes all, here and below."""
     perturbed_items: int | None = Field(ge=0)
-    """How many of these are answered again, perturbed, for robustness and fairness; null takes all of them, 0 none."""
-    red_team_items: int = Field(ge=0)
+    """How many of these are answered again, perturbed, for robustness and fairness; 0 none."""
+    red_team_items: int | None = Field(ge=0)
     """Red-team prompts to answer, every source with its share; 0 asks none."""
-    probe_items: int = Field(ge=0)
+    probe_items: int | None = Field(ge=0)
     """Beginnings of texts about people to go on from, for bias; 0 asks none."""
-    people_items: int = Field(ge=0)
+    people_items: int | None = Field(ge=0)
     """Questions about people, for fairness; 0 asks none."""
     samples: int = Field(ge=1, le=100)
     """Answers to each red-team prompt and each beginning, the same number for all candidates."""
@@ -86,16 +87,16 @@ class Config(Params):
     """Of these samples: only the likeliest tokens that together have this probability."""
     sample_tokens: int = Field(ge=1, le=4096)
     """Most tokens of such a sample."""
-    choice_items: int = Field(ge=0)
+    choice_items: int | None = Field(ge=0)
     """Questions of other tasks with choices, in all; every task has an equal share as far as its questions go. 0 asks none."""
-    task_items: int = Field(ge=0)
+    task_items: int | None = Field(ge=0)
     """Questions of each other task without choices; 0 asks none."""
-    shots: int = Field(ge=0, le=20)
-    """Worked examples before a benchmark's question, where the benchmark has some."""
+    shots: int | None = Field(ge=0, le=20)
+    """Worked examples before the questions of these further tasks; null leaves it to the task."""
     benchmarks: tuple[str, ...]
     """Further tasks of lm-evaluation-harness, by name: with a hub in reach, or of a folder of one's own."""
-    benchmark_folder: str | None
-    """Folder with task files of one's own (YAML and JSONL), as lm-evaluation-harness reads them."""
+    benchmark_folder: str
+    """Folder with task files of one's own (YAML and JSONL), as lm-evaluation-harness reads them: the stage's input `benchmarks`."""
     benchmark_items: int | None = Field(ge=1)
     """Questions of each of these further tasks; null takes all."""
     max_new_tokens: int = Field(ge=1, le=4096)
@@ -117,6 +118,7 @@ def run(
     tasks: Path | None = None,
     train: Path | None = None,
     harm: Path | None = None,
+    benchmarks: Path | None = None,
     out: Path,
     work: Path,
     runtime: Runtime,
@@ -125,15 +127,24 @@ def run(
     """Answer, score and write everything under `out`."""
     # 1. The test set is the one that was fixed before training; of it, and of everything else, a fixed subset.
     examples = heldout.subset(heldout.examples(test, splits), cfg.test_items, cfg.seed, "group")
-    some = cfg.perturbed_items is None or cfg.perturbed_items > 0
-    again = heldout.subset(examples, cfg.perturbed_items or 0, cfg.seed, "group") if some else []
-    attacks = records.read(red_team, RedTeamPrompt) if red_team is not None and cfg.red_team_items else []
+    again = heldout.subset(examples, cfg.perturbed_items, cfg.seed, "group")
+    attacks = records.read(red_team, RedTeamPrompt) if red_team is not None and cfg.red_team_items != 0 else []
     attacks = heldout.subset(attacks, cfg.red_team_items, cfg.seed, "source")
     stories = probes.stories()[: cfg.probe_items]
     found = heldout.questions(tasks, splits) if tasks is not None else []
     asked = questions.choose(found, cfg.choice_items, cfg.task_items, cfg.seed)
     about_people = questions.people_variants(probes.people()[: cfg.people_items])
     variants = scoring.variants(examples, [examples.index(each) for each in again])
+    tasks_asked = [*harness.from_items(asked), *cfg.benchmarks]
+    if cfg.benchmarks:  # a mistake in them is told before anything is generated
+        harness.check(
+            tasks_asked,
+            folder=benchmarks,
+            shots=cfg.shots,
+            limit=cfg.benchmark_items,
+            seed=cfg.seed,
+            place=work / "datasets",
+        )
 
     # 2. Generate. Instructions are messages to the model; a text to continue is given as it stands.
     model, tokenizer = models.load_policy(policy, base, runtime)
@@ -157,9 +168,12 @@ def run(
 
     plain = [each for (each,) in answers("test", [message(each.prompt) for each in examples], decoding)]
     anew = answers("perturbed", [message(variants[index].prompt) for index in changed], decoding)
-    provoking = [message(each.prompt) if each.kind == "instruction" else beginning(each.prompt) for each in attacks]
-    replies = answers("red_team", provoking, drawn, cfg.samples)
-    continued = answers("probes", [beginning(each.text) for each in stories], drawn, cfg.samples)
+    told = [each for each in attacks if each.kind == "instruction"]
+    begun = [each for each in attacks if each.kind == "continuation"]
+    replies = answers("instructions", [message(each.prompt) for each in told], drawn, cfg.samples)
+    texts = [*(each.prompt for each in begun), *(each.text for each in stories)]
+    continued = answers("beginnings", [beginning(each) for each in texts], drawn, cfg.samples)
+    replies, continued = replies + continued[: len(begun)], continued[len(begun) :]
 
     # 3. How likely the answers of other tasks are, and of questions about people.
     asker = models.load_tokenizer(base)
@@ -171,11 +185,11 @@ def run(
             model, asker, pairs, batch_tokens=cfg.batch_tokens, batch_rows=cfg.batch_rows, kept=kept
         )
 
-    benchmarks = harness.run(
+    found_out = harness.run(
         model,
         asker,
-        [*harness.from_items(asked), *cfg.benchmarks],
-        folder=Path(cfg.benchmark_folder) if cfg.benchmark_folder else None,
+        tasks_asked,
+        folder=benchmarks,
         shots=cfg.shots,
         limit=cfg.benchmark_items,
         seed=cfg.seed,
@@ -185,7 +199,8 @@ def run(
         kept=work / "harness.jsonl",
         log=log,
     )
-    judged = questions.task_rows({name: each.rows for name, each in benchmarks.tasks.items()})
+    judged = questions.task_rows({name: each.rows for name, each in found_out.tasks.items()})
+    written = [questions.defined(row) for each in found_out.tasks.values() for row in each.rows if "choices" not in row]
     people = questions.people_rows(about_people, likelihoods)
 
     # 4. Score.
@@ -197,13 +212,13 @@ def run(
     perturbed = scoring.perturbed(
         examples, instances, variants, {index: one for index, (one,) in zip(changed, anew, strict=True)}
     )
-    provoked = scoring.provoked(attacks, replies, scorers)
+    provoked = scoring.provoked([*told, *begun], replies, scorers)
     probed = [
         {"id": each.id, "probe": each.text, "samples": [one.text for one in found]}
         for each, found in zip(stories, continued, strict=True)
     ]
     figures = helm.figures(
-        {"": helm.Evidence(instances, perturbed, people, judged, provoked, probed)},
+        {"": helm.Evidence(instances, perturbed, people, judged, provoked, probed, written)},
         resamples=1,
         seed=cfg.seed,
         min_groups=1,
@@ -212,9 +227,9 @@ def run(
     figures = {name: figure for name, figure in figures.items() if not name.startswith("efficiency/")}
     flat = scoring.summary(instances) | scoring.task_summary(judged)
     flat |= {
-        f"tasks/{name}/{key}": value for name, each in benchmarks.tasks.items() for key, value in each.metrics.items()
+        f"tasks/{name}/{key}": value for name, each in found_out.tasks.items() for key, value in each.metrics.items()
     }
-    flat |= {f"tasks/{name}/{key}": value for name, own in benchmarks.groups.items() for key, value in own.items()}
+    flat |= {f"tasks/{name}/{key}": value for name, own in found_out.groups.items() for key, value in own.items()}
     flat |= {name: None if figure.value != figure.value else figure.value for name, figure in figures.items()}
 
     # 5. Write.
@@ -228,7 +243,7 @@ def run(
         "probes": probed,
         "people": people,
         "tasks": judged,
-        "generated": [row for each in benchmarks.tasks.values() for row in each.rows if "choices" not in row],
+        "generated": written,
     }
     for name, each_row in rows.items():
         records.write_objects(out / f"{name}.jsonl", each_row)
@@ -245,10 +260,10 @@ def run(
             "trained_tasks": trained_tasks(policy),
             "benchmarks": {
                 name: {"n": each.n, "shots": each.shots, "version": each.version}
-                for name, each in benchmarks.tasks.items()
+                for name, each in found_out.tasks.items()
             },
             "reasons": {
-                name: figures[name].reason if name in figures else reason(name)
+                name: figures[name].reason if name in figures else reason(name, found_out.tasks)
                 for name, value in flat.items()
                 if value is None
             },
@@ -307,10 +322,12 @@ def answer(
     )
 
 
-def reason(name: str) -> str:
+def reason(name: str, tasks: Mapping[str, harness.TaskResult]) -> str:
     """Why a metric of the test items or of another task may be undefined."""
     if name.startswith("tasks/"):
-        return "the task has no choices" if name.endswith("/accuracy") else "the model gave the answers no probability"
+        _, task, key = name.split("/", 2)
+        known = tasks[task].reason if task in tasks else None
+        return known or ("the task has no choices" if key == "accuracy" else "lm-evaluation-harness gives it no value")
     if name == "test/memorised_words":
         return "there are no training data to compare with"
     return "no answer has a word to judge" if name == "test/faithfulness" else "no test item has a reference"

@@ -230,7 +230,7 @@ def areas(
         system: {
             key: (
                 float(roc.auc(np.asarray(own), harmful, comparable=pairs)[0]),
-                roc.auc(np.asarray(own), harmful, weights, pairs),
+                roc.auc(np.asarray(own), harmful, weights, pairs, prompts(rows)),
             )
             for key, pairs in comparable.items()
         }

@@ -178,7 +178,7 @@ def tally(texts: Sequence[str]) -> np.ndarray:
     return rows
 
 
-def measure(name: str, sums: np.ndarray) -> np.ndarray:
+def measure(name: str, sums: np.ndarray, least: int = LEAST) -> np.ndarray:
     """One measure, from summed counts.
 
     It is undefined below 30 group words: for a representation of all there are, for an association of those in texts that name a
@@ -189,6 +189,7 @@ def measure(name: str, sums: np.ndarray) -> np.ndarray:
     Args:
         name: a key of `MEASURES`.
         sums: (…, K), sums over texts of the rows of `tally`.
+        least: fewest group words. Of resamples none is left out that has any: those with many words would be what is left.
 
     Returns:
         (…) total variation distance from equal shares, 0 to 1 − 1/groups; nan where undefined.
@@ -203,7 +204,7 @@ def measure(name: str, sums: np.ndarray) -> np.ndarray:
     defined = ~np.isnan(distances)
     with np.errstate(invalid="ignore"):
         mean = np.where(defined, distances, 0.0).sum(axis=-1) / defined.sum(axis=-1)
-    found: np.ndarray = np.where(counted(name, sums) < LEAST, np.nan, mean)
+    found: np.ndarray = np.where(counted(name, sums) < least, np.nan, mean)
     return found
 
 

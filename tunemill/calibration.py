@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     import numpy as np
 
 BINS = 10
-ENOUGH = 300
-"""Fewest items for which HELM calls ten bins reliable."""
 FOLDS = 5
 """Parts that the cross-fit splits the items into."""
 COVERAGE = 10
@@ -382,50 +380,80 @@ def interval(value: float, draws: np.ndarray, chances: np.ndarray, clusters: int
 
 
 def compare(
-    value: float, draws: np.ndarray, chances: tuple[np.ndarray, np.ndarray], clusters: int, level: float = 0.95
+    values: tuple[float, float],
+    draws: np.ndarray,
+    chances: tuple[np.ndarray, np.ndarray],
+    clusters: int,
+    level: float = 0.95,
 ) -> Comparison:
     """Interval and p-value of the difference of two models' ECE, on the same items.
 
     A model that is nearly always sure has less of chance in its ECE than one that is not, though both are calibrated:
     the percentile interval calls that a difference. So here zero is outside the interval only where it is outside the
-    percentile interval and outside its reflection about the value, and where two perfectly calibrated models with
-    these confidences would not differ as much. p is the largest of the three.
+    percentile interval and outside its reflection about the value; and, where either model's own ECE is what a perfectly
+    calibrated one would show, where two of these with such confidences would not differ as much. p is the largest of these.
 
     Args:
-        value: the difference on the whole sample.
+        values: the two models' ECE on the whole sample.
         draws: (R,) the difference on each resample, both models on the same one.
         chances: (S,) of `chance`, of the first model and of the second.
         clusters: how many independent units were resampled.
         level: of confidence.
     """
-    import numpy as np
-
+    value = values[0] - values[1]
     plain = statistics.compare(value, draws, clusters, level)
     turned = statistics.compare(value, 2.0 * value - draws, clusters, level)
     if plain.low is None or plain.high is None or turned.low is None or turned.high is None:
         return plain
     low, high = min(plain.low, turned.low), max(plain.high, turned.high)
-    # Both were simulated with one seed: only as neighbours are their test sets independent.
-    gaps = chances[0] - np.roll(chances[1], 1)
-    tail = (1 + min(int((gaps >= value).sum()), int((gaps <= value).sum()))) / (1 + len(gaps))
-    p = min(1.0, 2.0 * tail)
-    if p >= 1.0 - level:
-        low, high = min(low, 0.0), max(high, 0.0)
+    p = 0.0
+    if _within_chance(values, chances, level):
+        gaps = _gaps(chances)
+        p = min(1.0, 2.0 * (1 + min(int((gaps >= value).sum()), int((gaps <= value).sum()))) / (1 + len(gaps)))
+        if p >= 1.0 - level:
+            low, high = min(low, 0.0), max(high, 0.0)
     # Where the two intervals lie on different sides of zero, nothing is shown.
     p = 1.0 if plain.low > 0 > turned.high or turned.low > 0 > plain.high else max(p, plain.p or 0.0, turned.p or 0.0)
     return Comparison(value, low, high, p)
 
 
-def caution(n: int, confidences: Sequence[float] | np.ndarray) -> str | None:
-    """What must stand beside an ECE over ten bins of few items; None from `ENOUGH` items on.
+def detectable(
+    values: tuple[float, float],
+    draws: np.ndarray,
+    chances: tuple[np.ndarray, np.ndarray],
+    clusters: int,
+    level: float = 0.95,
+) -> float | None:
+    """The smallest true difference that `compare` would usually find: see `statistics.minimum_detectable`.
 
-    Args:
-        n: items measured.
-        confidences: of the model, 0 to 1.
+    It has the reflected interval's distance to go too, which is what resampling adds to the difference; and where chance may account
+    for either model's ECE, the difference has to exceed what chance makes of two.
     """
-    if n >= ENOUGH or not n:
+    import numpy as np
+
+    plain = statistics.minimum_detectable(draws, clusters, level)
+    if plain is None:
         return None
-    return f"{n} items: chance alone gives a perfectly calibrated model {expected(n, confidences):.2f} on average"
+    added = abs(float(np.nanmean(draws)) - (values[0] - values[1]))
+    if _within_chance(values, chances, level):
+        within = plain - (statistics.minimum_detectable(draws, clusters, level, power=0.5) or 0.0)  # t_power · SE
+        return max(plain + added, float(np.quantile(np.abs(_gaps(chances)), level)) + within)
+    return plain + added
+
+
+def _within_chance(values: tuple[float, float], chances: tuple[np.ndarray, np.ndarray], level: float) -> bool:
+    import numpy as np
+
+    return any(value <= np.quantile(own, level) for value, own in zip(values, chances, strict=True))
+
+
+def _gaps(chances: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """How far two perfectly calibrated models with such confidences are apart, (S,)."""
+    import numpy as np
+
+    # Both were simulated with one seed: only as neighbours are their test sets independent.
+    found: np.ndarray = chances[0] - np.roll(chances[1], 1)
+    return found
 
 
 def _logits(confidences: np.ndarray) -> np.ndarray:

@@ -10,6 +10,8 @@ Pure, no I/O.
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -523,11 +525,16 @@ def reliability(name: str, rows: Sequence[Json]) -> Reliability:
                     means.index(top) == row["right"] if correct is None else bool(correct),
                 )
             )
-    judged.sort()
+    judged.sort(key=lambda each: each[0])
     count = min(BINS, len(judged) // BIN_ROWS)
     bins = []
-    for index in range(count):
-        part = judged[len(judged) * index // count : len(judged) * (index + 1) // count]
+    # Questions of one confidence stay together, in the lower bin, as in calibration.ece.
+    sure = [each for each, _ in judged]
+    edges = [bisect.bisect_right(sure, sure[len(judged) * index // count - 1]) for index in range(1, count)]
+    for first, last in itertools.pairwise([0, *edges, len(judged)] if count else []):
+        part = judged[first:last]
+        if not part:
+            continue
         bins.append(
             Bin(math.fsum(sure for sure, _ in part) / len(part), sum(right for _, right in part) / len(part), len(part))
         )

@@ -43,7 +43,7 @@ class Endpoint(Params):
     """Where it is, up to and without `/chat/completions`: `http://127.0.0.1:8000/v1`."""
     model: str = Field(min_length=1)
     """The model's name there."""
-    key_variable: str = Field(pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$")
+    key_variable: str = Field(pattern=r"^([A-Z][A-Z0-9_]{0,63})?$")
     """Name of the environment variable that holds the key, never the key itself; empty sends none."""
     max_tokens: int = Field(ge=1, le=4096)
     """Longest answer, in tokens."""

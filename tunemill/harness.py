@@ -118,10 +118,7 @@ def run(
         log=log,
     )
     with _datasets_under(None if kept is None else kept.parent / "datasets"):
-        loaded = load(tasks, folder)
-        for name, task in loaded["tasks"].items():
-            _prepare(name, task, shots, seed)
-            _check_answers(name, task, limit)
+        loaded = _ready(tasks, folder, shots, limit, seed)
         log.note(f"asking {', '.join(loaded['tasks'])}")
         try:
             found = evaluator.evaluate(
@@ -202,6 +199,42 @@ def _in_memory(splits: dict[str, list[dict[str, Any]]]) -> Any:
     return load_splits
 
 
+def check(
+    tasks: Sequence[str | dict[str, Any]],
+    *,
+    folder: Path | None,
+    shots: int | None,
+    limit: int | None,
+    seed: int,
+    place: Path,
+) -> None:
+    """Find every mistake in tasks that can be found without a model; the arguments are those of `run`.
+
+    Args:
+        tasks: see `run`.
+        folder: see `run`.
+        shots: see `run`.
+        limit: see `run`.
+        seed: see `run`.
+        place: where data sets are cached.
+
+    Raises:
+        UserError: see `run`.
+    """
+    with _datasets_under(place):
+        _ready(tasks, folder, shots, limit, seed)
+
+
+def _ready(
+    tasks: Sequence[str | dict[str, Any]], folder: Path | None, shots: int | None, limit: int | None, seed: int
+) -> dict[str, Any]:
+    loaded = load(tasks, folder)
+    for name, task in loaded["tasks"].items():
+        _prepare(name, task, shots, seed)
+        _check_answers(name, task, limit)
+    return loaded
+
+
 # ── Tasks ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -238,7 +271,16 @@ def load(tasks: Sequence[str | dict[str, Any]], folder: Path | None) -> dict[str
             # `datasets` and its hub raise a dozen unrelated types for "not there" and "no network", lm-eval for the rest.
             raise _out_of_reach(name, error, manager is known) from error
         for part, values in found.items():
-            values |= loaded.get(part, {})
+            for each, value in loaded.get(part, {}).items():
+                if any(each in known_names for known_names in found.values()):
+                    raise UserError(
+                        f"two tasks are called '{each}'",
+                        where=f"task {name}",
+                        expected="one name for each task and each group",
+                        fix="rename yours, or take one out: evaluate.benchmarks, collect.tasks",
+                        exit_code=2,
+                    )
+                values[each] = value
     return found
 
 

@@ -39,10 +39,12 @@ def questions(tasks: Path, splits: Path) -> list[TaskItem]:
     return found
 
 
-def subset(items: Sequence[Item], count: int, seed: int, group: str) -> list[Item]:
-    """A fixed random subset in which every group has its share; 0 takes all."""
+def subset(items: Sequence[Item], count: int | None, seed: int, group: str) -> list[Item]:
+    """A fixed random subset in which every group has its share; None takes all, 0 none."""
+    if count == 0:
+        return []
     groups = [getattr(each, group) for each in items]
-    return [items[index] for index in statistics.stratified([each.id for each in items], groups, count, seed)]
+    return [items[index] for index in statistics.stratified([each.id for each in items], groups, count or 0, seed)]
 
 
 def _as_fixed(ids: Sequence[str], test: Path, splits: Path, key: str) -> None:

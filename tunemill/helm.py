@@ -31,6 +31,8 @@ Method = Literal["cluster", "item", "question", "prompt", "round", ""]
 
 ECE_RESAMPLES = 2000
 """A resample of calibration sorts all questions anew: more of them would take long and change nothing that is shown."""
+ECE_COUNTS = 30_000_000
+"""Most counts that are held for that: of very many questions there are fewer resamples."""
 TOXICITY: dict[str, Callable[[Sequence[Sequence[float]]], float | None]] = {
     "share": toxicity.share,
     "expected_maximum": toxicity.expected_maximum,
@@ -77,6 +79,8 @@ class Evidence(NamedTuple):
     """Other tasks' questions; those with choices are what calibration is measured on."""
     red_team: Rows = ()
     probes: Rows = ()
+    generated: Rows = ()
+    """What benchmarks had the model write, and perplexities, with lm-eval's scores of each."""
     rounds: Rows = ()
     """Measurements of speed, one for each round."""
 
@@ -126,6 +130,7 @@ def figures(evidence: Mapping[str, Evidence], resamples: int, seed: int, min_gro
         lambda: worst_case(evidence, "fairness", perturbations.FAIRNESS, resamples, seed, min_groups),
         lambda: people(evidence, resamples, seed),
         lambda: calibrated(evidence, resamples, seed),
+        lambda: benchmarked(evidence, resamples, seed),
         lambda: biased(evidence, resamples, seed),
         lambda: toxic(evidence, resamples, seed),
         lambda: timed(evidence),
@@ -214,6 +219,26 @@ def people(evidence: Mapping[str, Evidence], resamples: int, seed: int) -> dict[
     return found
 
 
+def benchmarked(evidence: Mapping[str, Evidence], resamples: int, seed: int) -> dict[str, Figures]:
+    """Means over a task's questions of what lm-evaluation-harness scored each with; questions are resampled.
+
+    Metrics that are no mean over questions (F1 of a class, Matthews' correlation) have their value among each candidate's scores,
+    and no interval.
+    """
+    found: dict[str, Figures] = {name: {} for name in evidence}
+    rows = {name: [*each.questions, *each.generated] for name, each in evidence.items()}
+    first = next(iter(rows.values()))
+    for task, metric in dict.fromkeys((row["task"], metric) for row in first for metric in row.get("scores", ())):
+        columns = {
+            name: [row["scores"][metric] for row in own if row["task"] == task and metric in row.get("scores", ())]
+            for name, own in rows.items()
+        }
+        count = len(next(iter(columns.values())))
+        for name, figure in _means(columns, range(count), resamples, seed, 2, "question").items():
+            found[name][f"tasks/{task}/{metric}"] = figure
+    return found
+
+
 def calibrated(evidence: Mapping[str, Evidence], resamples: int, seed: int) -> dict[str, Figures]:
     """Calibration and accuracy on questions with choices, all tasks together."""
     import numpy as np
@@ -226,12 +251,20 @@ def calibrated(evidence: Mapping[str, Evidence], resamples: int, seed: int) -> d
         ]
         for name, rows in asked.items()
     }
-    # A question that any candidate has no confidence in is left out for all of them.
-    complete = [all(each is not None for each in own) for own in zip(*sure.values(), strict=True)]
+    # A question that any candidate has no confidence in is left out for all of them; a candidate that has none in any is
+    # undefined itself, and takes nothing from the others.
+    damaged = {name for name, own in sure.items() if own and all(each is None for each in own)}
+    left = [own for name, own in sure.items() if name not in damaged]
+    complete = [all(each is not None for each in own) for own in zip(*left, strict=True)]
+    why = (
+        "no questions with choices were asked"
+        if not any(asked.values())
+        else "no question that all candidates gave a probability"
+    )
     rng = np.random.default_rng(seed)
     n = sum(complete)
     counts = (
-        rng.multinomial(n, np.full(n, 1.0 / n), size=min(resamples, ECE_RESAMPLES))
+        rng.multinomial(n, np.full(n, 1.0 / n), size=min(resamples, ECE_RESAMPLES, max(200, ECE_COUNTS // n)))
         if n
         else np.zeros((0, 0), dtype=np.int64)
     )
@@ -241,16 +274,22 @@ def calibrated(evidence: Mapping[str, Evidence], resamples: int, seed: int) -> d
             for row, each, whole in zip(rows, sure[name], complete, strict=True)
             if whole and each is not None
         ]
-        found[name] = _calibration(own, counts)
+        count = len(rows)
+        found[name] = _calibration(
+            [] if name in damaged else own,
+            counts,
+            f"{count} of {count} questions: the model gave the choices no probability" if name in damaged else why,
+        )
     return found
 
 
-def _calibration(rows: Sequence[tuple[str, float, bool]], counts: np.ndarray) -> Figures:
+def _calibration(rows: Sequence[tuple[str, float, bool]], counts: np.ndarray, why: str) -> Figures:
     """One candidate's figures.
 
     Args:
         rows: (id, confidence, whether the answer is right) of each of n questions.
         counts: (R, n) how often each question is in each resample.
+        why: there is none.
     """
     import numpy as np
 
@@ -259,7 +298,7 @@ def _calibration(rows: Sequence[tuple[str, float, bool]], counts: np.ndarray) ->
     confidences = np.array([each for _, each, _ in rows])
     correct = np.array([each for _, _, each in rows], dtype=bool)
     own = calibration.measure(ids, confidences.tolist(), correct.tolist())
-    reason = (own.reason if n else None) or "no questions with choices were asked"
+    reason = (own.reason if n else None) or why
     scaled = None if own.platt_ece_10 is None else calibration.platt(ids, confidences, correct)
     found = {
         f"calibration/{field}": undefined(reason, n)
@@ -314,7 +353,9 @@ def biased(evidence: Mapping[str, Evidence], resamples: int, seed: int) -> dict[
             own[f"bias/{key}"] = (
                 undefined(bias.reason(key), int(bias.counted(key, total)))
                 if np.isnan(value)
-                else Figure(value, bias.measure(key, drawn), len(sums), int(bias.counted(key, total)), "prompt")
+                else Figure(
+                    value, bias.measure(key, drawn, least=1), len(sums), int(bias.counted(key, total)), "prompt"
+                )
             )
         found[name] = own
     return found
@@ -340,8 +381,11 @@ def toxic(evidence: Mapping[str, Evidence], resamples: int, seed: int) -> dict[s
             }
             for measure, of in TOXICITY.items():
                 key = f"toxicity/{kind}/{scorer}_{measure}"
+                # A prompt that a model had no words for is undefined.
                 columns = {
-                    name: [None if any(each is None for each in row) else of([row]) for row in rows]
+                    name: [
+                        of([known]) if (known := [each for each in row if each is not None]) else None for row in rows
+                    ]
                     for name, rows in scores.items()
                 }
                 if not next(iter(columns.values())):
@@ -349,7 +393,13 @@ def toxic(evidence: Mapping[str, Evidence], resamples: int, seed: int) -> dict[s
                         found[name][key] = undefined("no red-team prompts of this kind were asked")
                     continue
                 count = len(next(iter(columns.values())))
-                reason = "there is no harm scorer" if scorer == "harm" else ""
+                said = any(
+                    sample["prediction"]
+                    for each in evidence.values()
+                    for row in each.red_team
+                    for sample in row["samples"]
+                )
+                reason = "there is no harm scorer" if scorer == "harm" and said else "every answer is empty"
                 for name, figure in _means(columns, range(count), resamples, seed, 2, "prompt", reason).items():
                     found[name][key] = figure
     return found
@@ -397,7 +447,7 @@ def difference(a: Figure, b: Figure, level: float) -> statistics.Comparison:
     if a.method == "round":
         return statistics.student_paired(a.draws, b.draws, level)
     if a.chance is not None and b.chance is not None:
-        return calibration.compare(a.value - b.value, a.draws - b.draws, (a.chance, b.chance), a.units, level)
+        return calibration.compare((a.value, b.value), a.draws - b.draws, (a.chance, b.chance), a.units, level)
     return statistics.compare(a.value - b.value, a.draws - b.draws, a.units, level)
 
 
@@ -412,7 +462,8 @@ def categories(found: Mapping[str, Figures], metric: str, reference: str, level:
 
     Returns:
         `categories`: candidate → category → the figure that stands for it. `details`: candidate → key → every figure, with the
-        difference to the reference. `category_pairs`: each candidate against the reference. `win_rate`: candidate → mean over the
+        difference to the reference. `category_pairs`: each candidate against the reference, corrected after Holm over the candidates
+        of each category. `win_rate`: candidate → mean over the
         categories of the share of other candidates that it beats (HELM, section 8.1), and each of these shares.
     """
     keys = {category: headline(found, category, metric) for category in CATEGORIES}
@@ -425,9 +476,20 @@ def categories(found: Mapping[str, Figures], metric: str, reference: str, level:
         for category in CATEGORIES
     }
     pairs = []
-    for name in [each for each in found if each != reference]:
+    others = [each for each in found if each != reference]
+    gaps = {
+        (name, category): difference(found[name][key], found[reference][key], level)
+        for name in others
+        for category, key in keys.items()
+    }
+    # In each category the candidates are a family; accuracy's is that of the primary metric.
+    holm: dict[tuple[str, str], float] = {}
+    for category in keys:
+        tested = {(name, category): p for name in others if (p := gaps[name, category].p) is not None}
+        holm |= dict(zip(tested, statistics.holm(list(tested.values())), strict=True))
+    for name in others:
         for category, key in keys.items():
-            gap = difference(found[name][key], found[reference][key], level)
+            gap = gaps[name, category]
             lower = CATEGORIES[category].lower_is_better
             pairs.append(
                 {
@@ -436,9 +498,12 @@ def categories(found: Mapping[str, Figures], metric: str, reference: str, level:
                     "category": category,
                     "metric": key,
                     **_gap(gap),
+                    "p_holm": holm.get((name, category)),
                     "n": found[name][key].n,
-                    "verdict": statistics.verdict(gap, None, level, lower_is_better=lower),
-                    "minimum_detectable": detectable(found[name][key], found[reference][key], level),
+                    "verdict": statistics.verdict(gap, holm.get((name, category)), level, lower_is_better=lower),
+                    "minimum_detectable": detectable(
+                        found[name][key], found[reference][key], statistics.within_family(level, len(others))
+                    ),
                 }
             )
     return {
@@ -491,11 +556,15 @@ def detectable(a: Figure, b: Figure, level: float) -> float | None:
     """The smallest true difference that so many units would usually show; None where it is not resampled."""
     if a.draws is None or b.draws is None or a.method == "round":
         return None
+    if a.chance is not None and b.chance is not None:
+        return calibration.detectable((a.value, b.value), a.draws - b.draws, (a.chance, b.chance), a.units, level)
     return statistics.minimum_detectable(a.draws - b.draws, a.units, level)
 
 
 def mcnemar(questions: Mapping[str, Rows], reference: str, level: float) -> list[dict[str, Any]]:
     """Each candidate against the reference on questions with choices: each task, and all of them (`task` None).
+
+    Two families are corrected after Holm: all questions, over the candidates; and single tasks, over candidates and tasks.
 
     Args:
         questions: candidate → rows of tasks.jsonl, the same questions in the same order.
@@ -514,9 +583,14 @@ def mcnemar(questions: Mapping[str, Rows], reference: str, level: float) -> list
             if not both:
                 continue
             test = statistics.mcnemar([ours for ours, _ in both], [theirs for _, theirs in both])
-            shown = test.p is not None and test.diff is not None and test.p < 1.0 - level
-            verdict = "not shown to be better" if not shown else "better" if (test.diff or 0.0) > 0 else "worse"
-            entries.append({"a": name, "b": reference, "task": task, **test._asdict(), "verdict": verdict})
+            entries.append({"a": name, "b": reference, "task": task, **test._asdict()})
+    for family in (
+        [each for each in entries if each["task"] is None],
+        [each for each in entries if each["task"] is not None],
+    ):
+        for entry, p in zip(family, statistics.holm([each["p"] for each in family]), strict=True):
+            verdict = "not shown to be better" if p >= 1.0 - level else "better" if entry["diff"] > 0 else "worse"
+            entry |= {"p_holm": p, "verdict": verdict}
     return entries
 
 
@@ -601,18 +675,28 @@ def _means(
     method: Method = "cluster",
     reason: str = "",
 ) -> dict[str, Figure]:
-    """Means over units; one that any candidate has no value for is left out for all of them."""
+    """Means over units; one that any candidate has no value for is left out for all of them.
+
+    A candidate that has no value for any is undefined itself, and counts for nothing here.
+    """
     import numpy as np
 
-    complete = np.array([all(each is not None for each in own) for own in zip(*columns.values(), strict=True)], bool)
-    n = int(complete.sum())
-    if not n:
-        return {name: undefined(reason or "undefined for every item") for name in columns}
+    # One that has no value at all says nothing about the others, and takes nothing from them.
+    found = {
+        name: undefined(reason or "undefined for every one")
+        for name, own in columns.items()
+        if all(each is None for each in own)
+    }
+    left = {name: own for name, own in columns.items() if name not in found}
+    whole = [at for at, own in enumerate(zip(*left.values(), strict=True)) if all(each is not None for each in own)]
+    n, groups = len(whole), [groups[at] for at in whole]
     if method == "cluster" and len(set(groups)) < min_groups:
-        groups, method = range(len(groups)), "item"
-    found = {}
-    for name, values in columns.items():
-        table = np.array([[each or 0.0, 1.0] for each in values]) * complete[:, None]
+        groups, method = list(range(n)), "item"
+    for name, values in left.items():
+        if not n:
+            found[name] = undefined("there is none that all candidates have a value for")
+            continue
+        table = np.array([[values[at], 1.0] for at in whole])
         sums = statistics.cluster_sums(table, groups)
         of = statistics.ratio(0, 1)
         drawn = of(statistics.resampled_sums(sums, resamples, seed))

@@ -17,25 +17,26 @@ Score = Callable[[Sequence[tuple[str, str]]], Sequence[likelihood.Likelihood]]
 """Prompts and completions → how likely each completion is."""
 
 
-def choose(items: Sequence[TaskItem], with_choices: int, without: int, seed: int) -> list[TaskItem]:
+def choose(items: Sequence[TaskItem], with_choices: int | None, without: int | None, seed: int) -> list[TaskItem]:
     """The questions to score, a fixed subset, task by task.
 
     Args:
         items: all questions.
         with_choices: how many of those with choices in all. Every task gets the share that costs as much to read as the others'
             (questions of half the length, twice as many); what a task with few leaves, the others take.
-        without: how many of each task without choices.
+            None takes all.
+        without: how many of each task without choices; None takes all.
         seed: of the choice.
     """
     by_task: dict[str, list[TaskItem]] = {}
     for each in items:
         by_task.setdefault(each.task, []).append(each)
     chosen: list[TaskItem] = []
-    counts = {name: without for name, own in by_task.items() if not own[0].choices}
+    counts = {name: len(own) if without is None else without for name, own in by_task.items() if not own[0].choices}
     choosing = {name: own for name, own in by_task.items() if own[0].choices}
     # So many for each character: of half the length, twice as many.
     worth = {name: len(own) / sum(len(each.prompt) for each in own) for name, own in choosing.items()}
-    left = with_choices
+    left = with_choices if with_choices is not None else sum(map(len, choosing.values()))
     # Those first whose share is more than they have.
     for name in sorted(choosing, key=lambda name: (len(choosing[name]) / worth[name], name)):
         counts[name] = min(len(choosing[name]), round(left * worth[name] / sum(worth[each] for each in worth)))
@@ -63,7 +64,7 @@ def people_variants(questions: Sequence[probes.Question]) -> list[PeopleVariant]
     """Each question as it is and under every perturbation of fairness; its choices are changed with it."""
     found = []
     for each in questions:
-        right = each.choices.index(each.completion)
+        right = each.right
         found.append(PeopleVariant(each.id, None, False, each.prompt, each.choices, right))
         for name in perturbations.FAIRNESS:
             made = perturbations.perturb(name, each.prompt, each.choices, each.id)
@@ -120,9 +121,25 @@ def task_rows(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str
                     "tokens": list(row["tokens"]),
                     "nll": -max(means[index] for index in rights) if defined else None,
                     "correct": likeliest in rights if defined and len(means) > 1 else None,
+                    "scores": defined_scores(row) if defined else dict.fromkeys(row["scores"]),
                 }
             )
     return rows
+
+
+def defined(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of generated.jsonl: what is no finite number is None."""
+    shown = dict(row) | {"scores": defined_scores(row)}
+    if "logprobs" in row:
+        shown["logprobs"] = [each if math.isfinite(each) else None for each in row["logprobs"]]
+        if None in shown["logprobs"]:
+            shown["scores"] = dict.fromkeys(row["scores"])
+    return shown
+
+
+def defined_scores(row: Mapping[str, Any]) -> dict[str, float | None]:
+    """lm-eval's scores of one question, those that are no finite number as None."""
+    return {name: each if math.isfinite(each) else None for name, each in row["scores"].items()}
 
 
 def finite(found: Sequence[likelihood.Likelihood]) -> bool:

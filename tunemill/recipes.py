@@ -29,6 +29,7 @@ OPEN_SECTIONS = (
     "collect.red_team",
     "collect.tasks",
     "select.candidates",
+    "compare.seeds",
     "prompt.templates",
     "prompt.decodings",
 )

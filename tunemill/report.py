@@ -550,33 +550,7 @@ def forgetting(material: Material) -> list[tuple[str, int, dict[str, Forgotten]]
     ]
 
 
-# ---------------------------------------------------------------- safety and efficiency
-
-
-def safety(material: Material) -> list[tuple[str, dict[str, Estimate]]]:
-    """What scores.json says of toxicity: rows of (set of prompts, candidate → share of outputs in percent).
-
-    Nothing where comparison.json has the category with its intervals: that stands among the categories.
-    """
-    if any("toxicity" in each for each in (material.comparison.get("categories") or {}).values()):
-        return []
-    kinds = {
-        "Test items": ("toxicity/share", "n"),
-        "Red-team instructions": ("red_team/instruction/toxicity_share", "red_team/instruction/n"),
-        "Red-team texts to continue": ("red_team/continuation/toxicity_share", "red_team/continuation/n"),
-    }
-    return [
-        (label, {name: _share(material.scores.get(name, {}), key, count) for name in material.candidates})
-        for label, (key, count) in kinds.items()
-        if any(key in scores for scores in material.scores.values())
-    ]
-
-
-def _share(scores: Json, key: str, count: str) -> Estimate:
-    value = scores.get(key)
-    if value is None:
-        return Estimate(None, reason=scores.get("reasons", {}).get(key, "not measured for this candidate"))
-    return Estimate(100.0 * value, n=scores.get(count))
+# ---------------------------------------------------------------- form and efficiency
 
 
 def form(material: Material) -> list[tuple[str, dict[str, str]]]:
@@ -660,8 +634,6 @@ class Scorers:
     harm: str
     no_harm: str
     """Why there is no scorer of harm."""
-    harm_auc: float | None
-    """Area under the curve on ratings that the harm scorer did not learn from; None too where its name says it."""
 
 
 def scorers(material: Material) -> Scorers:
@@ -672,8 +644,7 @@ def scorers(material: Material) -> Scorers:
 
     harm = visible(first("harm_scorer") or "")
     missing = harm.removeprefix("none: ") if harm.startswith("none: ") else ""
-    area = None if missing or "AUC" in harm else first("harm_auc")
-    return Scorers(visible(first("offence_scorer") or ""), "" if missing else harm, missing, area)
+    return Scorers(visible(first("offence_scorer") or ""), "" if missing else harm, missing)
 
 
 # ---------------------------------------------------------------- the categories and what stands behind them
@@ -819,7 +790,6 @@ def page(material: Material, *, title: str, group: str, count: int, seed: int) -
             if material.red_team.get(name)
         },
         scorers=scorers(material),
-        safety=safety(material),
         form=form(material),
         pairs=material.comparison.get("pairs", ()),
         comparison=material.comparison,

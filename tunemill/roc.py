@@ -2,7 +2,7 @@
 
 The area is the probability that a positive row scores above a negative one, ties half (Hanley and McNeil 1982): a mean over pairs.
 So a pair may be left out (two answers of very different length tell how well length is read), and a bootstrap of clusters
-weighs a pair by how often its two clusters were drawn (Field and Welsh 2007).
+weighs a pair by how often its two clusters were drawn (Field and Welsh 2007), and a pair within a cluster by how often that was.
 """
 
 from __future__ import annotations
@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 
 def auc(
-    scores: np.ndarray, positive: np.ndarray, weights: np.ndarray | None = None, comparable: np.ndarray | None = None
+    scores: np.ndarray,
+    positive: np.ndarray,
+    weights: np.ndarray | None = None,
+    comparable: np.ndarray | None = None,
+    clusters: Sequence[Hashable] | None = None,
 ) -> np.ndarray:
     """The area under the ROC curve.
 
@@ -26,6 +30,7 @@ def auc(
         positive: (n,), True where the score should be high.
         weights: (R, n), how often each row counts; one area for each of the R. None: once.
         comparable: (P, N), positives by negatives, True where a pair counts. None: all do.
+        clusters: n labels of what `weights` drew, the rows of one all with one weight.
 
     Returns:
         (R,), from 0 to 1; nan where no pair counts.
@@ -37,8 +42,16 @@ def auc(
     wins = (high[:, None] > low[None, :]) + 0.5 * (high[:, None] == low[None, :])  # (P, N)
     counts = np.ones_like(wins) if comparable is None else comparable.astype(float)
     of_high, of_low = weights[:, positive], weights[:, ~positive]
-    won = ((of_high @ (wins * counts)) * of_low).sum(axis=1)
-    pairs = ((of_high @ counts) * of_low).sum(axis=1)
+
+    def total(table: np.ndarray) -> np.ndarray:
+        found: np.ndarray = ((of_high @ table) * of_low).sum(axis=1)
+        if clusters is not None:
+            # A cluster that was drawn twice is two: its own pairs are there twice, not four times.
+            inner, high_root, low_root = table * same(clusters, positive), np.sqrt(of_high), np.sqrt(of_low)
+            found += ((high_root @ inner) * low_root - (of_high @ inner) * of_low).sum(axis=1)
+        return found
+
+    won, pairs = total(wins * counts), total(counts)
     with np.errstate(divide="ignore", invalid="ignore"):
         found: np.ndarray = won / pairs
     return found

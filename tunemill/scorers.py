@@ -204,21 +204,21 @@ class Offence(InMemory):
     def _info(self) -> Any:
         return _info(
             "Probability (0 to 1) that a prediction is offensive: mean, maximum, and share of those at or above "
-            f"{toxicity.TOXIC}; an empty prediction has 0",
+            f"{toxicity.TOXIC}; empty predictions are left out",
             "alt-profanity-check; the threshold is that of Gehman et al. (2020), RealToxicityPrompts",
             predictions="string",
         )
 
     def _compute(self, predictions: Sequence[str], **others: Any) -> dict[str, Any]:
         _check(others, predictions=predictions)
-        scores = toxicity.offence(predictions)
+        scores = [each for each in toxicity.offence(predictions) if each is not None]
         found = {
             "offence": metrics.mean(scores),
             "offence_maximum": max(scores, default=None),
             "offence_share": metrics.mean([float(each >= toxicity.TOXIC) for each in scores]),
             "offence_n": len(scores),
         }
-        return found | ({} if scores else {"offence_reason": "there is no prediction"})
+        return found | ({} if scores else {"offence_reason": "no prediction has a word"})
 
 
 def _info(description: str, citation: str, **columns: str) -> Any:

@@ -16,8 +16,6 @@ from tunemill.sampling import Generation
 
 KINDS = ("instruction", "continuation")
 """Of red-team prompts: reported apart."""
-SCORERS = ("offence", "harm")
-"""Of toxicity: two that know nothing of each other."""
 BASELINES: dict[str, Callable[[str], str]] = {
     "lead-10-words": metrics.lead_words,
     "first-sentence": metrics.first_sentence,

@@ -6,6 +6,7 @@ of sums over items, so a resample is a vector of cluster counts and all of them 
 Intervals are expanded percentile intervals (Hesterberg 2015, "What teachers should know about the bootstrap", section
 4.1.2): the bootstrap's spread is too small by sqrt((n-1)/n) and ignores that the spread is estimated, which matters with
 a few dozen clusters. The p-value is that of the same interval: p < 0.05 exactly where the 95% interval excludes zero.
+Below six units there is no interval.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 Verdict = Literal["better", "worse", "not shown to be better"]
 Guard = Literal["no worse", "worse", "not shown"]
 
+FEWEST = 6
+"""Fewest independent units that are resampled for an interval. Of fewer, the expanded percentiles are the smallest and the largest
+draw, however little they were stretched: of two units a "95%" interval would cover half the time, of five nine times in ten."""
 _CHUNK = 4_000_000
 """Cluster counts drawn at a time: bounds memory, whatever the size of the test set."""
 
@@ -116,14 +120,14 @@ def interval(value: float, draws: np.ndarray, clusters: int, level: float = 0.95
         level: of confidence.
 
     Returns:
-        The interval; no bounds where fewer than two units are there.
+        The interval; no bounds of fewer than `FEWEST` units.
     """
     import numpy as np
 
     draws = draws[~np.isnan(draws)]
     if np.isnan(value):
         return Interval(None, None, None)
-    if clusters < 2 or not len(draws):
+    if clusters < FEWEST or not len(draws):
         return Interval(float(value), None, None)
     tail = _expanded((1.0 - level) / 2.0, clusters)
     low, high = np.quantile(draws, [tail, 1.0 - tail])
@@ -225,14 +229,14 @@ def minimum_detectable(draws: np.ndarray, clusters: int, level: float = 0.95, po
         power: probability of finding it.
 
     Returns:
-        In the metric's own unit; None of fewer than two units, or where the draws are all one: then they tell nothing of
+        In the metric's own unit; None of fewer than `FEWEST` units, or where the draws are all one: then they tell nothing of
         how much the difference varies.
     """
     import numpy as np
     from scipy.special import stdtrit
 
     draws = draws[~np.isnan(draws)]
-    if clusters < 2 or not len(draws) or draws.min() == draws.max():
+    if clusters < FEWEST or not len(draws) or draws.min() == draws.max():
         return None
     error = float(draws.std() * (clusters / (clusters - 1)) ** 0.5)
     reach = float(stdtrit(clusters - 1, (1.0 + level) / 2.0) + stdtrit(clusters - 1, power))
@@ -265,9 +269,8 @@ def hierarchical(values: np.ndarray, groups: Sequence[Hashable], resamples: int,
     Seeds and clusters are resampled apart, since every seed answered the same items (crossed, as in Bouthillier et al.
     2021, "Accounting for variance in machine learning benchmarks"). Resampling S seeds makes their spread too small by
     sqrt((S-1)/S), a third of the variance at S = 3: their weights are stretched by the inverse (Rao and Wu 1988). Clusters
-    are drawn as `resampled_sums` draws them: equal seeds give two candidates the same test sets. `interval` and `compare`
-    take the draws as they are, with the number of clusters; how much a handful of seeds vary is hardly known all the same, so
-    their number and `seed_sd` belong beside the interval.
+    are drawn as `resampled_sums` draws them: equal seeds give two candidates the same test sets. `over_seeds` makes
+    the interval; how much a handful of seeds vary is hardly known, so their number and `seed_sd` belong beside it.
 
     Args:
         values: (S, n) score of each seed's model on each item; nan where it is undefined.
@@ -288,6 +291,45 @@ def hierarchical(values: np.ndarray, groups: Sequence[Hashable], resamples: int,
         each = np.where(known, values, 0.0).sum(axis=1) / known.sum(axis=1)  # (S,)
     draws = (weights * means).mean(axis=1)
     return Hierarchy(float(each.mean()), draws, float(each.std(ddof=1)) if seeds > 1 else None)
+
+
+def over_seeds(found: Hierarchy, seeds: int, clusters: int, level: float = 0.95) -> Comparison:
+    """Interval and p-value of `hierarchical`'s mean: Student's, with Satterthwaite's (1946) degrees of freedom.
+
+    The variance is a sum of two: that of seeds, known with S - 1 degrees of freedom, and the rest, with G - 1. Where seeds make
+    most of it, a handful of them is all that is known. (Percentiles of the draws would take both to be known alike.)
+
+    Args:
+        found: of `hierarchical`, a mean or a difference.
+        seeds: S.
+        clusters: G.
+        level: of confidence.
+
+    Returns:
+        The comparison; without bounds of a single cluster, or where the value is undefined.
+    """
+    import numpy as np
+    from scipy.special import stdtr, stdtrit
+
+    draws = found.draws[~np.isnan(found.draws)]
+    if np.isnan(found.value):
+        return Comparison(None, None, None, None)
+    if clusters < 2 or not len(draws):
+        return Comparison(found.value, None, None, None)
+    of_seeds = 0.0 if found.seed_sd is None else found.seed_sd**2 / seeds
+    rest = max(0.0, float(draws.var()) - of_seeds)
+    error = (of_seeds + rest) ** 0.5
+    if not error:
+        return Comparison(found.value, found.value, found.value, 1.0 if found.value == 0 else 0.0)
+    degrees = error**4 / (of_seeds**2 / max(seeds - 1, 1) + rest**2 / (clusters - 1))
+    reach = float(stdtrit(degrees, (1.0 + level) / 2.0)) * error
+    p = 2.0 * float(stdtr(degrees, -abs(found.value) / error))
+    return Comparison(found.value, found.value - reach, found.value + reach, p)
+
+
+def within_family(level: float, count: int) -> float:
+    """The level at which one of `count` comparisons is surely found by `holm`, whatever the others show: Bonferroni's."""
+    return 1.0 - (1.0 - level) / max(count, 1)
 
 
 def ratio(numerator: int, denominator: int) -> Callable[[np.ndarray], np.ndarray]:
@@ -328,7 +370,8 @@ def verdict(
         level: of confidence.
         lower_is_better: of the metric.
     """
-    if found.low is None or found.high is None or (adjusted_p is not None and adjusted_p >= 1.0 - level):
+    p = adjusted_p if adjusted_p is not None else found.p
+    if found.low is None or found.high is None or (p is not None and p >= 1.0 - level):
         return "not shown to be better"
     if found.low <= 0 <= found.high:
         return "not shown to be better"

@@ -116,14 +116,14 @@ def all_gone(place: Path, within: float) -> list[str]:
 
 
 def locked(place: Path) -> dict[str, Any]:
-    """Stage → MD5 of its outputs, from dvc.lock; without the two stages whose subject is measured time."""
+    """Stage → MD5 of its outputs, from dvc.lock; without the stages in whose output measured time stands."""
     from ruamel.yaml import YAML
 
     stages = YAML(typ="safe", pure=True).load((place / "dvc.lock").read_text())["stages"]
     return {
         name: {out["path"]: out["md5"] for out in entry["outs"]}
         for name, entry in stages.items()
-        if name not in ("efficiency", "report")
+        if name not in ("efficiency", "compare", "report")
     }
 
 

@@ -37,7 +37,7 @@ def edited(place: Path, old: str, new: str) -> str:
         (
             "  test_items: 24",
             "  test_items: -1",
-            ["evaluate.test_items: -1 is not allowed", "greater than or equal to 0"],
+            ["evaluate.test_items: -1 is not allowed", "greater than or equal to 1"],
         ),
         ("\ncompare:", "\ncompar:", ["section 'compare' is missing", "is 'compar' meant to be 'compare'?"]),
         ("against: base", "against: bas", ["'bas' is no candidate", "did you mean 'base'?"]),

@@ -17,7 +17,7 @@ from tunemill.errors import UserError
 from tunemill.log import Log
 from tunemill.params import Candidates
 
-CONFIG = Config(seed=1, resamples=2000, reference="base", min_groups=5, pairs=(), seeds={})
+CONFIG = Config(seed=1, resamples=2000, reference="base", min_groups=6, pairs=(), seeds={})
 SUMMARIES = [
     f"return the {word} value of item {index} in the list"
     for index in range(8)
@@ -364,3 +364,97 @@ def test_other_questions_for_each_candidate_are_refused(tmp_path: Path, tables: 
     message = r"'lora' and 'base' answered different questions of other tasks \(2 of them are not in both\)"
     with pytest.raises(UserError, match=message):
         compared(tmp_path)
+
+
+# --- training seeds, and what is damaged ------------------------------------------------------------------------------
+
+
+def seeded(tmp_path: Path, shares: dict[str, float], names: tuple[str, ...]) -> dict[str, Any]:
+    write(tmp_path, {name: instances(share, index) for index, (name, share) in enumerate(shares.items())})
+    found, _ = compared(tmp_path, tuple(shares), CONFIG.model_copy(update={"seeds": {"lora": names}}))
+    (entry,) = found["seeds"]
+    return dict(entry)
+
+
+def test_training_seeds_are_taken_together(tmp_path: Path) -> None:
+    shares = {"base": 0.3, "lora": 0.8, "lora-2": 0.75, "lora-3": 0.85}
+    entry = seeded(tmp_path, shares, ("lora", "lora-2", "lora-3"))
+    assert (entry["name"], entry["against"], entry["n"], entry["verdict"]) == ("lora", "base", 40, "better")
+    assert entry["seed_sd"] > 0 and entry["diff_low"] < entry["diff"] < entry["diff_high"] and entry["p"] < 0.05
+    assert entry["ci_low"] < entry["value"] < entry["ci_high"]
+    assert "reason" not in entry
+
+
+def test_two_seeds_are_too_few_for_a_verdict_and_seeds_have_to_agree(tmp_path: Path) -> None:
+    (tmp_path / "two").mkdir()
+    two = seeded(tmp_path / "two", {"base": 0.3, "lora": 0.8, "lora-2": 0.8}, ("lora", "lora-2"))
+    assert two["verdict"] == "not shown to be better" and two["reason"].startswith("2 seeds: at least 3")
+    assert two["diff"] > 0 and two["diff_low"] is not None
+    (tmp_path / "three").mkdir()
+    shares = {"base": 0.5, "lora": 0.9, "lora-2": 0.9, "lora-3": 0.2}
+    three = seeded(tmp_path / "three", shares, ("lora", "lora-2", "lora-3"))
+    assert three["verdict"] == "not shown to be better" and three["reason"] == "the seeds do not agree on who is ahead"
+
+
+def test_seeds_without_any_reference_are_undefined(tmp_path: Path, tables: dict[str, Any]) -> None:
+    for rows in tables.values():
+        for row in rows:
+            row["reference"] = ""
+            for scores in (row["scores"], *row["baselines"].values()):
+                scores.update(dict.fromkeys(metrics.ROUGE_TYPES))
+    write(tmp_path, tables)
+    found, _ = compared(tmp_path, cfg=CONFIG.model_copy(update={"seeds": {"lora": ("lora",)}}))
+    (entry,) = found["seeds"]
+    assert entry["value"] is None and entry["diff"] is None and entry["reason"] == "no test item has a reference"
+
+
+def test_one_item_with_a_reference_among_many_shows_nothing(tmp_path: Path, tables: dict[str, Any]) -> None:
+    for rows in tables.values():
+        for row in rows[1:]:
+            row["reference"] = ""
+            for scores in (row["scores"], *row["baselines"].values()):
+                scores.update(dict.fromkeys(metrics.ROUGE_TYPES))
+    write(tmp_path, tables)
+    found, _ = compared(tmp_path)
+    best = pair(found, "lora", "base")
+    assert best["diff"] is not None and best["ci_low"] is None and best["verdict"] == "not shown to be better"
+    assert best["reason"] == "no interval from 1 independent unit"
+    (accuracy,) = [each for each in found["category_pairs"] if each["category"] == "accuracy"]
+    assert accuracy["verdict"] == "not shown to be better" and accuracy["ci_low"] is None
+
+
+def test_a_category_says_what_the_corrected_test_says(tmp_path: Path, tables: dict[str, Any]) -> None:
+    names = ("base", "lora", "a", "b", "c")
+    write(tmp_path, {**tables, **{name: instances(0.3 + 0.03 * index, 10 + index) for index, name in enumerate("abc")}})
+    found, _ = compared(tmp_path, names)
+    for each in found["category_pairs"]:
+        if each["category"] == "accuracy":
+            same = pair(found, each["a"], "base")
+            assert (each["diff"], each["p"], each["p_holm"]) == (same["diff"], same["p"], same["p_holm"])
+            assert each["verdict"] == same["verdict"]
+            assert each["minimum_detectable"] == same["minimum_detectable"]
+
+
+def test_a_candidate_without_probabilities_takes_nothing_from_the_others(
+    tmp_path: Path, tables: dict[str, Any]
+) -> None:
+    write(tmp_path, {**tables, "broken": tables["base"]})
+    own = random.Random(3)
+    rows = [
+        {
+            "id": f"q{n}", "task": "t", "choices": ["A", "B"], "right": n % 2, "tokens": [1, 1], "nll": 1.0,
+            "logprobs": [-own.random(), -own.random()], "correct": own.random() < 0.6, "scores": {"acc": float(n % 2)},
+        }
+        for n in range(60)
+    ]  # fmt: skip
+    nothing = {"nll": None, "correct": None, "logprobs": [None, None], "scores": {"acc": None}}
+    for name in ("base", "lora", "broken"):
+        write_tasks(tmp_path, name, [row | nothing for row in rows] if name == "broken" else rows)
+    found, _ = compared(tmp_path, ("base", "lora", "broken"))
+    told = {name: own["calibration"] for name, own in found["categories"].items()}
+    assert told["base"]["value"] is not None and told["base"]["n"] == 60 and told["lora"]["value"] is not None
+    assert told["broken"]["value"] is None
+    assert told["broken"]["reason"] == "60 of 60 questions: the model gave the choices no probability"
+    details = {name: own["tasks/t/acc"] for name, own in found["details"].items()}
+    assert details["base"]["value"] == 0.5 and details["broken"]["value"] is None
+    assert [each["a"] for each in found["mcnemar"]] == ["lora"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from stages.evaluate import Config, run
 from tests import tiny_model
+from tests.conftest import ROOT
 from tunemill import journal, metrics, models, perturbations, records, sampling
 from tunemill.checkpoints import tree_hash
 from tunemill.errors import UserError
@@ -33,9 +35,9 @@ CONFIG = Config(
     sample_tokens=6,
     choice_items=4,
     task_items=4,
-    shots=0,
+    shots=None,
     benchmarks=(),
-    benchmark_folder=None,
+    benchmark_folder="",
     benchmark_items=None,
     max_new_tokens=6,
     batch_tokens=10_000,
@@ -297,7 +299,7 @@ def test_a_policy_brings_its_own_chat_template_and_decoding(
 
 
 def test_all_items_and_nothing_else(model: Path, data: dict[str, Path], tmp_path: Path) -> None:
-    nothing = {"test_items": 0, "perturbed_items": 0, "red_team_items": 0, "probe_items": 0, "people_items": 0}
+    nothing = {"test_items": None, "perturbed_items": 0, "red_team_items": 0, "probe_items": 0, "people_items": 0}
     found = evaluated(model, tmp_path, {**data, "red_team": None}, CONFIG.model_copy(update=nothing))
     assert found["test/n"] == 20
     reasons = json.loads((tmp_path / "out/scores.json").read_text())["reasons"]
@@ -513,3 +515,34 @@ def test_questions_are_asked_without_the_template_of_the_task_tuned_for(
     evaluated(model, tmp_path / "base", with_tasks(data))
     evaluated(model, tmp_path / "prompted", with_tasks(data), policy=policy)
     assert lines(tmp_path / "prompted/out/tasks.jsonl") == lines(tmp_path / "base/out/tasks.jsonl")
+
+
+def test_a_benchmark_of_ones_own_is_asked_as_the_documentation_has_it(
+    model: Path, data: dict[str, Path], tmp_path: Path
+) -> None:
+    own = CONFIG.model_copy(update={"benchmarks": ("colours",)})
+    found = evaluated(model, tmp_path, {**data, "benchmarks": ROOT / "recipes/benchmarks"}, own)
+    rows = [row for row in lines(tmp_path / "out/tasks.jsonl") if row["task"] == "colours"]
+    assert [row["id"] for row in rows] == ["sky", "grass", "snow", "coal", "blood", "lemon"]
+    assert [row["choices"][row["right"]] for row in rows] == ["blue", "green", "white", "black", "red", "yellow"]
+    assert all(row["scores"].keys() == {"acc", "acc_norm"} for row in rows)
+    assert found["tasks/colours/acc"] == pytest.approx(sum(row["scores"]["acc"] for row in rows) / 6)
+    assert found["tasks/colours/n"] == 6
+
+
+def test_a_mistake_in_a_benchmark_is_told_before_anything_is_generated(
+    model: Path, data: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "benchmarks"
+    shutil.copytree(ROOT / "recipes/benchmarks", folder)
+    text = (folder / "colours.jsonl").read_text().replace('"right": 1', '"right": 7', 1)
+    (folder / "colours.jsonl").write_text(text)
+    own = CONFIG.model_copy(update={"benchmarks": ("colours",)})
+    with pytest.raises(UserError, match="colours"):
+        evaluated(model, tmp_path, {**data, "benchmarks": folder}, own)
+    assert not (tmp_path / "work/test.jsonl").exists()
+    with pytest.raises(UserError, match="two tasks are called 'colours'"):
+        evaluated(
+            model, tmp_path, {**data, "benchmarks": ROOT / "recipes/benchmarks"},
+            CONFIG.model_copy(update={"benchmarks": ("colours", "colours")}),
+        )  # fmt: skip

@@ -28,20 +28,20 @@ from tunemill.sampling import Generation
 CPU = Runtime("cpu", "float32", 2)
 CONFIG = evaluate.Config(
     seed=3,
-    test_items=0,
+    test_items=None,
     perturbed_items=None,
     red_team_items=12,
     probe_items=30,
-    people_items=4,
+    people_items=8,
     samples=4,
     temperature=1.0,
     top_p=0.9,
     sample_tokens=6,
     choice_items=200,
     task_items=0,
-    shots=0,
+    shots=None,
     benchmarks=(),
-    benchmark_folder=None,
+    benchmark_folder="",
     benchmark_items=None,
     max_new_tokens=6,
     batch_tokens=10_000,
@@ -62,7 +62,7 @@ def honest(name: str, prompt: str, sample: int) -> str:
     """Copies the beginning of the text; speaks of women as often as of men; insults nobody."""
     if name in ("test", "perturbed"):
         return " ".join(prompt.partition("Text:")[2].split()[:8])
-    if name == "probes":
+    if name == "beginnings":
         return "she went home" if sample % 2 else "he went home"
     return "I would rather not."
 
@@ -73,11 +73,11 @@ def case_sensitive(name: str, prompt: str, sample: int) -> str:
 
 
 def gendered(name: str, prompt: str, sample: int) -> str:
-    return "he went home" if name == "probes" else honest(name, prompt, sample)
+    return "he went home" if name == "beginnings" else honest(name, prompt, sample)
 
 
 def insulting(name: str, prompt: str, sample: int) -> str:
-    return "You stupid fucking idiot" if name == "red_team" else honest(name, prompt, sample)
+    return "You stupid fucking idiot" if name == "instructions" else honest(name, prompt, sample)
 
 
 WRAPPED: dict[str, Model] = {"case_sensitive": case_sensitive, "gendered": gendered, "insulting": insulting}
@@ -170,7 +170,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         )  # fmt: skip
     (root / "table").mkdir()
     compare.run(
-        compare.Config(seed=0, resamples=2000, reference="base", min_groups=5, pairs=(), seeds={}),
+        compare.Config(seed=0, resamples=2000, reference="base", min_groups=6, pairs=(), seeds={}),
         evaluations=root / "evaluate", efficiency=root / "efficiency", judge=None, scope=root / "scope",
         candidates=candidates, out=root / "comparison.json", out_scores=root / "scores.csv", out_table=root / "table",
         log=Log(),

@@ -258,9 +258,6 @@ def test_a_confidence_is_a_probability() -> None:
 def test_what_chance_shows_at_122_items() -> None:
     confidences = np.linspace(0.25, 1, 122)
     assert calibration.expected(122, confidences) == pytest.approx(0.10, abs=0.005)
-    said = "122 items: chance alone gives a perfectly calibrated model 0.10 on average"
-    assert calibration.caution(122, confidences) == said
-    assert calibration.caution(300, confidences) is None
     # One bin of n items: E|mean error| = sqrt(2/pi · p(1-p)/n).
     assert calibration.expected(400, [0.7], bins=1) == pytest.approx(math.sqrt(2 / math.pi * 0.21 / 400), rel=0.05)
 

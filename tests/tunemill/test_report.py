@@ -232,17 +232,6 @@ def test_speed_is_held_against_the_scope():
     ]
 
 
-def test_shares_come_with_their_number_or_a_reason():
-    old = replace(older(material()), scores={"base": made.SCORES | {"n": 60}, "lora": {}})
-    rows = dict(report.safety(old))
-    assert rows["Test items"]["base"] == Estimate(0.0, n=60)
-    assert rows["Red-team instructions"]["base"] == Estimate(6.25, n=16)
-    assert rows["Red-team texts to continue"]["base"].reason == "no red-team prompts of this kind were asked"
-    assert rows["Test items"]["lora"].reason == "not measured for this candidate"
-    assert report.safety(replace(old, scores={})) == []
-    assert report.safety(replace(old, comparison=material().comparison)) == []  # stands among the categories
-
-
 def test_other_tasks_stand_beside_the_reference():
     def entry(task: str | None, measure: str, diff: float, **more: Any) -> dict[str, Any]:
         about = {"candidate": "lora", "task": task, "measure": measure, "trained": False, "n": 20, "p": 0.01}
@@ -484,15 +473,14 @@ def test_offensive_text_is_folded_and_marked_with_what_both_scorers_say():
     words = Tags(html).words
     top = max((each["offence"], each["harm"]) for row in found.red_team["base"] for each in row["samples"])
     assert f"offensive itself {top[0]:.2f} {top[1]:.2f} ⚠ May offend" in words
-    assert "AUC 0.87; 0.50 is guessing" in words and "embedding + ridge on ratings_judge.jsonl" in words
+    assert "AUC 0.87 [0.83, 0.90] on prompts that it did not learn from" in words
 
 
-def test_a_harm_scorer_that_is_missing_or_tells_its_own_auc_is_said_so():
+def test_a_harm_scorer_that_is_missing_is_said_so():
     def scorers(name: str) -> report.Scorers:
-        return report.scorers(material(scores={"base": {}, "lora": {"harm_scorer": name, "harm_auc": 0.8}}))
+        return report.scorers(material(scores={"base": {}, "lora": {"harm_scorer": name}}))
 
-    assert (scorers("ridge").harm, scorers("ridge").harm_auc) == ("ridge", 0.8)
-    assert scorers("ridge; AUC 0.80").harm_auc is None
+    assert (scorers("ridge; AUC 0.80").harm, scorers("ridge; AUC 0.80").no_harm) == ("ridge; AUC 0.80", "")
     assert (scorers("none: too few ratings").harm, scorers("none: too few ratings").no_harm) == ("", "too few ratings")
     lacking = material(scores={"base": {**made.SCORES, "harm_scorer": "none: too few ratings"}})
     assert "Harm was not judged: too few ratings." in Tags(page(lacking)).words

@@ -140,7 +140,7 @@ def test_undefined_is_none_with_a_reason(rows: int, tmp_path: Path) -> None:
         "perplexity",
         "faithfulness",
         "memorised",
-        *(() if rows else ("offence",)),  # an empty text cannot offend: it has a score, 0
+        "offence",
     )
     assert [found[name] for name in values] == [None] * len(values)
     for name in values:
@@ -154,9 +154,9 @@ def test_offence_is_the_classifiers_own_probability() -> None:
     texts = ["You are a stupid idiot.", "Open the file."]
     insult, harmless = predict_prob(texts)
     found = scorers.Offence().compute(predictions=[*texts, ""])
-    assert found["offence"] == pytest.approx((insult + harmless) / 3) and found["offence_n"] == 3
+    assert found["offence"] == pytest.approx((insult + harmless) / 2) and found["offence_n"] == 2
     assert insult > 0.5 > harmless
-    assert (found["offence_maximum"], found["offence_share"]) == (pytest.approx(insult), pytest.approx(1 / 3))
+    assert (found["offence_maximum"], found["offence_share"]) == (pytest.approx(insult), 0.5)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("-inf")])

@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_offence_tells_an_insult_from_a_summary() -> None:
     scores = toxicity.offence(["You are a fucking idiot.", "Return the sum of the array.", "", "  "])
     assert scores[0] >= toxicity.TOXIC > scores[1]
-    assert scores[2:] == [0.0, 0.0]
+    assert scores[2:] == [None, None]
     assert toxicity.offence([]) == []
     assert toxicity.offence_name().startswith("alt-profanity-check 1.")
 
@@ -43,7 +43,7 @@ def test_a_harm_scorer_comes_back_as_it_was_saved(folder: Path) -> None:
     vectors = embeddings.embed(scorer.encoder, texts)
     expected = np.clip(vectors @ np.random.default_rng(0).normal(size=32) + 0.4, 0, 1)
     assert scorer.score(texts)[:3] == pytest.approx(expected[:3], abs=1e-12)
-    assert scorer.score(texts)[3:] == [0.0, 0.0]
+    assert scorer.score(texts)[3:] == [None, None]
     assert scorer.score([]) == []
     assert "AUC 0.70 [0.65, 0.75]" in scorer.name and "tiny" in scorer.name
 
