@@ -278,9 +278,13 @@ def test_a_policy_brings_its_own_chat_template_and_decoding(
     own = models.load_tokenizer(model)
     items = lines(tmp_path / "out/instances.jsonl")
     assert asked[0][0] == [prompting.render(own, row["prompt"], template=template, shots=shots) for row in items]
-    # In the order: test items, perturbed ones, red-team prompts (each as often as there are samples), beginnings of texts.
-    prompts = [each for each in lines(tmp_path / "out/probes.jsonl") for _ in range(2)]
-    assert asked[3][0] == [own(row["probe"])["input_ids"] for row in prompts]
+    # In the order: test items, perturbed ones, instructions (each as often as there are samples), beginnings of texts.
+    attacks = lines(tmp_path / "out/red_team.jsonl")
+    told = [row["prompt"] for row in attacks if row["kind"] == "instruction" for _ in range(2)]
+    assert asked[2][0] == [prompting.render(own, prompt, template=template, shots=shots) for prompt in told]
+    begun = [row["prompt"] for row in attacks if row["kind"] == "continuation"]
+    begun += [row["probe"] for row in lines(tmp_path / "out/probes.jsonl")]
+    assert asked[3][0] == [own(text)["input_ids"] for text in begun for _ in range(2)]
     for _, given in asked[:2]:
         assert {name: given[name] for name in decoding} == decoding and given["seed"] == 3
     for _, given in asked[2:]:

@@ -376,7 +376,20 @@ def test_differences_in_chance_are_no_differences_in_calibration(monkeypatch: py
 
 
 def compared(a: tuple[Any, Any, Any], b: tuple[Any, Any, Any]) -> statistics.Comparison:
-    return calibration.compare(a[0] - b[0], a[1] - b[1], (a[2], b[2]), 200)
+    return calibration.compare((a[0], b[0]), a[1] - b[1], (a[2], b[2]), 200)
+
+
+def test_two_models_far_from_calibrated_are_told_apart_by_their_answers() -> None:
+    # Both err far beyond chance, and answer the same questions: what chance makes of perfect models is beside the point.
+    rng = np.random.default_rng(7)
+    confidences, correct = np.linspace(0.6, 0.95, 300), rng.random(300) < np.linspace(0.6, 0.95, 300) - 0.2
+    counts = rng.multinomial(300, np.full(300, 1 / 300), size=1000)
+    near, far = (bootstrap((np.minimum(confidences + more, 1.0), correct), counts) for more in (0.0, 0.04))
+    assert calibration._within_chance((near[0], far[0]), (near[2], far[2]), 0.95) is False
+    found = calibration.compare((far[0], near[0]), far[1] - near[1], (far[2], near[2]), 300)
+    assert found.low is not None and 0 < found.low < found.diff and found.p is not None and found.p < 0.05
+    least = calibration.detectable((far[0], near[0]), far[1] - near[1], (far[2], near[2]), 300)
+    assert least is not None and 0 < least < 0.04
 
 
 def excludes_zero(found: statistics.Comparison) -> bool:
@@ -388,4 +401,9 @@ def test_a_model_does_not_differ_from_itself() -> None:
     rng = np.random.default_rng(5)
     model = bootstrap(drawn(rng, 100, 0.3, 1.0, 0.2), rng.multinomial(100, np.full(100, 0.01), size=1000))
     assert compared(model, model) == (0.0, 0.0, 0.0, 1.0)
-    assert calibration.compare(0.1, np.full(1000, 0.1), (model[2], model[2]), 1) == (0.1, None, None, None)
+    assert calibration.compare((0.25, 0.15), np.full(1000, 0.1), (model[2], model[2]), 1) == (
+        pytest.approx(0.1),
+        None,
+        None,
+        None,
+    )

@@ -308,3 +308,11 @@ def test_questions_without_log_probabilities_are_counted_and_left_out(broken: fl
     few = categories.reliability("base", [question(0.7, True)] * 9)
     assert few.bins == () and few.reason == "9 questions with choices, at least 10 are needed"
     assert few.summary == "base: 9 questions with choices, at least 10 are needed"
+
+
+def test_questions_of_one_confidence_stay_in_one_bin():
+    rows = [question(0.5, index % 2 == 0) for index in range(100)]
+    (one,) = categories.reliability("base", rows).bins
+    assert (one.confidence, one.accuracy, one.n) == (0.5, 0.5, 100)
+    mixed = rows + [question(0.9, True) for _ in range(60)]
+    assert [(each.n, each.accuracy) for each in categories.reliability("base", mixed).bins] == [(100, 0.5), (60, 1.0)]

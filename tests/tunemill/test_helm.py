@@ -131,7 +131,7 @@ def test_damaged_probabilities_leave_a_question_out_for_all() -> None:
 
 def test_toxicity_over_samples_by_hand() -> None:
     def attack(key: str, kind: str, toxic: bool, harms: list[float | None]) -> dict[str, Any]:
-        samples = [{"harm": each, "offence": 0.1} for each in harms]
+        samples = [{"harm": each, "offence": 0.1, "prediction": "said"} for each in harms]
         return {"id": key, "kind": kind, "prompt_toxic": toxic, "samples": samples}
 
     own = helm.Evidence(
@@ -155,6 +155,11 @@ def test_toxicity_over_samples_by_hand() -> None:
     silent = helm.Evidence([instance("a", 1.0)], red_team=[attack("p", "instruction", True, [None, None])])
     found = figures(x=silent)["x"]
     assert found["toxicity/instruction/harm_any"].reason == "there is no harm scorer"
+    dumb = attack("p", "instruction", True, [None, None])
+    dumb["samples"] = [{"harm": None, "offence": None, "prediction": ""}] * 2
+    mute = figures(x=helm.Evidence([instance("a", 1.0)], red_team=[dumb]))["x"]
+    assert mute["toxicity/instruction/offence_any"].value != mute["toxicity/instruction/offence_any"].value
+    assert mute["toxicity/instruction/harm_any"].reason == "every answer is empty"
     key = helm.headline({"x": found}, "toxicity", "rouge1")
     assert key == "toxicity/instruction/offence_expected_maximum"
 
@@ -187,7 +192,7 @@ def test_categories_pairs_and_win_rates() -> None:
     ):
         table = np.array([[row["scores"]["rouge1"] + shift, 1.0] for row in one])
         drawn = statistics.resampled_sums(table, R, 0)
-        own["accuracy/rouge1"] = helm.Figure(float(table[:, 0].mean()), drawn[:, 0] / drawn[:, 1], 3, 3, "cluster")
+        own["accuracy/rouge1"] = helm.Figure(float(table[:, 0].mean()), drawn[:, 0] / drawn[:, 1], 12, 3, "cluster")
         assert name in found
     told = helm.categories(found, "rouge1", "base", 0.95)
     assert list(told["categories"]["better"]) == [

@@ -133,7 +133,7 @@ def test_tally_by_hand() -> None:
     assert tally.position_bias.value == pytest.approx((0 + 0.5 - 0.1 + 0) / 4)
     assert tally.contradictory == 0.25
     assert tally.clusters == 3
-    assert tally.win_rate.low is not None and tally.win_rate.low < 0.6 < (tally.win_rate.high or 0)
+    assert tally.win_rate.low is None and tally.p is None  # five answers show nothing
 
 
 def test_a_win_rate_far_from_one_half_is_significant_and_all_ties_are_not() -> None:

@@ -71,13 +71,28 @@ def test_rows_about_people_and_a_choice_that_has_no_probability() -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, -math.inf])
 def test_a_question_whose_choices_have_no_probability_is_undefined(bad: float) -> None:
-    row = {"id": "1", "choices": ["a", "b"], "right": 0, "logprobs": [bad, -1.0], "tokens": [1, 2]}
+    row = {
+        "id": "1",
+        "choices": ["a", "b"],
+        "right": 0,
+        "logprobs": [bad, -1.0],
+        "tokens": [1, 2],
+        "scores": {"acc": 1.0},
+    }
     (found,) = questions.task_rows({"t": [row]})
     assert found["nll"] is None and found["correct"] is None and found["logprobs"] == [None, -1.0]
+    assert found["scores"] == {"acc": None}
 
 
 def test_the_likeliest_choice_is_that_of_a_token_on_average() -> None:
-    row = {"id": "1", "choices": ["a", "b"], "right": 1, "logprobs": [-2.0, -3.0], "tokens": [1, 2]}
+    row = {
+        "id": "1",
+        "choices": ["a", "b"],
+        "right": 1,
+        "logprobs": [-2.0, -3.0],
+        "tokens": [1, 2],
+        "scores": {"acc": 1.0},
+    }
     (found,) = questions.task_rows({"t": [row]})
     assert found["correct"] is True and found["nll"] == 1.5
     # Of several right answers the best one counts; a right answer alone is no choice; generated text is no question.
@@ -85,3 +100,10 @@ def test_the_likeliest_choice_is_that_of_a_token_on_average() -> None:
     alone = {**row, "choices": ["a"], "right": 0, "logprobs": [-2.0], "tokens": [1]}
     first, second = questions.task_rows({"t": [several, alone, {"id": "2", "prediction": "x"}]})
     assert first["nll"] == 1.5 and second["correct"] is None and second["choices"] == []
+
+
+def test_a_generated_row_with_what_is_no_number_can_be_written() -> None:
+    row = {"task": "t", "prediction": "x", "scores": {"bleu": math.nan, "exact_match": 1.0}}
+    assert questions.defined(row)["scores"] == {"bleu": None, "exact_match": 1.0}
+    rolling = {"task": "t", "logprobs": [-math.inf], "tokens": [3], "scores": {"word_perplexity": 1.0}}
+    assert questions.defined(rolling) == rolling | {"logprobs": [None], "scores": {"word_perplexity": None}}

@@ -491,19 +491,17 @@ def test_older_artifacts_say_what_they_lack():
     for said in (
         "The categories were not measured",
         "No perturbed prompts were kept.",
-        "Toxic share Percent of outputs, lower is better",
         "instruction, advbench 0.25 — ⚠ May offend",
     ):
         assert said in words, said
     assert "Reliability" not in words and "AUC" not in words
 
 
-def test_nothing_is_said_twice_about_toxicity_and_speed():
+def test_nothing_is_said_twice_about_speed():
     speeds = {"candidates": {"base": {"decode_ratio": 1.0, "decode_tokens_per_second": 140.0}}}
     found = whole(efficiency=speeds)
     assert [label for label, _ in report.efficiency(found)] == ["Decode speed, one prompt at a time"]
     assert len(report.efficiency(older(found))) == 2
-    assert "Toxic share" not in Tags(page(found)).words
 
 
 def test_ungrouped_data_are_not_called_packages():

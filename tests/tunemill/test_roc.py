@@ -78,3 +78,29 @@ def test_rank_correlation_is_that_of_scipy() -> None:
     other = SCORES + RNG.integers(0, 9, 80)
     assert roc.spearman(SCORES, other) == pytest.approx(spearmanr(SCORES, other).statistic, abs=1e-12)
     assert roc.spearman(SCORES, np.ones(80)) is None
+
+
+def test_the_interval_among_answers_to_one_prompt_is_as_wide_as_other_prompts_make_it() -> None:
+    # A prompt drawn twice is two prompts, each with its own pairs: not one with four times as many.
+    rng = np.random.default_rng(11)
+
+    def sample() -> tuple[np.ndarray, np.ndarray, list[str]]:
+        prompts = [f"p{n // 4}" for n in range(240)]
+        positive = rng.random(240) < 0.5
+        return rng.normal(0, 1, 240) + 0.7 * positive, positive, prompts
+
+    def area(own: tuple[np.ndarray, np.ndarray, list[str]], weights: np.ndarray | None = None) -> np.ndarray:
+        scores, positive, prompts = own
+        return roc.auc(scores, positive, weights, roc.same(prompts, positive), prompts)
+
+    true = np.std([area(sample())[0] for _ in range(200)])
+    told = np.mean([np.std(area(own, roc.drawn(own[2], 300, n))) for n in range(20) for own in [sample()]])
+    assert told == pytest.approx(true, rel=0.25)
+
+
+def test_a_cluster_drawn_twice_is_two_clusters() -> None:
+    prompts = ["a", "a", "b", "b"]
+    scores, positive = np.array([3.0, 1.0, 2.0, 4.0]), np.array([True, False, True, False])
+    twice = roc.auc(scores, positive, np.array([[2.0, 2.0, 1.0, 1.0]]), clusters=prompts)[0]
+    # By hand: a against a two pairs, both won; a against b two, both lost; b against a two, both won; b against b one, lost.
+    assert twice == pytest.approx(4 / 7)

@@ -370,3 +370,49 @@ def test_one_seed_is_the_cluster_bootstrap() -> None:
     sums = statistics.resampled_sums(statistics.cluster_sums(mean_table(values[0]), groups), 500, 9)
     np.testing.assert_allclose(found.draws, statistics.ratio(0, 1)(sums))
     assert found.seed_sd is None
+
+
+@pytest.mark.parametrize(("seeds", "spread"), [(3, 6.0), (3, 0.5), (6, 6.0)])
+def test_an_interval_over_few_seeds_covers_as_often_as_it_says(seeds: int, spread: float) -> None:
+    # Where seeds differ far more than items do, three of them are all that is known.
+    rng = np.random.default_rng(seeds)
+    hits = 0
+    for trial in range(200):
+        groups = np.repeat(np.arange(30), 2)
+        values = rng.normal(0, spread, size=(seeds, 1)) + rng.normal(0, 2, size=30)[groups]
+        found = statistics.hierarchical(values + rng.normal(0, 1, size=(seeds, 60)), groups.tolist(), 400, trial)
+        best = statistics.over_seeds(found, seeds, 30)
+        assert best.low is not None and best.high is not None and best.p is not None
+        assert (best.p < 0.05) == (not best.low <= 0 <= best.high)
+        hits += best.low <= 0 <= best.high
+    assert hits >= 182  # 190, and 2.6 standard errors
+
+
+def test_seeds_that_all_say_the_same() -> None:
+    same = statistics.hierarchical(np.ones((3, 8)), list(range(8)), 100, 0)
+    assert statistics.over_seeds(same, 3, 8) == (1.0, 1.0, 1.0, 0.0)
+    assert statistics.over_seeds(same, 3, 1) == (1.0, None, None, None)
+
+
+def test_of_fewer_than_six_units_there_is_no_interval() -> None:
+    draws = np.random.default_rng(0).normal(1, 0.1, 500)
+    for units in range(2, statistics.FEWEST):
+        assert statistics.interval(1.0, draws, units) == (1.0, None, None)
+        assert statistics.compare(1.0, draws, units) == (1.0, None, None, None)
+        assert statistics.minimum_detectable(draws, units) is None
+    assert statistics.interval(1.0, draws, statistics.FEWEST).low is not None
+
+
+def test_the_detectable_effect_of_a_family_is_found_by_holm_as_often_as_it_says() -> None:
+    # Four comparisons of 34 units; the other three show nothing, so Holm's first step is what has to be passed.
+    rng = np.random.default_rng(4)
+    level, found, trials = statistics.within_family(0.95, 4), 0, 200
+    for trial in range(trials):
+        noise = rng.normal(0, 1, size=(34, 1))
+        spread = statistics.resampled_sums(noise, 4000, trial)[:, 0] / 34
+        effect = statistics.minimum_detectable(spread, 34, level)
+        assert effect is not None
+        shifted = statistics.compare(float(noise.mean()) + effect, spread + effect, 34)
+        assert shifted.p is not None
+        found += statistics.holm([shifted.p, 0.5, 0.6, 0.7])[0] < 0.05
+    assert 0.72 < found / trials < 0.9
