@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import queue
 import sys
@@ -297,11 +298,15 @@ class Recorder:
 
 
 def log_metrics(client: MlflowClient, run_id: str, values: Mapping[str, Any], model_id: str | None = None) -> None:
-    """Record final values; what is undefined (None) or no number is left out."""
+    """Record final values; what is undefined (None) is not-a-number, so that all candidates have the same keys."""
     from mlflow.entities import Metric
 
     now = int(time.time() * 1000)
-    numbers = [(name, float(value)) for name, value in values.items() if isinstance(value, (int, float))]
+    numbers = [
+        (name, math.nan if value is None else float(value))
+        for name, value in values.items()
+        if value is None or isinstance(value, (int, float))
+    ]
     for first in range(0, len(numbers), 500):
         client.log_batch(
             run_id,

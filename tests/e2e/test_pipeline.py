@@ -15,7 +15,7 @@ from tests.e2e import checkout
 pytestmark = pytest.mark.e2e
 
 CANDIDATES = ("base", "prompt", "sft", "lora", "prompt_tune")
-STAGES = ("scope", "collect", "validate", "harm", "select", *CANDIDATES[1:], "efficiency", "compare", "report")
+STAGES = ("scope", "collect", "validate", "harm", "select", *CANDIDATES[1:], "efficiency", "judge", "compare", "report")
 
 
 def test_every_output_is_there(finished: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -83,7 +84,8 @@ def test_a_stage_leaves_params_metrics_inputs_and_artifacts(place: Path, monkeyp
     assert run.info.run_name == "stages.lora"
     assert run.data.tags["mlflow.parentRunId"] == parent
     assert run.data.params == {"lora.rate": "0.5", "lora.names": '["x", "y"]'}
-    assert run.data.metrics == {"loss": 1.0, "score": 3.5, "system/seconds": 1.5}
+    measured = dict(run.data.metrics)
+    assert math.isnan(measured.pop("undefined")) and measured == {"loss": 1.0, "score": 3.5, "system/seconds": 1.5}
     client = tracking.connect(place)
     assert [each.value for each in client.get_metric_history(run.info.run_id, "loss")] == [2.0, 1.0]
     assert [each.path for each in client.list_artifacts(run.info.run_id)] == ["manifest.json", "small.txt"]
@@ -201,6 +203,13 @@ def test_candidates_have_the_same_keys_and_are_logged_models(place: Path, monkey
     models = tracking.connect(place).search_logged_models([base.info.experiment_id])
     assert {model.name for model in models} == {"base", "lora"}
     assert {metric.key for model in models for metric in model.metrics} == {"test/rouge1"}
+
+
+def test_what_is_undefined_has_its_key_all_the_same(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lifecycle(place, monkeypatch)
+    recorder("base", "evaluate@base", "base").finish({"test/rouge1": 1.0, "bias/race": None}, {}, {})
+    (run,) = [each for each in runs(place) if each.info.run_name == "base"]
+    assert run.data.metrics["test/rouge1"] == 1.0 and math.isnan(run.data.metrics["bias/race"])
 
 
 def test_a_candidates_answers_are_a_table_and_are_logged_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
