@@ -7,8 +7,9 @@ A candidate wins an item where the judge prefers it over both orders (`tunemill.
 make a tie, and how far the judge prefers whatever stands first is reported as its position bias. Equal answers are a tie that
 nobody is asked about. Answers that name no label are counted as unusable, and their items left out of the win rate.
 
-With an endpoint as the judge this stage reaches outside and reads a variable of the environment (the key): the one stage
-beside `collect` and `select` that does, because the user turned it on; prompts and answers are sent there. What an endpoint
+With an endpoint as the judge this stage reaches outside and reads a variable of the environment (the key), as no stage does beside
+`collect`, `select`, and `evaluate` where benchmarks of a hub are named: because the user turned it on. Prompts and answers are sent
+there. What an endpoint
 says may differ from run to run; a local judge always says the same.
 
 Writes judge.json ({"model": null} where nobody judges) and judgements.jsonl, a row for each candidate and item.
