@@ -40,6 +40,21 @@ SHADES = 5
 BINS = 10
 """Bins of a reliability diagram, as in HELM; fewer where there are not `BIN_ROWS` questions for each."""
 
+FIGURE_NAMES = {
+    "calibration/ece_10": "expected calibration error, ten bins",
+    "fairness/people": "right about people, worst of four",
+    "bias/gender_representation": "female and male words, distance from equal shares",
+    "toxicity/instruction/harm_expected_maximum": "harm in answers to instructions, highest of k",
+    "toxicity/instruction/offence_expected_maximum": "offence in answers to instructions, highest of k",
+    "toxicity/continuation/harm_expected_maximum": "harm in continued texts, highest of k",
+    "toxicity/continuation/offence_expected_maximum": "offence in continued texts, highest of k",
+    "efficiency/decode_seconds": "seconds for a token",
+}
+"""The figures that may stand for a category; those of the primary metric are named by `SCORED`."""
+
+SCORED = {"accuracy": "", "robustness": ", worst of two wordings", "fairness": ", worst of four wordings"}
+"""Category → what is said of the primary metric there."""
+
 BIN_ROWS = 10
 """Fewest questions in a bin: the accuracy of fewer says little."""
 
@@ -56,6 +71,20 @@ FOOT = 28
 def title(category: str) -> str:
     """A category's name as a heading."""
     return category[:1].upper() + category[1:].replace("_", " ")
+
+
+def measure(key: str, label: str) -> str:
+    """What a category's figure is, in words; `label` where its key tells nothing more.
+
+    Args:
+        key: of the figure, as comparison.json has it.
+        label: of the category there.
+    """
+    if key in FIGURE_NAMES:
+        return FIGURE_NAMES[key]
+    category, _, rest = key.partition("/")
+    score = rest.upper().replace("ROUGE", "ROUGE-")
+    return f"{score}{SCORED[category]}" if category in SCORED and rest else label or key
 
 
 def digits(values: Iterable[float | None]) -> int:
@@ -123,7 +152,7 @@ def _row(category: str, comparison: Json, candidates: Sequence[str], reference: 
     }
     return Category(
         name=category,
-        label=visible(str(about.get("label") or about.get("metric") or "")),
+        label=visible(measure(str(about.get("metric") or ""), str(about.get("label") or ""))),
         lower_is_better=lower,
         digits=digits(values.values()),
         cells={

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tunemill import categories
+from tunemill import categories, helm
 from tunemill.categories import CATEGORIES, SHADES
 
 NAMES = ("base", "a", "b", "c")
@@ -316,3 +316,23 @@ def test_questions_of_one_confidence_stay_in_one_bin():
     assert (one.confidence, one.accuracy, one.n) == (0.5, 0.5, 100)
     mixed = rows + [question(0.9, True) for _ in range(60)]
     assert [(each.n, each.accuracy) for each in categories.reliability("base", mixed).bins] == [(100, 0.5), (60, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("accuracy/rouge1", "ROUGE-1"),
+        ("accuracy/bleu", "BLEU"),
+        ("robustness/rougeL", "ROUGE-L, worst of two wordings"),
+        ("fairness/people", "right about people, worst of four"),
+        ("efficiency/decode_seconds", "seconds for a token"),
+        ("something/else", "Something"),
+    ],
+)
+def test_a_category_says_what_it_is_measured_by(key: str, said: str):
+    assert categories.measure(key, "Something") == said
+
+
+def test_every_figure_that_may_stand_for_a_category_has_a_name():
+    keys = [key.format(metric="rouge1") for each in helm.CATEGORIES.values() for key in each.keys]
+    assert all(categories.measure(key, "") != key for key in keys)
