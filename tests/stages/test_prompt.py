@@ -50,7 +50,7 @@ def rows(name: str, count: int) -> list[Example]:
             id=records.row_id(name, str(at)),
             prompt=f"Summarize in one line:\n\n{lines[at]}",
             completion=lines[-at - 5],
-            group=f"package{at % 4}",
+            group=f"package{at % 8}",
             text=None,
             source="made",
         )
