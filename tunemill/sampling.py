@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 
 LEG = 8
 """Tokens generated before ended rows are dropped."""
-NUCLEUS = 1024
-"""How many of the likeliest tokens are looked at first for those that together have probability p."""
+NUCLEUS = 1e-4
+"""Tokens at least as likely are looked at first for those that together have probability p."""
 PREFIX = 8
 """Shortest common beginning worth computing apart."""
 READ = 4096
@@ -542,30 +543,45 @@ def _sampler(decoding: Decoding, draws: Sequence[np.ndarray], width: int) -> Cal
 def _likeliest(logits: torch.Tensor, top_k: int, top_p: float) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The tokens that may be drawn: the k likeliest, and of these the likeliest that together have probability p.
 
-    The same tokens as transformers' own, without sorting the whole vocabulary, which would take longer than the model.
-
     Returns:
         Logits (B, K), -inf where a token may not be drawn, and its id (B, K), ascending; None for the ids where all may be.
     """
+    tokens = None
+    if top_k:
+        tokens = logits.topk(min(top_k, logits.shape[1]), dim=-1).indices.sort(dim=-1).values
+        logits = logits.gather(1, tokens)
+    if top_p < 1.0:
+        logits, nucleus = _nucleus(logits, top_p)
+        tokens = nucleus if tokens is None else tokens.gather(1, nucleus)
+    return logits, tokens
+
+
+def _nucleus(logits: torch.Tensor, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The likeliest columns that together have probability p.
+
+    The same as transformers' own, without sorting the whole vocabulary, which would take longer than the model.
+
+    Returns:
+        Logits (B, K), -inf where a column is not among them, and which column that is (B, K), ascending.
+    """
     import torch
 
-    vocabulary = logits.shape[1]
-    if not top_k and top_p >= 1.0:
-        return logits, None
-    count = min(top_k or NUCLEUS, vocabulary)
-    while True:
-        values, tokens = logits.topk(count, dim=-1)  # (B, K), the likeliest first
-        if top_p >= 1.0:
-            break
-        everything = (values if top_k else logits).logsumexp(dim=-1, keepdim=True)
-        chances = (values - everything).exp()
+    rows, columns = logits.shape
+    everything = logits.logsumexp(dim=-1, keepdim=True)  # (B, 1)
+    # Those below the last of these have less than 1 - p together, so the others are enough.
+    for least in (NUCLEUS, (1.0 - top_p) / columns):
+        row, column = (~(logits < everything + math.log(least))).nonzero(as_tuple=True)
+        count = row.bincount(minlength=rows)
+        place = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
+        shape = (rows, int(count.max()))
+        values, chosen = logits.new_full(shape, -torch.inf), column.new_zeros(shape)
+        values[row, place], chosen[row, place] = logits[row, column], column
+        ordered, order = values.sort(dim=-1, descending=True)
+        chances = (ordered - everything).exp()
         reached = chances.cumsum(dim=-1)
-        if top_k or count == vocabulary or bool((reached[:, -1] >= top_p).all()):
-            values = values.masked_fill(reached - chances >= top_p, -torch.inf)
+        if bool((chances.sum(dim=-1) >= top_p).all()):
             break
-        count = min(4 * count, vocabulary)
-    tokens, order = tokens.sort(dim=-1)
-    return values.gather(1, order), tokens
+    return values.scatter(1, order, ordered.masked_fill(reached - chances >= top_p, -torch.inf)), chosen
 
 
 def encoder_inputs(
