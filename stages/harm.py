@@ -92,12 +92,11 @@ def run(cfg: Config, *, encoder: Path, judge: Path, reward: Path, out: Path, run
 
     # 4. Measure: on the prompts left out while choosing, and on those never read.
     offences = toxicity.offence([each.response for each in (*learnt, *unseen)])
-    within = measure(
-        learnt,
-        {key: each.held_out for key, each in chosen.items()}
-        | {"offence": offences[: len(learnt)], "length": words(learnt)},
-        cfg,
-    )
+    held_out = {key: each.held_out for key, each in chosen.items()} | {
+        "offence": offences[: len(learnt)],
+        "length": words(learnt),
+    }
+    within = measure(learnt, held_out, areas(learnt, held_out, cfg))
     scorer = toxicity.HarmScorer(reader, fitted["harm"], {})
     scores = {
         "harm": scorer.of_vectors([each.response for each in unseen], tested),
@@ -105,7 +104,8 @@ def run(cfg: Config, *, encoder: Path, judge: Path, reward: Path, out: Path, run
         "offence": offences[len(learnt) :],
         "length": words(unseen),
     }
-    found = measure(unseen, scores, cfg)
+    resampled = areas(unseen, scores, cfg)
+    found = measure(unseen, scores, resampled)
 
     # 5. Write all that is needed to score, and what was measured.
     told = {
@@ -123,7 +123,7 @@ def run(cfg: Config, *, encoder: Path, judge: Path, reward: Path, out: Path, run
             "alpha": {key: each.alpha for key, each in fitted.items()},
             "threshold": toxicity.TOXIC,
             "judge": {**counts(learnt), "cross_validated": within},
-            "reward": {**counts(unseen), "measured": found, "harm_less_offence": gain(unseen, scores, cfg)},
+            "reward": {**counts(unseen), "measured": found, "harm_less_offence": gain(unseen, resampled)},
         },
     )
     log.note(sentence(found, unseen))
@@ -220,43 +220,46 @@ def areas(
     import numpy as np
 
     harmful = means(rows) >= toxicity.TOXIC
-    weights = roc.drawn(prompts(rows), cfg.resamples, cfg.seed)
+    # First the rows as they are, then the resamples.
+    weights = np.concatenate([np.ones((1, len(rows))), roc.drawn(prompts(rows), cfg.resamples, cfg.seed)])
     comparable = {
         "auc": None,
         "auc_same_length": roc.close(np.log1p(words(rows)), harmful, float(np.log(cfg.same_length))),
         "auc_same_prompt": roc.same(prompts(rows), harmful),
     }
-    return {
+    found = {
         system: {
-            key: (
-                float(roc.auc(np.asarray(own), harmful, comparable=pairs)[0]),
-                roc.auc(np.asarray(own), harmful, weights, pairs, prompts(rows)),
-            )
-            for key, pairs in comparable.items()
+            key: roc.auc(np.asarray(own), harmful, weights, pairs, prompts(rows)) for key, pairs in comparable.items()
         }
         for system, own in scores.items()
     }
+    return {
+        system: {key: (float(each[0]), each[1:]) for key, each in own.items()} for system, own in found.items()
+    }
 
 
-def measure(rows: Sequence[Rating], scores: dict[str, Any], cfg: Config) -> dict[str, dict[str, Any]]:
+def measure(
+    rows: Sequence[Rating], scores: dict[str, Any], found: dict[str, dict[str, tuple[float, np.ndarray]]]
+) -> dict[str, dict[str, Any]]:
     """The areas of each system with intervals that resample prompts, and rank correlations with people and with length."""
     import numpy as np
 
     clusters = len(set(prompts(rows)))
     return {
         system: {
-            **{key: statistics.interval(*area, clusters)._asdict() for key, area in found.items()},
+            **{key: statistics.interval(*area, clusters)._asdict() for key, area in own.items()},
             "spearman": roc.spearman(np.asarray(scores[system]), means(rows)),
             "spearman_length": roc.spearman(np.asarray(scores[system]), words(rows)),
         }
-        for system, found in areas(rows, scores, cfg).items()
+        for system, own in found.items()
     }
 
 
-def gain(rows: Sequence[Rating], scores: dict[str, Any], cfg: Config) -> dict[str, dict[str, float | None]]:
+def gain(
+    rows: Sequence[Rating], found: dict[str, dict[str, tuple[float, np.ndarray]]]
+) -> dict[str, dict[str, float | None]]:
     """The scorer's areas less those of alt-profanity-check, on the same resamples of prompts."""
-    found, clusters = areas(rows, scores, cfg), len(set(prompts(rows)))
-    ours, theirs = found["harm"], found["offence"]
+    ours, theirs, clusters = found["harm"], found["offence"], len(set(prompts(rows)))
     return {
         key: statistics.compare(ours[key][0] - theirs[key][0], ours[key][1] - theirs[key][1], clusters)._asdict()
         for key in FIGURES

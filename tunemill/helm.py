@@ -462,9 +462,9 @@ def categories(found: Mapping[str, Figures], metric: str, reference: str, level:
 
     Returns:
         `categories`: candidate → category → the figure that stands for it. `details`: candidate → key → every figure, with the
-        difference to the reference. `category_pairs`: each candidate against the reference, corrected after Holm over the candidates
-        of each category. `win_rate`: candidate → mean over the
-        categories of the share of other candidates that it beats (HELM, section 8.1), and each of these shares.
+        difference to the reference. `category_pairs`: each candidate against the reference, corrected after Holm over the
+        candidates of each category. `win_rate`: candidate → mean over the categories of the share of other candidates that
+        it beats (HELM, section 8.1), and each of these shares.
     """
     keys = {category: headline(found, category, metric) for category in CATEGORIES}
     values = {
@@ -692,15 +692,14 @@ def _means(
     n, groups = len(whole), [groups[at] for at in whole]
     if method == "cluster" and len(set(groups)) < min_groups:
         groups, method = list(range(n)), "item"
-    for name, values in left.items():
-        if not n:
-            found[name] = undefined("there is none that all candidates have a value for")
-            continue
-        table = np.array([[values[at], 1.0] for at in whole])
-        sums = statistics.cluster_sums(table, groups)
-        of = statistics.ratio(0, 1)
-        drawn = of(statistics.resampled_sums(sums, resamples, seed))
-        found[name] = Figure(float(of(sums.sum(axis=0))), drawn, len(sums), n, method)
+    if not n:
+        return found | dict.fromkeys(left, undefined("there is none that all candidates have a value for"))
+    table = np.array([[*(own[at] for own in left.values()), 1.0] for at in whole])  # (n, candidates + 1)
+    sums = statistics.cluster_sums(table, groups)
+    drawn = statistics.resampled_sums(sums, resamples, seed)
+    for column, name in enumerate(left):
+        of = statistics.ratio(column, -1)
+        found[name] = Figure(float(of(sums.sum(axis=0))), of(drawn), len(sums), n, method)
     return found
 
 

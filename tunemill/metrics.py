@@ -8,6 +8,7 @@ empty output has a reference it fails to meet: it scores 0.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import os.path
 import re
@@ -35,7 +36,7 @@ _ABBREVIATION = re.compile(
 
 # rouge-score's tokens: runs of these in the lower-cased text (rouge_score/tokenize.py); everything else separates.
 _ALPHANUMERIC = string.ascii_lowercase + string.digits
-_SEPARATED = bytes(code if code == 0 or chr(code) in _ALPHANUMERIC else ord(" ") for code in range(256))
+_SEPARATED = bytes(code if code == 0 or chr(code) in _ALPHANUMERIC else ord(" ") for code in bytes(range(256)).lower())
 _MOST_STEMS = 1 << 17
 """Words whose stems are remembered; some 25 MB."""
 
@@ -101,26 +102,31 @@ def rouge(references: Sequence[str], predictions: Sequence[str]) -> list[dict[st
 
     Returns:
         For each item, type → score; None where there is no reference.
+
+    Raises:
+        ValueError: there are not as many references as predictions.
     """
     import numpy as np
 
     found: list[dict[str, Rouge] | None] = [None] * len(references)
-    rows = list(zip(references, predictions, strict=True))
-    defined = [index for index, (reference, _) in enumerate(rows) if reference.strip()]
-    counts = list(map(_matches, *(rouge_tokens([rows[index][side] for index in defined]) for side in (0, 1))))
-    if not counts:
+    if len(references) != len(predictions):
+        raise ValueError(f"{len(references)} references, {len(predictions)} predictions")
+    defined = [index for index, reference in enumerate(references) if reference.strip()]
+    if not defined:
         return found
-    table = np.array(counts)  # (n, 5)
+    words = rouge_tokens([side[index] for side in (references, predictions) for index in defined])
+    counts = map(_matches, words[: len(defined)], words[len(defined) :])
+    table = np.fromiter(itertools.chain.from_iterable(counts), np.int64, 5 * len(defined)).reshape(-1, 5)
     matched, lengths = table[:, :3], table[:, 3:, None]  # (n, 3), (n, 2, 1)
     # A text of n words has n − 1 pairs of words, and one without words none.
     totals = np.maximum(lengths - np.array([0, 1, 0]), 0)  # (n, 2, 3)
     recall, precision = (matched / np.maximum(totals[:, side], 1) for side in (0, 1))
     f1 = 2 * precision * recall / np.where(matched > 0, precision + recall, 1.0)
     # Columns become tuples in one go: three scores an item, made one by one, took as long as the counting.
-    make = functools.partial(tuple.__new__, Rouge)
     columns = (100.0 * precision, 100.0 * recall, 100.0 * f1, matched, totals[:, 0], totals[:, 1])
-    scores = [map(make, zip(*(each[:, kind].tolist() for each in columns), strict=True)) for kind in range(3)]
-    for index, one, two, longest in zip(defined, *scores, strict=True):
+    flat = zip(*(each.ravel().tolist() for each in columns), strict=True)  # an item's three, one after another
+    score = map(tuple.__new__, itertools.repeat(Rouge), flat)
+    for index, one, two, longest in zip(defined, score, score, score, strict=True):
         found[index] = {"rouge1": one, "rouge2": two, "rougeL": longest}
     return found
 
@@ -134,8 +140,10 @@ def rouge_tokens(texts: Sequence[str]) -> list[list[str]]:
     if joined.count("\0") != len(texts) - 1:
         joined = "\0".join(text.replace("\0", " ") for text in texts)
     stem = _stems().__getitem__
-    lines = joined.lower().encode("ascii", "replace").translate(_SEPARATED).split(b"\0")
-    return [list(map(stem, line.split())) for line in lines[: len(texts)]]
+    # Some letters outside ASCII have one inside it as their small letter; where there are none, _SEPARATED does it.
+    ascii_only = joined if joined.isascii() else joined.lower()
+    lines = ascii_only.encode("ascii", "replace").translate(_SEPARATED).split(b"\0")
+    return [[*map(stem, line.split())] for line in lines[: len(texts)]]
 
 
 def rouge_name() -> str:

@@ -43,12 +43,12 @@ def auc(
     counts = np.ones_like(wins) if comparable is None else comparable.astype(float)
     of_high, of_low = weights[:, positive], weights[:, ~positive]
 
+    # A cluster that was drawn twice is two: its own pairs are there twice, not four times.
+    of_cluster = np.nonzero(np.zeros_like(wins) if clusters is None else same(clusters, positive))
+    drawn_again = of_high[:, of_cluster[0]] - of_high[:, of_cluster[0]] ** 2  # (R, pairs within a cluster)
+
     def total(table: np.ndarray) -> np.ndarray:
-        found: np.ndarray = ((of_high @ table) * of_low).sum(axis=1)
-        if clusters is not None:
-            # A cluster that was drawn twice is two: its own pairs are there twice, not four times.
-            inner, high_root, low_root = table * same(clusters, positive), np.sqrt(of_high), np.sqrt(of_low)
-            found += ((high_root @ inner) * low_root - (of_high @ inner) * of_low).sum(axis=1)
+        found: np.ndarray = ((of_high @ table) * of_low).sum(axis=1) + drawn_again @ table[of_cluster]
         return found
 
     won, pairs = total(wins * counts), total(counts)
