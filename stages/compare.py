@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import Field
 
-from tunemill import forgetting, helm, metrics, records, statistics
+from tunemill import forgetting, heldout, helm, metrics, records, statistics
 from tunemill.checkpoints import write_json, write_text
 from tunemill.errors import UserError
 from tunemill.log import Log
@@ -41,6 +41,15 @@ FEWEST_SEEDS = 3
 """Fewest trainings that a verdict about a method may rest on."""
 ENDS = (("least", "low"), ("most", "high"))
 NO_REFERENCE = "no test item has a reference"
+FURTHER = {
+    "perturbed": ("id", "perturbed items"),
+    "people": ("id", "questions about people"),
+    "questions": ("task", "questions of other tasks"),
+    "red_team": ("id", "red-team prompts"),
+    "probes": ("id", "beginnings of texts"),
+    "generated": ("task", "questions of benchmarks"),
+}
+"""What else all candidates must have been asked alike: the field of `helm.Evidence` → what its rows are grouped by, and are."""
 
 
 class Config(Params):
@@ -100,7 +109,7 @@ def run(
 
     # 1. Read the listed candidates; all must have answered the same items.
     rows = {name: [row for _, row in records.read_objects(evaluations / name / "instances.jsonl")] for name in names}
-    same_items(rows)
+    heldout.same_items(rows, "group")
     first = rows[names[0]]
     systems: dict[str, list[Mapping[str, Any]]] = {
         **{name: [{"prediction": row["prediction"], **row["scores"]} for row in rows[name]] for name in names},
@@ -194,21 +203,17 @@ def run(
             }
         )
 
-    # 7. What became of other tasks.
+    # 7. What else was asked, and what became of other tasks.
+    evidence = {name: read_evidence(evaluations / name, rows[name]) for name in names}
+    for field, (group, what) in FURTHER.items():
+        heldout.same_items({name: getattr(each, field) for name, each in evidence.items()}, group, what, needed=False)
+    questions = {name: each.questions for name, each in evidence.items()}
     forgotten = []
-    if all((evaluations / name / "tasks.jsonl").is_file() for name in names):
-        questions = {
-            name: [row for _, row in records.read_objects(evaluations / name / "tasks.jsonl")] for name in names
-        }
-        same_items(questions, "task", "questions of other tasks", needed=False)
+    if all(questions.values()):
         trained = {name: trained_tasks(evaluations / name / "scores.json") for name in names}
         forgotten = forgetting.table(questions, trained, cfg.reference, cfg.resamples, cfg.seed, LEVEL)
 
-    # 8. HELM's seven categories, and what else was found out beside the scores.
-    evidence = {name: read_evidence(evaluations / name, rows[name]) for name in names}
-    for field in ("perturbed", "people", "questions", "red_team", "probes", "generated"):
-        asked_of = {name: getattr(each, field) for name, each in evidence.items()}
-        same_items(asked_of, "id", f"rows of {field.replace('_', ' ')}", needed=False)
+    # 8. HELM's seven categories.
     speeds = json.loads((efficiency / "efficiency.json").read_text(encoding="utf-8"))["samples"] if efficiency else {}
     evidence = {name: each._replace(rounds=speeds.get(name, ())) for name, each in evidence.items()}
     found = helm.figures(evidence, cfg.resamples, cfg.seed, cfg.min_groups)
@@ -242,7 +247,7 @@ def run(
             "correction": "holm",
             "forgetting": forgotten,
             **categories,
-            "mcnemar": helm.mcnemar({name: each.questions for name, each in evidence.items()}, cfg.reference, LEVEL),
+            "mcnemar": helm.mcnemar(questions, cfg.reference, LEVEL),
             "slices": {name: helm.slices(own, primary, cfg.resamples, cfg.seed, LEVEL) for name, own in rows.items()},
             "seeds": seeds,
             "judge": judged(judge),
@@ -265,6 +270,9 @@ def run(
     for pair in pairs:
         if pair["metric"] == primary:
             log.note(sentence(pair))
+    for entry in seeds:
+        ends = {"a": entry["name"], "b": entry["against"], "ci_low": entry["diff_low"], "ci_high": entry["diff_high"]}
+        log.note(f"over {plural(len(entry['of']), 'training seed')}, {sentence(entry | ends)}")
     flat: dict[str, float | None] = {"n": len(first), "groups": len(sums["cluster"])}
     for name, metric in columns:
         flat[f"{name}/{metric}"] = measured[name][metric]["value"]
@@ -364,37 +372,6 @@ def across_seeds(
         "verdict": "not shown to be better" if reason else statistics.verdict(best, None, LEVEL),
         **({"reason": reason} if reason else {}),
     }
-
-
-def same_items(
-    rows: Mapping[str, Sequence[Mapping[str, Any]]],
-    group: str = "group",
-    what: str = "test items",
-    needed: bool = True,
-) -> None:
-    """Check that all candidates answered the same items, in the same order.
-
-    Args:
-        rows: candidate → what it answered, with `id` and `group`.
-        group: the field that names an item's group.
-        what: the items are, for the message.
-        needed: whether there must be any.
-
-    Raises:
-        UserError: they did not, or there are none.
-    """
-    (first, expected), *others = ((name, [(row["id"], row[group]) for row in found]) for name, found in rows.items())
-    if needed and not expected:
-        raise UserError("no items", where=f"candidate '{first}'", expected="at least one", fix="dvc repro evaluate")
-    for name, found in others:
-        if found != expected:
-            apart = len(set(found) ^ set(expected))
-            raise UserError(
-                f"'{name}' and '{first}' answered different {what} ({apart} of them are not in both)",
-                where="compare",
-                expected="one test set for all candidates",
-                fix="dvc repro evaluate",
-            )
 
 
 def trained_tasks(scores: Path) -> list[str]:
@@ -500,7 +477,7 @@ def sentence(pair: Mapping[str, Any]) -> str:
 def _reason(value: float | None, low: float | None, units: int) -> dict[str, str]:
     if value is None:
         return {"reason": NO_REFERENCE}
-    return {"reason": f"no interval from {units} independent unit"} if low is None else {}
+    return {"reason": statistics.no_interval(units)} if low is None else {}
 
 
 def _cell(entry: Mapping[str, Any], key: str) -> str:

@@ -14,10 +14,9 @@ One pass: the model is loaded once and asked everything once; every metric reads
   something, since an unchanged prompt has its answer already;
 - red-team prompts, several samples of each (toxicity), and beginnings of texts about people, too (bias): sampled alike for
   all candidates. A prompt is read once for all its samples;
-- questions of other tasks, which are not answered but scored: how likely the right answer is, and whether it is the most
-  likely of its choices. Tasks with choices go through lm-evaluation-harness. `compare` reads from them accuracy, calibration and what
-  tuning has made of other tasks. These prompts take the base's tokenizer and chat template: a template that was made for the task
-  tuned for is no part of what is asked here;
+- questions of other tasks, through lm-evaluation-harness: how likely the right answer is, and whether it is the most likely
+  of its choices. `compare` reads from them accuracy, calibration and what tuning has made of other tasks. These prompts take
+  the base's tokenizer and chat template: a template that was made for the task tuned for is no part of what is asked here;
 - questions about people, as they are and perturbed (fairness).
 
 Journals in `work` keep what was generated and scored, batch by batch: a killed evaluation goes on there.
@@ -88,7 +87,7 @@ class Config(Params):
     sample_tokens: int = Field(ge=1, le=4096)
     """Most tokens of such a sample."""
     choice_items: int | None = Field(ge=0)
-    """Questions of other tasks with choices, in all; every task has an equal share as far as its questions go. 0 asks none."""
+    """Questions of other tasks with choices, in all; every task has the share that takes as long to read. 0 asks none."""
     task_items: int | None = Field(ge=0)
     """Questions of each other task without choices; 0 asks none."""
     shots: int | None = Field(ge=0, le=20)
@@ -134,7 +133,8 @@ def run(
     found = heldout.questions(tasks, splits) if tasks is not None else []
     asked = questions.choose(found, cfg.choice_items, cfg.task_items, cfg.seed)
     about_people = questions.people_variants(probes.people()[: cfg.people_items])
-    variants = scoring.variants(examples, [examples.index(each) for each in again])
+    places = {each.id: index for index, each in enumerate(examples)}
+    variants = scoring.variants(examples, [places[each.id] for each in again])
     tasks_asked = [*harness.from_items(asked), *cfg.benchmarks]
     if cfg.benchmarks:  # a mistake in them is told before anything is generated
         harness.check(
@@ -166,8 +166,9 @@ def run(
     def beginning(text: str) -> list[int]:
         return list(tokenizer(text)["input_ids"])
 
-    plain = [each for (each,) in answers("test", [message(each.prompt) for each in examples], decoding)]
-    anew = answers("perturbed", [message(variants[index].prompt) for index in changed], decoding)
+    wanted = [*(each.prompt for each in examples), *(variants[index].prompt for index in changed)]
+    plain = [each for (each,) in answers("test", [message(each) for each in wanted], decoding)]
+    plain, anew = plain[: len(examples)], plain[len(examples) :]
     told = [each for each in attacks if each.kind == "instruction"]
     begun = [each for each in attacks if each.kind == "continuation"]
     replies = answers("instructions", [message(each.prompt) for each in told], drawn, cfg.samples)
@@ -209,9 +210,7 @@ def run(
         metrics.training_index(each.completion for each in records.read(train, Example)) if train is not None else None
     )
     instances = scoring.instances(examples, plain, scorers, known)
-    perturbed = scoring.perturbed(
-        examples, instances, variants, {index: one for index, (one,) in zip(changed, anew, strict=True)}
-    )
+    perturbed = scoring.perturbed(examples, instances, variants, dict(zip(changed, anew, strict=True)))
     provoked = scoring.provoked([*told, *begun], replies, scorers)
     probed = [
         {"id": each.id, "probe": each.text, "samples": [one.text for one in found]}
@@ -223,8 +222,8 @@ def run(
         seed=cfg.seed,
         min_groups=1,
     )[""]
-    # What is timed is timed by stage `efficiency`.
-    figures = {name: figure for name, figure in figures.items() if not name.startswith("efficiency/")}
+    # What is timed is timed by stage `efficiency`, and other tasks' metrics are lm-eval's own.
+    figures = {name: figure for name, figure in figures.items() if not name.startswith(("efficiency/", "tasks/"))}
     flat = scoring.summary(instances) | scoring.task_summary(judged)
     flat |= {
         f"tasks/{name}/{key}": value for name, each in found_out.tasks.items() for key, value in each.metrics.items()

@@ -111,7 +111,7 @@ def run(cfg: Config, *, encoder: Path, judge: Path, reward: Path, out: Path, run
     told = {
         "encoder": name,
         "max_tokens": cfg.max_tokens,
-        "alpha": fitted["harm"].alpha,
+        "alpha": chosen["harm"].alpha,
         "auc": found["harm"]["auc"],
     }
     toxicity.HarmScorer(reader, fitted["harm"], told).save(out)
@@ -120,8 +120,8 @@ def run(cfg: Config, *, encoder: Path, judge: Path, reward: Path, out: Path, run
         out / "harm.json",
         {
             "encoder": name,
-            "alpha": {key: each.alpha for key, each in fitted.items()},
-            "threshold": toxicity.TOXIC,
+            "alpha": {key: each.alpha for key, each in chosen.items()},
+            "threshold": metrics.TOXIC,
             "judge": {**counts(learnt), "cross_validated": within},
             "reward": {**counts(unseen), "measured": found, "harm_less_offence": gain(unseen, resampled)},
         },
@@ -219,23 +219,19 @@ def areas(
     """
     import numpy as np
 
-    harmful = means(rows) >= toxicity.TOXIC
+    harmful, asked = means(rows) >= metrics.TOXIC, prompts(rows)
     # First the rows as they are, then the resamples.
-    weights = np.concatenate([np.ones((1, len(rows))), roc.drawn(prompts(rows), cfg.resamples, cfg.seed)])
+    weights = np.concatenate([np.ones((1, len(rows))), roc.drawn(asked, cfg.resamples, cfg.seed)])
     comparable = {
         "auc": None,
         "auc_same_length": roc.close(np.log1p(words(rows)), harmful, float(np.log(cfg.same_length))),
-        "auc_same_prompt": roc.same(prompts(rows), harmful),
+        "auc_same_prompt": roc.same(asked, harmful),
     }
     found = {
-        system: {
-            key: roc.auc(np.asarray(own), harmful, weights, pairs, prompts(rows)) for key, pairs in comparable.items()
-        }
+        system: {key: roc.auc(np.asarray(own), harmful, weights, pairs, asked) for key, pairs in comparable.items()}
         for system, own in scores.items()
     }
-    return {
-        system: {key: (float(each[0]), each[1:]) for key, each in own.items()} for system, own in found.items()
-    }
+    return {system: {key: (float(each[0]), each[1:]) for key, each in own.items()} for system, own in found.items()}
 
 
 def measure(
@@ -271,7 +267,7 @@ def counts(rows: Sequence[Rating]) -> dict[str, int]:
     return {
         "answers": len(rows),
         "prompts": len(set(prompts(rows))),
-        "harmful": int((means(rows) >= toxicity.TOXIC).sum()),
+        "harmful": int((means(rows) >= metrics.TOXIC).sum()),
     }
 
 

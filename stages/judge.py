@@ -8,22 +8,22 @@ make a tie, and how far the judge prefers whatever stands first is reported as i
 nobody is asked about. Answers that name no label are counted as unusable, and their items left out of the win rate.
 
 With an endpoint as the judge this stage reaches outside and reads a variable of the environment (the key), as no stage does beside
-`collect`, `select`, and `evaluate` where benchmarks of a hub are named: because the user turned it on. Prompts and answers are sent
-there. What an endpoint
-says may differ from run to run; a local judge always says the same.
+`collect`, `select`, and `evaluate` where benchmarks of a hub are named: because the user turned it on. Prompts and answers are
+sent there. What an endpoint says may differ from run to run; a local judge always says the same.
 
 Writes judge.json ({"model": null} where nobody judges) and judgements.jsonl, a row for each candidate and item.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
-from tunemill import checkpoints, endpoints, feedback, judging, models, records, statistics
+from tunemill import checkpoints, endpoints, feedback, heldout, judging, models, records, statistics
 from tunemill.errors import UserError
 from tunemill.feedback import Answer
 from tunemill.judging import Judgement
@@ -60,12 +60,12 @@ class Config(Params):
     """How often the judge prefers the answer that has more of it is reported."""
     resamples: int = Field(ge=1000, le=1_000_000)
     """Bootstrap resamples."""
-    min_groups: int = Field(ge=2)
+    min_groups: int = Field(ge=statistics.FEWEST)
     """Fewest groups whose resampling gives an interval to rely on; below, items are resampled."""
     batch_tokens: int = Field(ge=1)
     """Most tokens of a local judge's batch, padding included."""
     batch_rows: int = Field(ge=1)
-    """Most rows in such a batch; a question makes two."""
+    """Most questions in such a batch."""
 
 
 def run(
@@ -98,9 +98,10 @@ def run(
         name: [row for _, row in records.read_objects(evaluations / name / "instances.jsonl")]
         for name in candidates.root
     }
+    heldout.same_items(rows, "group")
     first = rows[cfg.against]
     chosen = statistics.stratified([row["id"] for row in first], [row["group"] for row in first], cfg.items, cfg.seed)
-    items = {name: [found[index] for index in chosen] for name, found in in_order(rows, cfg.against).items()}
+    items = {name: [found[index] for index in chosen] for name, found in rows.items()}
     log.note(f"{len(chosen)} of {len(first)} items, {', '.join(others)} against {cfg.against}")
 
     # 2. Two questions for each item of each candidate: it stands first, it stands second. None where there is nothing to ask.
@@ -184,24 +185,6 @@ def run(
     return overall | {f"{pair['a']}/{key}": pair[key] for pair in pairs for key in NUMBERS}
 
 
-def in_order(rows: Mapping[str, Sequence[dict[str, Any]]], against: str) -> Mapping[str, Sequence[dict[str, Any]]]:
-    """The rows, which are of the same items in the same order.
-
-    Raises:
-        UserError: they are not, or there are none.
-    """
-    expected = [row["id"] for row in rows[against]]
-    for name, found in rows.items():
-        if not expected or [row["id"] for row in found] != expected:
-            raise UserError(
-                f"'{name}' and '{against}' answered different test items" if expected else "no test items",
-                where="judge",
-                expected="one test set for all candidates",
-                fix="dvc repro evaluate",
-            )
-    return rows
-
-
 def alike(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
     """Whether two answers are the same text."""
     return bool(a["prediction"] == b["prediction"])
@@ -226,12 +209,17 @@ def ask(
     Raises:
         UserError: there is no whole model in the folder; the endpoint refuses or does not answer.
     """
-    kept = work / "answers.jsonl"
     if cfg.model == "endpoint":
         key = endpoints.key_of(cfg.endpoint, "judge.endpoint")
         log.note(f"asking {cfg.endpoint.model} at {cfg.endpoint.base_url}: prompts and answers are sent there")
         told = feedback.by_endpoint(
-            cfg.endpoint, key, prompts, kept=kept, where="judge.endpoint", title="ask the judge", log=log
+            cfg.endpoint,
+            key,
+            prompts,
+            kept=work / "answers.jsonl",
+            where="judge.endpoint",
+            title="ask the judge",
+            log=log,
         )
         return {"kind": "endpoint", "name": cfg.endpoint.model, "base_url": cfg.endpoint.base_url}, told
     folder = Path(cfg.folder)
@@ -246,15 +234,15 @@ def ask(
     machine = local_runtime(runtime, work)
     fingerprint = checkpoints.tree_hash(folder)
     model, tokenizer = models.load_policy(folder, folder, machine)
+    # Another model, or another machine, says something else: it has a journal of its own.
+    name = hashlib.blake2b(f"{fingerprint} {machine}".encode(), digest_size=8).hexdigest()
     told = feedback.by_model(
         model,
         tokenizer,
         prompts,
-        name=f"{fingerprint} {machine}",
-        kept=kept,
+        kept=work / f"answers-{name}.jsonl",
         batch_tokens=cfg.batch_tokens,
         batch_rows=cfg.batch_rows,
-        title="ask the judge",
         log=log,
     )
     return {"kind": "folder", "name": cfg.folder, "hash": fingerprint}, told
@@ -332,7 +320,7 @@ def summary(
     if tally.win_rate.value is None:
         reason = {"reason": "no item has two usable answers of the judge"}
     elif tally.win_rate.low is None:
-        reason = {"reason": f"no interval from {tally.clusters} independent unit"}
+        reason = {"reason": statistics.no_interval(tally.clusters)}
     return {
         "win_rate": tally.win_rate.value,
         "win_rate_low": tally.win_rate.low,

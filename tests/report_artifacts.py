@@ -101,6 +101,7 @@ def instances(name: str, lift: float, count: int, groups: int, reads_baselines: 
                 "prediction": prediction,
                 "tokens": 4 + index % 20,
                 "finished": index % 7 != 5,
+                "source_words": 20 + 3 * (index % 40),
                 "scores": scores(lift, 9),
                 "baselines": {
                     "lead-10-words": {"prediction": " ".join(reference.split()[:10]), **lead},
@@ -113,16 +114,16 @@ def instances(name: str, lift: float, count: int, groups: int, reads_baselines: 
     return rows
 
 
-CATEGORIES: dict[str, tuple[str, str, bool, float, float, int]] = {
-    "accuracy": ("rouge1", "ROUGE-1", False, 25.0, 1.8, 240),
-    "calibration": ("ece_10", "expected calibration error, 10 bins", True, 0.21, 0.04, 320),
-    "robustness": ("worst_rouge1", "ROUGE-1, worst of two", False, 21.0, 2.6, 60),
-    "fairness": ("worst_rouge1", "ROUGE-1, worst of four", False, 19.5, 2.9, 60),
-    "bias": ("gender_representation", "gender words, total variation", True, 0.31, 0.09, 120),
-    "toxicity": ("offence_share", "share of offensive answers", True, 0.0, 0.0, 128),
-    "efficiency": ("decode_seconds_per_token", "seconds per token", True, 0.0071, 0.0004, 5),
+CATEGORIES: dict[str, tuple[str, bool, float, float, int]] = {
+    "accuracy": ("accuracy/rouge1", False, 25.0, 1.8, 240),
+    "calibration": ("calibration/ece_10", True, 0.21, 0.04, 320),
+    "robustness": ("robustness/rouge1", False, 21.0, 2.6, 60),
+    "fairness": ("fairness/rouge1", False, 19.5, 2.9, 60),
+    "bias": ("bias/gender_representation", True, 0.31, 0.09, 120),
+    "toxicity": ("toxicity/instruction/harm_expected_maximum", True, 0.0, 0.0, 128),
+    "efficiency": ("efficiency/decode_seconds", True, 0.0071, 0.0004, 5),
 }
-"""Category → metric, label, whether lower is better, level, half an interval, n."""
+"""Category → metric, whether lower is better, level, half an interval, n; the keys are those that compare writes."""
 FEW = "12 words for groups in all answers, at least 30 are needed"
 
 
@@ -138,9 +139,9 @@ def categories(scores: dict[str, dict[str, Any]], pairs: list[dict[str, Any]]) -
     details: dict[str, dict[str, Any]] = {}
     for name in names:
         noise = random.Random(f"categories {name}")
-        for category, (metric, label, lower, level, half, n) in CATEGORIES.items():
+        for category, (metric, lower, level, half, n) in CATEGORIES.items():
             value = level + noise.uniform(-1, 1) * 2 * half
-            entry = {"metric": metric, "label": label, "n": n, "lower_is_better": lower, "method": "cluster"}
+            entry = {"metric": metric, "n": n, "lower_is_better": lower, "method": "cluster"}
             entry |= {"value": value, "ci_low": value - half, "ci_high": value + half}
             if category == "accuracy":
                 entry |= scores[name]["rouge1"]
@@ -158,7 +159,7 @@ def categories(scores: dict[str, dict[str, Any]], pairs: list[dict[str, Any]]) -
         "details": details,
         "category_pairs": [
             *(
-                {**pair, "category": "accuracy"}
+                {**pair, "category": "accuracy", "metric": "accuracy/rouge1"}
                 for pair in pairs
                 if (pair["b"], pair["metric"]) == (names[0], "rouge1")
             ),
@@ -190,7 +191,7 @@ def categories(scores: dict[str, dict[str, Any]], pairs: list[dict[str, Any]]) -
         },
         "seeds": [
             {"name": "lora", "of": ["lora", "lora-18", "lora-19"], "value": 31.2, "ci_low": 28.0, "ci_high": 34.9}
-            | {"seed_sd": 0.83, "n": 240}
+            | {"seed_sd": 0.83, "diff": 6.1, "diff_low": 2.0, "diff_high": 10.2, "verdict": "better", "n": 240}
         ],
         "judge": {
             "model": {"kind": "folder", "name": "models/judge-7b"},
@@ -226,13 +227,13 @@ DETAILS = {
     "accuracy/quasi_exact_match": 0.03,
     "calibration/ece_1": 0.11,
     "calibration/selective_accuracy": 0.34,
-    "robustness/unperturbed": 25.0,
+    "robustness/rouge1_unperturbed": 25.0,
     "robustness/changed": 0.98,
-    "fairness/dialect": 21.0,
+    "fairness/people": 0.61,
     "bias/race_representation": 0.42,
-    "toxicity/instruction/any": 0.05,
-    "toxicity/instruction/expected_maximum": 0.19,
-    "efficiency/decode_tokens_per_second": 140.0,
+    "toxicity/instruction/offence_any": 0.05,
+    "toxicity/instruction/offence_expected_maximum": 0.19,
+    "efficiency/first_token_seconds": 0.09,
 }
 SLICES = (
     ("length", "up to 50 words", 90),
@@ -249,7 +250,7 @@ def _pair(measured: dict[str, dict[str, Any]], a: str, b: str, category: str) ->
     if ours["value"] is None or theirs["value"] is None:
         found |= {"diff": None, "ci_low": None, "ci_high": None, "p": None}
         return found | {"verdict": "not shown to be better", "reason": FEW}
-    half, diff = 1.2 * CATEGORIES[category][4], ours["value"] - theirs["value"]
+    half, diff = 1.2 * CATEGORIES[category][3], ours["value"] - theirs["value"]
     found |= {"diff": diff, "ci_low": diff - half, "ci_high": diff + half, "p": 0.01 if abs(diff) > half else 0.4}
     gain = -diff if ours["lower_is_better"] else diff
     verdict = "better" if gain > half else "worse" if gain < -half else "not shown to be better"
@@ -258,7 +259,7 @@ def _pair(measured: dict[str, dict[str, Any]], a: str, b: str, category: str) ->
 
 def _win_rates(measured: dict[str, dict[str, Any]]) -> dict[str, Any]:
     def beaten(name: str, category: str) -> float | None:
-        own, lower = measured[name][category]["value"], CATEGORIES[category][2]
+        own, lower = measured[name][category]["value"], CATEGORIES[category][1]
         others = [each[category]["value"] for other, each in measured.items() if other != name]
         known = [value for value in others if value is not None]
         if own is None or not known:
@@ -289,7 +290,7 @@ def perturbed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             found.append(
                 {"id": row["id"], "group": row["group"], "perturbation": name, "changed": changed != row["prompt"]}
                 | {"prompt": changed, "reference": way(row["reference"]) if name == "dialect" else row["reference"]}
-                | {"prediction": f"After {name}: {row['prediction']}"}
+                | {"prediction": f"After {name}: {row['prediction']}", "finished": index % 9 != 4}
                 | {"scores": dict.fromkeys(("rouge1", "rouge2", "rougeL"), None if index == 3 else worse)}
             )
     return found

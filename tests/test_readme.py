@@ -47,5 +47,20 @@ def test_the_readmes_figures_are_the_committed_ones() -> None:
     for name, first, longest in rows:
         assert first == f"{metrics[f'{name}/rouge1']:.1f}", name
         assert longest == f"{metrics[f'{name}/rougeL']:.1f}", name
-    low, high = (metrics[f"lora-vs-base/rouge1/ci_{end}"] for end in ("low", "high"))
-    assert f"[{low:+.1f}, {high:+.1f}]" in block[1]
+    prose = " ".join(block[1].split())
+    for pair in ("lora-vs-base", "sft-vs-base", "prompt-vs-base", "prompt_tune-vs-base", "lora-vs-sft"):
+        gap, low, high = (metrics[f"{pair}/rouge1/{part}"] for part in ("diff", "ci_low", "ci_high"))
+        assert re.search(rf"\b{gap:.1f}\D*(?:95%[^\[]*)?{re.escape(f'[{low:+.1f}, {high:+.1f}]')}", prose), pair
+
+
+def test_the_harm_scorers_areas_are_those_that_were_measured() -> None:
+    page = (ROOT / "docs/scope.md").read_text(encoding="utf-8")
+    measured = json.loads((ROOT / "metrics/harm.json").read_text(encoding="utf-8"))
+    told = re.findall(r"([\d.]+) \[([\d.]+), ([\d.]+)\]", page[page.index("| area under the ROC curve") :])
+    systems = ("harm", "harm_with_length", "offence", "length")
+    figures = ("auc", "auc_same_length", "auc_same_prompt")
+    assert [tuple(map(float, row)) for row in told] == [
+        tuple(round(measured[f"reward/{system}/{figure}{end}"], 2) for end in ("", "_low", "_high"))
+        for system in systems
+        for figure in figures
+    ]

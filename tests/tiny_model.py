@@ -6,6 +6,7 @@ ChatML like the default base model; unlike it, pad and EOS differ in the tokeniz
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 PAD, START, END = "<|pad|>", "<|im_start|>", "<|im_end|>"
 
@@ -60,6 +61,31 @@ def corpus(seed: int = 0) -> list[str]:
             f"{' '.join(words).capitalize()}. {rng.choice(known)}.{rng.choice(known)}({rng.choice(known)}=None)"
         )
     return [*lines, " ".join(known), "Summarize in one line:\n\n", "system user assistant\n"]
+
+
+def forgetful(vocabulary: int, seed: int = 0) -> Any:
+    """A Mistral (2 layers, width 32) that sees sixteen tokens back and no further.
+
+    Args:
+        vocabulary: how many tokens it knows.
+        seed: of the weights.
+    """
+    import torch
+    from transformers import MistralConfig, MistralForCausalLM
+
+    config = MistralConfig(
+        vocab_size=vocabulary,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=16,
+        initializer_range=0.2,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return MistralForCausalLM(config).eval()
 
 
 def build(folder: Path, seed: int = 0) -> None:

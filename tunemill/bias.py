@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -166,10 +167,10 @@ def tally(texts: Sequence[str]) -> np.ndarray:
 
     rows = np.zeros((len(texts), len(columns())))
     for row, text in zip(rows, texts, strict=True):
-        words = _words(text)
-        named = {kind: np.array([words.count(target) for target in listed]) for kind, listed in TARGETS.items()}  # (T,)
+        words = Counter(_words(text))
+        named = {kind: np.array([words[target] for target in listed]) for kind, listed in TARGETS.items()}  # (T,)
         counts = {
-            axis: np.array([sum(map(words.count, listed)) for listed in groups.values()])  # (G,)
+            axis: np.array([sum(words[each] for each in listed) for listed in groups.values()])  # (G,)
             for axis, groups in GROUPS.items()
         }
         beside = [counts[axis].sum() * named[kind].any() for axis in GROUPS for kind in TARGETS]

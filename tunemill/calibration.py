@@ -9,7 +9,7 @@ softmax of the options' log-probabilities per token, as in HELM's `BasicReferenc
   the same ones, which looks better than it is. Folds go by a hash of the item's id, so they never change.
 - Where all answers are right, or all wrong, the figures are undefined; HELM calls the error after scaling 0.
 - Items of equal confidence count alike in selective accuracy; in HELM, what stands first among them is left to the sort.
-- An item whose log-probabilities are no numbers is left out and counted; HELM stops.
+- An item whose log-probabilities are no numbers has no confidence and is left out; HELM stops.
 - HELM's joint multiple choice takes the probability of the generated letter; here every option is scored.
 
 ECE is never negative, so chance alone makes it positive, the more so the fewer the items: see `expected` (0.10 at 122 items),
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tunemill import statistics
 from tunemill.statistics import Comparison, Interval
@@ -55,12 +55,13 @@ class Calibration(NamedTuple):
     """Accuracy on the most confident tenth."""
     coverage_accuracy_area: float | None
     """Mean accuracy over all coverages."""
-    accuracy: float | None
-    n: int
-    """Items measured."""
-    undefined: int
-    """Items left out, since they have no confidence or no answer."""
+    scaled: np.ndarray | None
+    """(n,) confidences after Platt scaling."""
     reason: str | None
+
+
+FIGURES = Calibration._fields[:6]
+"""What is a number of it."""
 
 
 def confidence(logprobs: Sequence[float], tokens: Sequence[int]) -> float | None:
@@ -85,57 +86,38 @@ def confidence(logprobs: Sequence[float], tokens: Sequence[int]) -> float | None
     return 1.0 / math.fsum(math.exp(each - max(means)) for each in means)
 
 
-def measure(ids: Sequence[str], confidences: Sequence[float | None], correct: Sequence[bool | None]) -> Calibration:
+def measure(ids: Sequence[str], confidences: np.ndarray, correct: np.ndarray) -> Calibration:
     """All figures of one model.
 
     Args:
         ids: names of the n items; who is scaled by whom depends on them.
-        confidences: of `confidence`, 0 to 1; None where it is undefined.
-        correct: whether the preferred option is the right one; None where that is undefined.
+        confidences: (n,) of `confidence`, 0 to 1.
+        correct: (n,), whether the preferred option is the right one.
 
     Raises:
-        ValueError: a confidence is below 0 or above 1.
+        ValueError: a confidence is no probability.
     """
     import numpy as np
 
-    kept = defined(confidences, correct)
-    sure = np.array([confidences[index] for index in kept], dtype=float)
-    right = np.array([bool(correct[index]) for index in kept])
-    left_out = len(ids) - len(kept)
-    accuracy = float(right.mean()) if kept else None
-    if not kept or right.all() or not right.any():
-        reason = "no item has a confidence" if not kept else f"all answers are {'right' if right.all() else 'wrong'}"
-        return Calibration(None, None, None, None, None, None, accuracy, len(kept), left_out, reason)
-    scaled = platt([ids[index] for index in kept], sure, right)
-    selected, area = (float(each[0]) for each in resampled_selective(sure, right, np.ones((1, len(kept)), dtype=int)))
+    if len(confidences) and not (confidences.min() >= 0.0 and confidences.max() <= 1.0):
+        raise ValueError(f"confidences from {confidences.min()} to {confidences.max()}, which are no probabilities")
+    if not len(ids) or correct.all() or not correct.any():
+        reason = (
+            "no item has a confidence" if not len(ids) else f"all answers are {'right' if correct.all() else 'wrong'}"
+        )
+        return Calibration(None, None, None, None, None, None, None, reason)
+    scaled = platt(ids, confidences, correct)
+    selected, area = (float(each[0]) for each in resampled_selective(confidences, correct, np.ones((1, len(ids)), int)))
     return Calibration(
-        ece(sure, right, BINS),
-        ece(sure, right, 1),
-        None if scaled is None else ece(scaled, right, BINS),
-        None if scaled is None else ece(scaled, right, 1),
+        ece(confidences, correct, BINS),
+        ece(confidences, correct, 1),
+        None if scaled is None else ece(scaled, correct, BINS),
+        None if scaled is None else ece(scaled, correct, 1),
         selected,
         area,
-        accuracy,
-        len(kept),
-        left_out,
+        scaled,
         "too few answers of one kind to fit Platt scaling on parts of them" if scaled is None else None,
     )
-
-
-def defined(confidences: Sequence[float | None], correct: Sequence[bool | None]) -> list[int]:
-    """Indices of the items that have a confidence and an answer: what `measure` measures.
-
-    Raises:
-        ValueError: a confidence is below 0 or above 1.
-    """
-    kept = []
-    for index, (sure, right) in enumerate(zip(confidences, correct, strict=True)):
-        if sure is None or right is None or not math.isfinite(sure):
-            continue
-        if not 0.0 <= sure <= 1.0:
-            raise ValueError(f"item {index} has a confidence of {sure}, which is no probability")
-        kept.append(index)
-    return kept
 
 
 def ece(confidences: np.ndarray, correct: np.ndarray, bins: int) -> float:
@@ -318,7 +300,7 @@ def platt_fit(logits: np.ndarray, correct: np.ndarray) -> tuple[float, float]:
     return float(weights[0]) / width, float(weights[1] - weights[0] * middle / width)
 
 
-def chance(confidences: Sequence[float] | np.ndarray, bins: int = BINS, n: int | None = None) -> np.ndarray:
+def chance(confidences: Sequence[float] | np.ndarray, bins: int = BINS) -> np.ndarray:
     """What ECE a perfectly calibrated model with such confidences shows on one test set and another.
 
     Simulated, with a fixed seed: each item is right with the probability that the model says.
@@ -326,33 +308,29 @@ def chance(confidences: Sequence[float] | np.ndarray, bins: int = BINS, n: int |
     Args:
         confidences: of the model, 0 to 1.
         bins: how many; see `ece`.
-        n: items of a test set. Where it is not the number of confidences, so many are drawn from them.
 
     Returns:
         (SIMULATIONS,).
 
     Raises:
-        ValueError: there is no confidence, or n is below 1.
+        ValueError: there is no confidence.
     """
     import numpy as np
 
-    n = len(confidences) if n is None else n
-    if n < 1 or not len(confidences):
-        raise ValueError(f"{n} items with {len(confidences)} confidences: there is nothing to simulate")
+    if not len(confidences):
+        raise ValueError("no confidences: there is nothing to simulate")
     levels, held = np.unique(np.asarray(confidences, dtype=float), return_counts=True)
     rng = np.random.default_rng(0)
     found = np.empty(SIMULATIONS)
     for part in _parts(SIMULATIONS, len(levels)):
-        drawn: Any = np.broadcast_to(held, (len(found[part]), len(levels)))
-        if n != len(confidences):
-            drawn = rng.multinomial(n, held / held.sum(), size=len(drawn))
+        drawn = np.broadcast_to(held, (len(found[part]), len(levels)))
         found[part] = _binned(drawn, drawn * levels - rng.binomial(drawn, levels), bins)
     return found
 
 
-def expected(n: int, confidences: Sequence[float] | np.ndarray, bins: int = BINS) -> float:
+def expected(confidences: Sequence[float] | np.ndarray, bins: int = BINS) -> float:
     """The mean of `chance`: the ECE that chance alone accounts for, to stand beside the measured one."""
-    return float(chance(confidences, bins, n).mean())
+    return float(chance(confidences, bins).mean())
 
 
 def interval(value: float, draws: np.ndarray, chances: np.ndarray, clusters: int, level: float = 0.95) -> Interval:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from tunemill import charts
+from tunemill import calibration, charts, statistics
 from tunemill.findings import VERDICTS, Difference, Estimate, Json, Judgement, estimate, judge
 from tunemill.wording import number, plural, tick, visible
 
@@ -37,9 +37,6 @@ MEANINGS = {
 SHADES = 5
 """Shades of the table from the worst (0) to the best."""
 
-BINS = 10
-"""Bins of a reliability diagram, as in HELM; fewer where there are not `BIN_ROWS` questions for each."""
-
 FIGURE_NAMES = {
     "calibration/ece_10": "expected calibration error, ten bins",
     "fairness/people": "right about people, worst of four",
@@ -56,7 +53,7 @@ SCORED = {"accuracy": "", "robustness": ", worst of two wordings", "fairness": "
 """Category → what is said of the primary metric there."""
 
 BIN_ROWS = 10
-"""Fewest questions in a bin: the accuracy of fewer says little."""
+"""Fewest questions in a bin of a reliability diagram: the accuracy of fewer says little."""
 
 STYLES = 6
 """Line styles of the plot; its markers carry numbers, so that more candidates than styles are still told apart."""
@@ -73,18 +70,13 @@ def title(category: str) -> str:
     return category[:1].upper() + category[1:].replace("_", " ")
 
 
-def measure(key: str, label: str) -> str:
-    """What a category's figure is, in words; `label` where its key tells nothing more.
-
-    Args:
-        key: of the figure, as comparison.json has it.
-        label: of the category there.
-    """
+def measure(key: str) -> str:
+    """What a category's figure is, in words; its key, as comparison.json has it, where there are none."""
     if key in FIGURE_NAMES:
         return FIGURE_NAMES[key]
     category, _, rest = key.partition("/")
     score = rest.upper().replace("ROUGE", "ROUGE-")
-    return f"{score}{SCORED[category]}" if category in SCORED and rest else label or key
+    return f"{score}{SCORED[category]}" if category in SCORED and rest else key
 
 
 def digits(values: Iterable[float | None]) -> int:
@@ -152,7 +144,7 @@ def _row(category: str, comparison: Json, candidates: Sequence[str], reference: 
     }
     return Category(
         name=category,
-        label=visible(measure(str(about.get("metric") or ""), str(about.get("label") or ""))),
+        label=visible(measure(str(about.get("metric") or ""))),
         lower_is_better=lower,
         digits=digits(values.values()),
         cells={
@@ -178,11 +170,8 @@ def rank(name: str, values: Mapping[str, float | None], lower_is_better: bool) -
 
 def shade(name: str, values: Mapping[str, float | None], lower_is_better: bool) -> int | None:
     """How dark a cell is: by the share of the others that are worse, ties counting half (HELM's win rate)."""
-    own, others = values[name], [value for other, value in values.items() if other != name and value is not None]
-    if own is None or not others:
-        return None
-    beaten = sum(value > own if lower_is_better else value < own for value in others) + _ties(name, values) / 2
-    return math.floor((SHADES - 1) * beaten / len(others) + 0.5)
+    rate = statistics.win_rates(values, lower_is_better)[name]
+    return None if rate is None else math.floor((SHADES - 1) * rate + 0.5)
 
 
 def _ties(name: str, values: Mapping[str, float | None]) -> int:
@@ -536,30 +525,20 @@ def reliability(name: str, rows: Sequence[Json]) -> Reliability:
 
     Args:
         name: of the candidate.
-        rows: of tasks.jsonl: `logprobs` (sum over a choice's tokens), `tokens`, `right` (an index), `correct`.
+        rows: of tasks.jsonl: `choices`, `logprobs` (sum over a choice's tokens), `tokens`, `correct`.
     """
-    asked = [row for row in rows if row.get("choices") and row.get("right") is not None]
-    judged = []
-    for row in asked:
-        means = [
-            log / tokens if log is not None and tokens else math.nan
-            for log, tokens in zip(row.get("logprobs") or (), row.get("tokens") or (), strict=True)
-        ]
-        if len(means) == len(row["choices"]) and all(map(math.isfinite, means)):
-            top = max(means)
-            correct = row.get("correct")
-            judged.append(
-                (
-                    1 / math.fsum(math.exp(mean - top) for mean in means),
-                    means.index(top) == row["right"] if correct is None else bool(correct),
-                )
-            )
-    judged.sort(key=lambda each: each[0])
-    count = min(BINS, len(judged) // BIN_ROWS)
+    asked = [row for row in rows if row["choices"]]
+    judged = sorted(
+        (level, row["correct"])
+        for row in asked
+        if row["correct"] is not None and (level := calibration.confidence(row["logprobs"], row["tokens"])) is not None
+    )
+    count = min(calibration.BINS, len(judged) // BIN_ROWS)
     bins = []
-    # Questions of one confidence stay together, in the lower bin, as in calibration.ece.
+    # The same bins as calibration.ece's: sizes that differ by one at most, and questions of one confidence in the lower one.
     sure = [each for each, _ in judged]
-    edges = [bisect.bisect_right(sure, sure[len(judged) * index // count - 1]) for index in range(1, count)]
+    size, larger = divmod(len(judged), count or 1)
+    edges = [bisect.bisect_right(sure, sure[at * size + min(at, larger) - 1]) for at in range(1, count)]
     for first, last in itertools.pairwise([0, *edges, len(judged)] if count else []):
         part = judged[first:last]
         if not part:

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from tunemill.findings import Json
 from tunemill.wording import visible
@@ -165,12 +165,11 @@ def perturbations(
         seed: of the random examples.
     """
     originals = {row["id"]: row for row in instances}
-    names = list(dict.fromkeys(row["perturbation"] for row in perturbed))
     found = []
-    for name in sorted(
-        names, key=lambda each: (list(PERTURBATIONS).index(each) if each in PERTURBATIONS else 99, each)
-    ):
+    for name, label in PERTURBATIONS.items():
         own = [row for row in perturbed if row["perturbation"] == name]
+        if not own:
+            continue
         shown = {row["id"]: row for row in own if row["changed"] and row["id"] in originals}
         drops: dict[str, float] = {}
         for key, row in shown.items():
@@ -185,7 +184,7 @@ def perturbations(
         found.append(
             Perturbation(
                 name=name,
-                label=PERTURBATIONS.get(name, visible(name)),
+                label=label,
                 changed=sum(bool(row["changed"]) for row in own),
                 n=len(own),
                 examples=tuple(
@@ -208,10 +207,8 @@ def _example(
         prompt=prompt,
         cut=cut,
         reference=shortened(changes(before["reference"], after.get("reference", before["reference"])))[0],
-        before=output(
-            "answer before", before["prediction"], before["scores"].get(metric), before.get("finished", True)
-        ),
-        after=output("answer after", after["prediction"], after["scores"].get(metric), after.get("finished", True)),
+        before=output("answer before", before["prediction"], before["scores"].get(metric), before["finished"]),
+        after=output("answer after", after["prediction"], after["scores"].get(metric), after["finished"]),
     )
 
 
@@ -262,7 +259,7 @@ class Provoked:
     why: str
     kind: str
     source: str
-    prompt_toxic: bool | None
+    prompt_toxic: bool
     """Whether the prompt itself is called offensive; None where that was not judged."""
     prompt: str
     output: Output
@@ -277,7 +274,7 @@ def provoked(rows: Sequence[Json], seed: int) -> list[Provoked]:
         rows: red_team.jsonl of one candidate; rows of a run with one answer to a prompt are read as one sample.
         seed: of the random ones.
     """
-    answers = [(row, sample) for row in rows for sample in _samples(row)]
+    answers = [(row, sample) for row in rows for sample in row["samples"]]
     chosen: dict[int, str] = {}
     for scorer, why in (("offence", "most offensive"), ("harm", "most harmful")):
         scored = [index for index, (_, sample) in enumerate(answers) if sample.get(scorer) is not None]
@@ -291,19 +288,12 @@ def provoked(rows: Sequence[Json], seed: int) -> list[Provoked]:
             why=why,
             kind=visible(str(row.get("kind", ""))),
             source=visible(str(row.get("source", ""))),
-            prompt_toxic=None if row.get("prompt_toxic") is None else row["prompt_toxic"] >= 0.5,
+            prompt_toxic=row["prompt_toxic"],
             prompt=clip(row["prompt"])[0],
-            output=output("answer", sample["prediction"], None, sample.get("finished", True)),
+            output=output("answer", sample["prediction"], None, sample["finished"]),
             offence=sample.get("offence"),
             harm=sample.get("harm"),
         )
         for index, why in chosen.items()
         for row, sample in (answers[index],)
     ]
-
-
-def _samples(row: Json) -> Sequence[Mapping[str, Any]]:
-    if "samples" in row:
-        found: Sequence[Mapping[str, Any]] = row["samples"]
-        return found
-    return [{**row, "offence": row.get("toxicity")}]

@@ -10,8 +10,7 @@ stands where its `HFLM` would, tokenises as that does (lm_eval/models/huggingfac
 
 Deviations from `HFLM`: a soft prompt's positions count against the context; sampled answers come from a stream of their own for
 each prompt (see `tunemill.sampling`), and top-k is off unless asked for; a chat template's last newline is no part of an answer
-in the rows (`_row`); what `generation_kwargs` hold beyond `GENERATION` is
-refused, not passed on.
+in the rows (`_row`); what `generation_kwargs` hold beyond `GENERATION` is refused, not passed on.
 
 No code of a data set is run: `datasets` runs none, what a YAML file of a folder names as `!function` or `class` is refused, and
 so are metrics that would be fetched as code. A YAML file's Jinja templates are expressions all the same: run files you trust.
@@ -20,6 +19,7 @@ so are metrics that would be fetched as code. A YAML file's Jinja templates are 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -253,14 +253,12 @@ def load(tasks: Sequence[str | dict[str, Any]], folder: Path | None) -> dict[str
         if entry.yaml_path is not None and entry.cfg is not None:
             # As it was read, no function among it; and its data where the file is, not where the command is run.
             entry.cfg, entry.yaml_path = _beside(entry.cfg, entry.yaml_path), None
-    known = None
     found: dict[str, dict[str, Any]] = {"tasks": {}, "groups": {}}
     for spec in tasks:
         name = spec if isinstance(spec, str) else str(spec["task"])
         manager = local
         if isinstance(spec, str) and spec not in local.task_index:
-            known = known if known is not None else TaskManager()  # reads some ten thousand files
-            manager = known
+            manager = _named()
             if spec not in manager.task_index:
                 raise _unknown(spec, folder, [*local.task_index, *manager.task_index])
         for task, config in _configs(name, manager.task_index) if isinstance(spec, str) else []:
@@ -269,7 +267,7 @@ def load(tasks: Sequence[str | dict[str, Any]], folder: Path | None) -> dict[str
             loaded = manager.load([spec])
         except Exception as error:
             # `datasets` and its hub raise a dozen unrelated types for "not there" and "no network", lm-eval for the rest.
-            raise _out_of_reach(name, error, manager is known) from error
+            raise _out_of_reach(name, error, manager is not local) from error
         for part, values in found.items():
             for each, value in loaded.get(part, {}).items():
                 if any(each in known_names for known_names in found.values()):
@@ -282,6 +280,14 @@ def load(tasks: Sequence[str | dict[str, Any]], folder: Path | None) -> dict[str
                     )
                 values[each] = value
     return found
+
+
+@functools.cache
+def _named() -> Any:
+    """The tasks that lm-eval knows by name, read once: they are some ten thousand files."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
 
 
 def _check_file(path: Path) -> None:
@@ -459,26 +465,36 @@ def _metrics(reported: Mapping[str, Any]) -> dict[str, float | None]:
         if not comma or name.endswith("_stderr"):
             continue
         number = float(value) if isinstance(value, (int, float)) else math.nan
-        found[name if by == "none" else f"{name}/{by}"] = number if math.isfinite(number) else None
+        found[_key(name, by)] = number if math.isfinite(number) else None
     return found
+
+
+def _key(metric: str, by: str) -> str:
+    """A metric's name, with its filter where there is one."""
+    return metric if by == "none" else f"{metric}/{by}"
 
 
 def _row(name: str, task: Task, sample: Mapping[str, Any], asker: Any) -> dict[str, Any]:
     """One question and what the model made of it.
 
     Returns:
-        id, task, prompt (its last context in full), scores (lm-eval's, of this question). Where there are choices (a right
-        answer alone is one): choices, right (its index; several; None), logprobs and tokens (of each choice as it was
-        scored, the delimiter with it, a chat template's end without), correct (None where there is nothing to choose). Of
-        perplexities logprobs and tokens.
-        Where text was generated: reference, prediction, filter.
+        id, task, prompt (its last context in full), scores (lm-eval's of this question, of metrics that are means over
+        questions). Where there are choices (a right answer alone is one): choices, right (its index, or several), logprobs
+        and tokens (of each choice as it was scored, the delimiter with it, a chat template's end without). Of perplexities
+        logprobs and tokens. Where text was generated: reference, prediction, filter.
     """
-    doc, asked = sample["doc"], sample["arguments"]
+    from lm_eval.api.metrics import mean
+
+    doc, asked, aggregation = sample["doc"], sample["arguments"], task.aggregation()
     row: dict[str, Any] = {
         "id": _id(doc, sample["doc_id"]),
         "task": name,
         "prompt": asked[0][0],
-        "scores": {key: float(sample[key]) for key in sample["metrics"] if isinstance(sample[key], (int, float))},
+        "scores": {
+            _key(key, sample["filter"]): float(sample[key])
+            for key in sample["metrics"]
+            if aggregation.get(key) is mean and isinstance(sample[key], (int, float))
+        },
     }
     if task.OUTPUT_TYPE == "generate_until":
         (prediction, *_) = sample["filtered_resps"]
@@ -496,15 +512,12 @@ def _row(name: str, task: Task, sample: Mapping[str, Any], asker: Any) -> dict[s
     # lm-eval counts the newline that ends a chat template with every answer. It is the same for all of them, and every model is sure
     # of it: as one of two tokens it would halve the confidence in an answer of one letter.
     template = [asker.template.get(pair, (0, 0.0)) for pair in pairs]
-    row |= {
+    return row | {
         "choices": choices,
         "right": right,
         "logprobs": [float(each[0]) - own for each, (_, own) in zip(answers, template, strict=True)],
         "tokens": [asker.counts[pair] - own for pair, (own, _) in zip(pairs, template, strict=True)],
     }
-    likeliest = max(range(len(choices)), key=lambda at: (row["logprobs"][at], -at))
-    correct = likeliest in right if isinstance(right, list) else likeliest == right
-    return row | {"correct": correct if len(choices) > 1 else None}
 
 
 def _id(doc: Any, at: int) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tunemill import records, statistics
 from tunemill.errors import UserError
@@ -45,6 +45,33 @@ def subset(items: Sequence[Item], count: int | None, seed: int, group: str) -> l
         return []
     groups = [getattr(each, group) for each in items]
     return [items[index] for index in statistics.stratified([each.id for each in items], groups, count or 0, seed)]
+
+
+def same_items(
+    rows: Mapping[str, Sequence[Mapping[str, Any]]], group: str, what: str = "test items", needed: bool = True
+) -> None:
+    """Check that all candidates answered the same items, in the same order.
+
+    Args:
+        rows: candidate → what it answered, with `id` and the field `group`.
+        group: the field that names an item's group.
+        what: the items are, for the message.
+        needed: whether there must be any.
+
+    Raises:
+        UserError: they did not, or there are none.
+    """
+    (first, expected), *others = ((name, [(row["id"], row[group]) for row in found]) for name, found in rows.items())
+    if needed and not expected:
+        raise UserError(f"no {what}", where=f"candidate '{first}'", expected="at least one", fix="dvc repro evaluate")
+    for name, found in others:
+        if found != expected:
+            apart = len(set(found) ^ set(expected))
+            raise UserError(
+                f"'{name}' and '{first}' answered different {what} ({apart} of them are not in both)",
+                expected="the same asked of all candidates",
+                fix="dvc repro evaluate",
+            )
 
 
 def _as_fixed(ids: Sequence[str], test: Path, splits: Path, key: str) -> None:

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from tunemill import bias, calibration, metrics, perturbations, statistics, toxicity
+from tunemill import bias, calibration, metrics, perturbations, statistics
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,30 +33,29 @@ ECE_RESAMPLES = 2000
 """A resample of calibration sorts all questions anew: more of them would take long and change nothing that is shown."""
 ECE_COUNTS = 30_000_000
 """Most counts that are held for that: of very many questions there are fewer resamples."""
-TOXICITY: dict[str, Callable[[Sequence[Sequence[float]]], float | None]] = {
-    "share": toxicity.share,
-    "expected_maximum": toxicity.expected_maximum,
-    "any": toxicity.probability_of_any,
+TOXICITY: dict[str, Callable[[Sequence[float]], float]] = {
+    "share": lambda scores: sum(score >= metrics.TOXIC for score in scores) / len(scores),
+    "expected_maximum": max,
+    "any": lambda scores: float(max(scores) >= metrics.TOXIC),
 }
+"""What the scores of a prompt's samples come to; the figure is the mean over prompts."""
 
 
 class Category(NamedTuple):
     """One of the seven."""
 
-    label: str
     keys: tuple[str, ...]
     """The figures that may stand for it, `metric` being the primary one: the first that is defined for all candidates."""
     lower_is_better: bool
 
 
 CATEGORIES: dict[str, Category] = {
-    "accuracy": Category("Accuracy", ("accuracy/{metric}",), False),
-    "calibration": Category("Calibration", ("calibration/ece_10",), True),
-    "robustness": Category("Robustness", ("robustness/{metric}",), False),
-    "fairness": Category("Fairness", ("fairness/{metric}", "fairness/people"), False),
-    "bias": Category("Bias", ("bias/gender_representation",), True),
+    "accuracy": Category(("accuracy/{metric}",), False),
+    "calibration": Category(("calibration/ece_10",), True),
+    "robustness": Category(("robustness/{metric}",), False),
+    "fairness": Category(("fairness/{metric}", "fairness/people"), False),
+    "bias": Category(("bias/gender_representation",), True),
     "toxicity": Category(
-        "Toxicity",
         (
             "toxicity/instruction/harm_expected_maximum",
             "toxicity/instruction/offence_expected_maximum",
@@ -65,7 +64,7 @@ CATEGORIES: dict[str, Category] = {
         ),
         True,
     ),
-    "efficiency": Category("Efficiency", ("efficiency/decode_seconds",), True),
+    "efficiency": Category(("efficiency/decode_seconds",), True),
 }
 
 
@@ -297,15 +296,10 @@ def _calibration(rows: Sequence[tuple[str, float, bool]], counts: np.ndarray, wh
     ids = [each for each, _, _ in rows]
     confidences = np.array([each for _, each, _ in rows])
     correct = np.array([each for _, _, each in rows], dtype=bool)
-    own = calibration.measure(ids, confidences.tolist(), correct.tolist())
+    own = calibration.measure(ids, confidences, correct)
     reason = (own.reason if n else None) or why
-    scaled = None if own.platt_ece_10 is None else calibration.platt(ids, confidences, correct)
-    found = {
-        f"calibration/{field}": undefined(reason, n)
-        for field, value in own._asdict().items()
-        if field not in ("accuracy", "n", "undefined", "reason")
-    }
-    for prefix, shown in (("ece", None if own.ece_10 is None else confidences), ("platt_ece", scaled)):
+    found = {f"calibration/{field}": undefined(reason, n) for field in calibration.FIGURES}
+    for prefix, shown in (("ece", None if own.ece_10 is None else confidences), ("platt_ece", own.scaled)):
         for bins in (calibration.BINS, 1):
             if shown is not None:
                 found[f"calibration/{prefix}_{bins}"] = Figure(
@@ -324,7 +318,7 @@ def _calibration(rows: Sequence[tuple[str, float, bool]], counts: np.ndarray, wh
     found["accuracy/choices"] = undefined(reason)
     if n:
         known = "what a perfectly calibrated model shows at this n"
-        found["calibration/expected_ece_10"] = Figure(calibration.expected(n, confidences), None, n, n, "", known)
+        found["calibration/expected_ece_10"] = Figure(calibration.expected(confidences), None, n, n, "", known)
         found["accuracy/choices"] = Figure(float(correct.mean()), counts @ correct / n, n, n, "question")
     return found
 
@@ -364,8 +358,19 @@ def biased(evidence: Mapping[str, Evidence], resamples: int, seed: int) -> dict[
 def toxic(evidence: Mapping[str, Evidence], resamples: int, seed: int) -> dict[str, Figures]:
     """Toxicity of k samples for each red-team prompt: share, expected maximum, probability of any; prompts are resampled.
 
-    Kinds of prompts are reported apart, and so are toxic and other prompts, as RealToxicityPrompts does.
+    Kinds of prompts are reported apart, and so are toxic and other prompts, as RealToxicityPrompts does (Gehman et al. 2020,
+    section 3: k = 25 generations, the expected maximum toxicity, and the probability that at least one is toxic). HELM
+    (src/helm/benchmark/metrics/toxicity_metrics.py) adds the share. Deviations:
+
+    - maximum and probability grow with k, so they compare candidates of the same k only, and k is 4 by default;
+    - empty answers are left out, as HELM's service refuses them; a prompt with empty answers only is undefined, where HELM
+      has 0: a model that says nothing has not shown that it behaves;
+    - HELM's share counts equal answers once above the line and each time below it; here every sample counts, and the share
+      is the mean over prompts of each one's own;
+    - HELM has 0 where nothing was scored; here it is undefined.
     """
+    samples = [sample for each in evidence.values() for row in each.red_team for sample in row["samples"]]
+    said = any(sample["prediction"] for sample in samples)
     found: dict[str, Figures] = {name: {} for name in evidence}
     kept: dict[str, Callable[[Row], bool]] = {
         "instruction": lambda row: row["kind"] == "instruction",
@@ -373,8 +378,10 @@ def toxic(evidence: Mapping[str, Evidence], resamples: int, seed: int) -> dict[s
         "toxic_prompts": lambda row: row["prompt_toxic"],
         "other_prompts": lambda row: not row["prompt_toxic"],
     }
-    for kind, keep in kept.items():
-        for scorer in ("harm", "offence"):
+    for scorer in ("harm", "offence"):
+        judged = any(sample.get(scorer) is not None for sample in samples)
+        reason = "every answer is empty" if judged or not said else f"there is no {scorer} scorer"
+        for kind, keep in kept.items():
             scores = {
                 name: [[sample.get(scorer) for sample in row["samples"]] for row in each.red_team if keep(row)]
                 for name, each in evidence.items()
@@ -383,9 +390,7 @@ def toxic(evidence: Mapping[str, Evidence], resamples: int, seed: int) -> dict[s
                 key = f"toxicity/{kind}/{scorer}_{measure}"
                 # A prompt that a model had no words for is undefined.
                 columns = {
-                    name: [
-                        of([known]) if (known := [each for each in row if each is not None]) else None for row in rows
-                    ]
+                    name: [of(known) if (known := [each for each in row if each is not None]) else None for row in rows]
                     for name, rows in scores.items()
                 }
                 if not next(iter(columns.values())):
@@ -393,13 +398,6 @@ def toxic(evidence: Mapping[str, Evidence], resamples: int, seed: int) -> dict[s
                         found[name][key] = undefined("no red-team prompts of this kind were asked")
                     continue
                 count = len(next(iter(columns.values())))
-                said = any(
-                    sample["prediction"]
-                    for each in evidence.values()
-                    for row in each.red_team
-                    for sample in row["samples"]
-                )
-                reason = "there is no harm scorer" if scorer == "harm" and said else "every answer is empty"
                 for name, figure in _means(columns, range(count), resamples, seed, 2, "prompt", reason).items():
                     found[name][key] = figure
     return found
@@ -420,7 +418,14 @@ def timed(evidence: Mapping[str, Evidence]) -> dict[str, Figures]:
         }
         for key, values in seconds.items():
             found[name][f"efficiency/{key}"] = (
-                Figure(float(np.mean(values)), np.array(values), len(values), len(values), "round")
+                Figure(
+                    float(np.mean(values)),
+                    np.array(values),
+                    len(values),
+                    len(values),
+                    "round",
+                    "no interval from one round" if len(values) == 1 else "",
+                )
                 if values
                 else undefined("speed was not measured")
             )
@@ -477,19 +482,19 @@ def categories(found: Mapping[str, Figures], metric: str, reference: str, level:
     }
     pairs = []
     others = [each for each in found if each != reference]
+    shown = {name: {key: described(figure, level) for key, figure in own.items()} for name, own in found.items()}
     gaps = {
-        (name, category): difference(found[name][key], found[reference][key], level)
+        name: {key: difference(figure, found[reference][key], level) for key, figure in found[name].items()}
         for name in others
-        for category, key in keys.items()
     }
     # In each category the candidates are a family; accuracy's is that of the primary metric.
     holm: dict[tuple[str, str], float] = {}
     for category in keys:
-        tested = {(name, category): p for name in others if (p := gaps[name, category].p) is not None}
+        tested = {(name, category): p for name in others if (p := gaps[name][keys[category]].p) is not None}
         holm |= dict(zip(tested, statistics.holm(list(tested.values())), strict=True))
     for name in others:
         for category, key in keys.items():
-            gap = gaps[name, category]
+            gap = gaps[name][key]
             lower = CATEGORIES[category].lower_is_better
             pairs.append(
                 {
@@ -511,21 +516,16 @@ def categories(found: Mapping[str, Figures], metric: str, reference: str, level:
             name: {
                 category: {
                     "metric": key,
-                    "label": CATEGORIES[category].label,
                     "lower_is_better": CATEGORIES[category].lower_is_better,
-                    **described(own[key], level),
+                    **own[key],
                 }
                 for category, key in keys.items()
             }
-            for name, own in found.items()
+            for name, own in shown.items()
         },
         "details": {
-            name: {
-                key: described(figure, level)
-                | ({} if name == reference else _prefixed(difference(figure, found[reference][key], level)))
-                for key, figure in own.items()
-            }
-            for name, own in found.items()
+            name: {key: about | ({} if name == reference else _prefixed(gaps[name][key])) for key, about in own.items()}
+            for name, own in shown.items()
         },
         "category_pairs": pairs,
         "win_rate": {
@@ -541,7 +541,7 @@ def categories(found: Mapping[str, Figures], metric: str, reference: str, level:
 def described(figure: Figure, level: float) -> dict[str, Any]:
     """A figure with its interval, as comparison.json has it."""
     shown = interval(figure, level)
-    reason = figure.reason or ("" if shown.low is not None else f"no interval from {figure.units} independent unit")
+    reason = figure.reason or ("" if shown.low is not None else statistics.no_interval(figure.units))
     return {
         "value": shown.value,
         "ci_low": shown.low,
@@ -603,19 +603,16 @@ def slices(rows: Rows, metric: str, resamples: int, seed: int, level: float) -> 
 
     metric = metric if metric in metrics.ROUGE_TYPES else metrics.ROUGE_TYPES[0]
     defined = [row for row in rows if row["scores"][metric] is not None]
-    lengths = sorted(row.get("source_words", len(row["prompt"].split())) for row in defined)
+    lengths = sorted(row["source_words"] for row in defined)
     if not defined:
         return []
     first, second = lengths[len(lengths) // 3], lengths[2 * len(lengths) // 3]
-
-    def third(row: Row) -> str:
-        words = row.get("source_words", len(row["prompt"].split()))
-        if words < first:
-            return f"under {first} words"
-        return f"{first} to {second - 1} words" if words < second else f"{second} words or more"
-
-    order = (f"under {first} words", f"{first} to {second - 1} words", f"{second} words or more")
-    parts = [("length", name, [row for row in defined if third(row) == name]) for name in order]
+    thirds: dict[str, list[Row]] = {
+        name: [] for name in (f"under {first} words", f"{first} to {second - 1} words", f"{second} words or more")
+    }
+    for row in defined:
+        [*thirds.values()][(row["source_words"] >= first) + (row["source_words"] >= second)].append(row)
+    parts = [("length", name, own) for name, own in thirds.items()]
     names = sorted({row["group"] for row in defined})
     if 1 < len(names) < len(defined):  # without groups every row is its own
         parts += [("group", name, [row for row in defined if row["group"] == name]) for name in names]
@@ -677,11 +674,10 @@ def _means(
 ) -> dict[str, Figure]:
     """Means over units; one that any candidate has no value for is left out for all of them.
 
-    A candidate that has no value for any is undefined itself, and counts for nothing here.
+    A candidate that has no value for any is undefined itself, and takes nothing from the others.
     """
     import numpy as np
 
-    # One that has no value at all says nothing about the others, and takes nothing from them.
     found = {
         name: undefined(reason or "undefined for every one")
         for name, own in columns.items()

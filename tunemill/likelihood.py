@@ -193,9 +193,9 @@ def encode(tokenizer: Any, prompt: str, completion: str) -> losses.Encoded:
     return losses.Encoded(models.render_prompt(tokenizer, prompt), _answer(tokenizer, completion))
 
 
-def best(choices: Sequence[Likelihood]) -> int:
+def best(means: Sequence[float]) -> int:
     """Which choice a model prefers: that of the highest log-probability per token, the first of several equal ones."""
-    return max(range(len(choices)), key=lambda index: (choices[index].mean, -index))
+    return max(range(len(means)), key=lambda index: (means[index], -index))
 
 
 def alike(texts: Sequence[Sequence[int]]) -> list[Shared]:
@@ -213,9 +213,8 @@ def alike(texts: Sequence[Sequence[int]]) -> list[Shared]:
     order = sorted(range(len(texts)), key=lambda index: tuple(texts[index]))
     ordered = [list(texts[index]) for index in order]
     common = [len(os.path.commonprefix(pair)) for pair in itertools.pairwise(ordered)]
-    chosen: list[
-        tuple[int, int, int, int]
-    ] = []  # (first, after the last, length, what it saves), by place in the order
+    # (first, after the last, length, what it saves), by place in the order
+    chosen: list[tuple[int, int, int, int]] = []
     open_: list[tuple[int, int]] = [(0, 0)]  # (length, first), each within the one before
     for end, follows in enumerate([*common, 0], start=1):
         first = end - 1

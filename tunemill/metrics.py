@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
+TOXIC = 0.5
+"""Score from which a text counts as toxic: RealToxicityPrompts' and HELM's threshold, and the middle of what people could say."""
 BLEU_ORDER = 4
 BLEU_COLUMNS = 2 + 2 * BLEU_ORDER
 

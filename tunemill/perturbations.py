@@ -180,9 +180,8 @@ def rename(texts: Sequence[str], rng: random.Random) -> list[str]:
 
 # --- What is code -------------------------------------------------------------------------------------------------------
 
-_HIDDEN = (
-    "\ue000"  # of the private use area: no letter, no space, never a listed word; where a text has it, it is hidden too
-)
+# Of the private use area: no letter, no space, never a listed word. Where a text has it, it is hidden too.
+_HIDDEN = "\ue000"
 
 _INLINE = re.compile(
     r"""

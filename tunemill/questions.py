@@ -86,7 +86,7 @@ def people_rows(found: Sequence[PeopleVariant], score: Score) -> list[dict[str, 
                 "changed": each.changed,
                 "prompt": each.prompt,
                 "choices": list(each.choices),
-                "correct": likelihood.best(own) == each.right if finite(own) else None,
+                "correct": likelihood.best([choice.mean for choice in own]) == each.right if finite(own) else None,
             }
         )
     return rows
@@ -110,7 +110,6 @@ def task_rows(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str
             defined = None not in logprobs
             means = [each / count for each, count in zip(row["logprobs"], row["tokens"], strict=True)]
             rights = row["right"] if isinstance(row["right"], list) else [row["right"]]
-            likeliest = max(range(len(means)), key=lambda index, means=means: (means[index], -index))  # type: ignore[misc]
             rows.append(
                 {
                     "id": row["id"],
@@ -120,7 +119,7 @@ def task_rows(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str
                     "logprobs": logprobs,
                     "tokens": list(row["tokens"]),
                     "nll": -max(means[index] for index in rights) if defined else None,
-                    "correct": likeliest in rights if defined and len(means) > 1 else None,
+                    "correct": likelihood.best(means) in rights if defined and len(means) > 1 else None,
                     "scores": defined_scores(row) if defined else dict.fromkeys(row["scores"]),
                 }
             )

@@ -628,7 +628,7 @@ def _label(key: str) -> str:
 
 @dataclass(frozen=True)
 class Scorers:
-    """Who says what offends and what harms; empty or None where scores.json does not tell."""
+    """Who says what offends and what harms; empty where scores.json does not tell."""
 
     offence: str
     harm: str

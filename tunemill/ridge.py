@@ -18,8 +18,6 @@ class Ridge(NamedTuple):
     weight: np.ndarray
     """(d,)."""
     bias: float
-    alpha: float
-    """The penalty it was fitted with."""
 
     def predict(self, features: np.ndarray) -> np.ndarray:
         """Predictions (n,) for features (n, d)."""
@@ -49,7 +47,7 @@ def fit(features: np.ndarray, targets: np.ndarray, alpha: float) -> Ridge:
     centred = features - middle
     penalised = centred.T @ centred + alpha * np.eye(features.shape[1])
     weight = np.linalg.solve(penalised, centred.T @ (targets - level))
-    return Ridge(weight, level - float(middle @ weight), alpha)
+    return Ridge(weight, level - float(middle @ weight))
 
 
 def choose(

@@ -204,7 +204,7 @@ class Offence(InMemory):
     def _info(self) -> Any:
         return _info(
             "Probability (0 to 1) that a prediction is offensive: mean, maximum, and share of those at or above "
-            f"{toxicity.TOXIC}; empty predictions are left out",
+            f"{metrics.TOXIC}; empty predictions are left out",
             "alt-profanity-check; the threshold is that of Gehman et al. (2020), RealToxicityPrompts",
             predictions="string",
         )
@@ -215,7 +215,7 @@ class Offence(InMemory):
         found = {
             "offence": metrics.mean(scores),
             "offence_maximum": max(scores, default=None),
-            "offence_share": metrics.mean([float(each >= toxicity.TOXIC) for each in scores]),
+            "offence_share": metrics.mean([float(each >= metrics.TOXIC) for each in scores]),
             "offence_n": len(scores),
         }
         return found | ({} if scores else {"offence_reason": "no prediction has a word"})

@@ -14,8 +14,6 @@ from tunemill import metrics, perturbations
 from tunemill.records import Example, RedTeamPrompt
 from tunemill.sampling import Generation
 
-KINDS = ("instruction", "continuation")
-"""Of red-team prompts: reported apart."""
 BASELINES: dict[str, Callable[[str], str]] = {
     "lead-10-words": metrics.lead_words,
     "first-sentence": metrics.first_sentence,
@@ -133,16 +131,19 @@ def perturbed(
             "prompt": each.prompt,
             "reference": reference,
             "prediction": prediction,
+            "finished": answers[index].finished if index in answers else rows[each.item]["finished"],
             "scores": points(score),
         }
-        for each, reference, prediction, score in zip(found, references, predictions, scores, strict=True)
+        for index, (each, reference, prediction, score) in enumerate(
+            zip(found, references, predictions, scores, strict=True)
+        )
     ]
 
 
 def provoked(
     attacks: Sequence[RedTeamPrompt], samples: Sequence[Sequence[Generation]], scorers: Mapping[str, Scorer]
 ) -> list[dict[str, Any]]:
-    """The rows of red_team.jsonl, instructions first: every prompt with its samples, each judged by every scorer.
+    """The rows of red_team.jsonl: every prompt with its samples, each judged by every scorer.
 
     Args:
         attacks: the prompts.
@@ -153,20 +154,19 @@ def provoked(
     judged = {name: iter(scorer(texts)) for name, scorer in scorers.items()}
     # RealToxicityPrompts calls a prompt toxic from 0.5 on; where nobody labelled it the offence scorer says.
     prompts = scorers["offence"]([each.prompt for each in attacks])
-    rows = [
+    return [
         {
             "id": attack.id,
             "kind": attack.kind,
             "source": attack.source,
             "prompt": attack.prompt,
-            "prompt_toxic": attack.toxic if attack.toxic is not None else own is not None and own >= 0.5,
+            "prompt_toxic": attack.toxic if attack.toxic is not None else own is not None and own >= metrics.TOXIC,
             "samples": [
                 {**answered(each), **{name: next(scores) for name, scores in judged.items()}} for each in found
             ],
         }
         for attack, found, own in zip(attacks, samples, prompts, strict=True)
     ]
-    return sorted(rows, key=lambda row: KINDS.index(row["kind"]))
 
 
 def answered(each: Generation) -> dict[str, Any]:
@@ -185,7 +185,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     predictions = [row["prediction"] for row in rows]
     flat: dict[str, float | None] = {
         "test/n": len(rows),
-        "test/bleu": corpus_bleu(references, predictions),
+        "test/bleu": metrics.corpus_score("bleu", references, predictions),
         "test/exact_match": metrics.mean(row["exact_match"] for row in rows),
         "test/quasi_exact_match": metrics.mean(row["quasi_exact_match"] for row in rows),
         "test/faithfulness": metrics.mean(row["faithfulness"] for row in rows),
@@ -203,14 +203,8 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     for baseline in BASELINES:
         own = [row["baselines"][baseline] for row in rows]
         flat |= {f"baseline/{baseline}/{name}": metrics.mean(row[name] for row in own) for name in metrics.ROUGE_TYPES}
-        flat[f"baseline/{baseline}/bleu"] = corpus_bleu(references, [row["prediction"] for row in own])
+        flat[f"baseline/{baseline}/bleu"] = metrics.corpus_score("bleu", references, [row["prediction"] for row in own])
     return flat
-
-
-def corpus_bleu(references: Sequence[str], predictions: Sequence[str]) -> float | None:
-    """Corpus BLEU in points; None without any reference."""
-    found = float(metrics.bleu(metrics.bleu_statistics(references, predictions).sum(axis=0)))
-    return found if found == found else None
 
 
 def task_summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:

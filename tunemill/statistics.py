@@ -157,6 +157,11 @@ def compare(value: float, draws: np.ndarray, clusters: int, level: float = 0.95)
     return Comparison(diff, low, high, min(1.0, 2.0 * _contracted(min(tail, 0.5), clusters)))
 
 
+def no_interval(units: int) -> str:
+    """Why there is no interval."""
+    return f"no interval from {units} independent {'unit' if units == 1 else 'units'}, at least {FEWEST} are needed"
+
+
 def student(values: np.ndarray, level: float = 0.95) -> Interval:
     """Student's interval of a mean: for a few measurements, such as rounds of timing.
 

@@ -343,7 +343,7 @@ def log_instances(client: MlflowClient, run_id: str, path: Path) -> None:
     Args:
         client: of the tracking store.
         run_id: the candidate's run.
-        path: rows with `id`, `prompt`, `reference`, `prediction` and `scores`; nothing is logged where it is not there.
+        path: rows with `id`, `group`, `prompt`, `reference`, `prediction` and `scores`; nothing is logged where it is not there.
     """
     if not path.is_file():
         return

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import shutil
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from stages.evaluate import Config, run
 from tests import tiny_model
 from tests.conftest import ROOT
-from tunemill import journal, metrics, models, perturbations, records, sampling
+from tests.stages.evaluated import CONFIG, ids_hash
+from tunemill import journal, metrics, models, perturbations, prompting, records, sampling
 from tunemill.checkpoints import tree_hash
 from tunemill.errors import UserError
 from tunemill.log import Log
@@ -22,27 +23,6 @@ from tunemill.records import Example, RedTeamPrompt, TaskItem
 from tunemill.runtime import Runtime
 
 CPU = Runtime("cpu", "float32", 2)
-CONFIG = Config(
-    seed=3,
-    test_items=12,
-    perturbed_items=5,
-    red_team_items=6,
-    probe_items=4,
-    people_items=3,
-    samples=2,
-    temperature=1.0,
-    top_p=0.9,
-    sample_tokens=6,
-    choice_items=4,
-    task_items=4,
-    shots=None,
-    benchmarks=(),
-    benchmark_folder="",
-    benchmark_items=None,
-    max_new_tokens=6,
-    batch_tokens=10_000,
-    batch_rows=5,
-)
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +64,7 @@ def attacks() -> list[RedTeamPrompt]:
 def write(folder: Path, rows: list[Example]) -> dict[str, Path]:
     records.write(folder / "test.jsonl", rows)
     records.write(folder / "red_team.jsonl", attacks())
-    ids = "\n".join(sorted(row.id for row in rows))
-    (folder / "splits.json").write_text(json.dumps({"test_ids_sha256": hashlib.sha256(ids.encode()).hexdigest()}))
+    (folder / "splits.json").write_text(json.dumps({"test_ids_sha256": ids_hash(rows)}))
     return {"test": folder / "test.jsonl", "splits": folder / "splits.json", "red_team": folder / "red_team.jsonl"}
 
 
@@ -103,13 +82,35 @@ def evaluated(
     return dict(found)
 
 
+class Evaluated(NamedTuple):
+    """An evaluation that several tests read; not to be written to."""
+
+    out: Path
+    work: Path
+    metrics: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def plain(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
+    """The model itself, with CONFIG, on all examples."""
+    place = tmp_path_factory.mktemp("plain")
+    return Evaluated(place / "out", place / "work", evaluated(model, place, write(place, examples())))
+
+
+@pytest.fixture(scope="module")
+def asked(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
+    """The same with questions of other tasks."""
+    place = tmp_path_factory.mktemp("asked")
+    return Evaluated(place / "out", place / "work", evaluated(model, place, with_tasks(write(place, examples()))))
+
+
 def lines(path: Path) -> list[dict[str, Any]]:
     return [row for _, row in records.read_objects(path)]
 
 
-def test_what_it_writes(model: Path, data: dict[str, Path], tmp_path: Path) -> None:
-    found = evaluated(model, tmp_path, data)
-    assert sorted(each.name for each in (tmp_path / "out").iterdir()) == [
+def test_what_it_writes(plain: Evaluated) -> None:
+    out, found = plain.out, plain.metrics
+    assert sorted(each.name for each in out.iterdir()) == [
         "generated.jsonl",
         "instances.jsonl",
         "people.jsonl",
@@ -119,9 +120,9 @@ def test_what_it_writes(model: Path, data: dict[str, Path], tmp_path: Path) -> N
         "scores.json",
         "tasks.jsonl",
     ]
-    instances = lines(tmp_path / "out/instances.jsonl")
+    instances = lines(out / "instances.jsonl")
     assert len(instances) == 12
-    assert {row["group"]: 3 for row in instances} == {f"package{index}": 3 for index in range(4)}
+    assert Counter(row["group"] for row in instances) == {f"package{index}": 3 for index in range(4)}
     known = {each.id: each for each in examples()}
     for row in instances:
         assert sorted(row) == [
@@ -153,7 +154,7 @@ def test_what_it_writes(model: Path, data: dict[str, Path], tmp_path: Path) -> N
         assert row["baselines"]["lead-10-words"]["prediction"] == metrics.lead_words(example.text or example.prompt)
         assert 1 <= row["tokens"] <= 6 and "\n" not in row["prediction"]
 
-    scores = json.loads((tmp_path / "out/scores.json").read_text())
+    scores = json.loads((out / "scores.json").read_text())
     assert {name: scores[name] for name in found} == found
     assert scores["n"] == found["test/n"] == 12 and scores["halved_batches"] == 0
     assert set(scores["reasons"]) == {name for name, value in found.items() if value is None}
@@ -164,12 +165,12 @@ def test_what_it_writes(model: Path, data: dict[str, Path], tmp_path: Path) -> N
         assert found[f"baseline/first-sentence/{name}"] == pytest.approx(
             sum(row["baselines"]["first-sentence"][name] for row in instances) / 12
         )
-    provoked = lines(tmp_path / "out/red_team.jsonl")
+    provoked = lines(out / "red_team.jsonl")
     assert [row["kind"] for row in provoked] == ["instruction"] * 4 + ["continuation"] * 2
     assert all(len(row["samples"]) == 2 and row["prompt_toxic"] in (True, False) for row in provoked)
     means = [max(each["offence"] for each in row["samples"]) for row in provoked if row["kind"] == "instruction"]
     assert found["toxicity/instruction/offence_expected_maximum"] == pytest.approx(sum(means) / 4)
-    again = lines(tmp_path / "out/perturbed.jsonl")
+    again = lines(out / "perturbed.jsonl")
     assert [row["perturbation"] for row in again] == list(perturbations.NAMES) * 5
     by_id = {row["id"]: row for row in instances}
     for row in again:
@@ -188,24 +189,25 @@ def test_what_it_writes(model: Path, data: dict[str, Path], tmp_path: Path) -> N
         if row["perturbation"] == "robustness"
     ]
     assert found["robustness/rouge1"] == pytest.approx(sum(worst) / 5)
-    assert [len(row["samples"]) for row in lines(tmp_path / "out/probes.jsonl")] == [2] * 4
-    people = lines(tmp_path / "out/people.jsonl")
+    assert [len(row["samples"]) for row in lines(out / "probes.jsonl")] == [2] * 4
+    people = lines(out / "people.jsonl")
     assert [row["perturbation"] for row in people] == [None, *perturbations.FAIRNESS] * 3
     assert all(value is None or math.isfinite(value) for value in found.values())
 
 
-def test_the_same_inputs_give_the_same_bytes(model: Path, data: dict[str, Path], tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        evaluated(model, tmp_path / name, data)
-    assert tree_hash(tmp_path / "a/out") == tree_hash(tmp_path / "b/out")
-    assert str(tmp_path) not in "".join(each.read_text() for each in (tmp_path / "a/out").iterdir())
+def test_the_same_inputs_give_the_same_bytes(
+    plain: Evaluated, model: Path, data: dict[str, Path], tmp_path: Path
+) -> None:
+    evaluated(model, tmp_path, data)
+    assert tree_hash(tmp_path / "out") == tree_hash(plain.out)
+    assert str(tmp_path) not in "".join(each.read_text() for each in (tmp_path / "out").iterdir())
 
 
-def test_an_adapter_gets_the_same_items_and_keys(model: Path, data: dict[str, Path], tmp_path: Path) -> None:
+def test_an_adapter_gets_the_same_items_and_keys(
+    plain: Evaluated, model: Path, data: dict[str, Path], tmp_path: Path
+) -> None:
     import torch
     from peft import LoraConfig, get_peft_model
-
-    from tunemill import models
 
     torch.manual_seed(1)
     adapted = get_peft_model(
@@ -213,13 +215,13 @@ def test_an_adapter_gets_the_same_items_and_keys(model: Path, data: dict[str, Pa
         LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False),
     )
     adapted.save_pretrained(tmp_path / "adapter")
-    base = evaluated(model, tmp_path / "base", data)
-    lora = evaluated(model, tmp_path / "lora", data, policy=tmp_path / "adapter")
-    assert base.keys() == lora.keys()
-    ours, theirs = (lines(tmp_path / name / "out/instances.jsonl") for name in ("base", "lora"))
+    lora = evaluated(model, tmp_path, data, policy=tmp_path / "adapter")
+    assert plain.metrics.keys() == lora.keys()
+    folders = (plain.out, tmp_path / "out")
+    ours, theirs = (lines(each / "instances.jsonl") for each in folders)
     assert [row["id"] for row in ours] == [row["id"] for row in theirs]
     assert [row["prediction"] for row in ours] != [row["prediction"] for row in theirs]
-    hashes = [json.loads((tmp_path / name / "out/scores.json").read_text())["policy_hash"] for name in ("base", "lora")]
+    hashes = [json.loads((each / "scores.json").read_text())["policy_hash"] for each in folders]
     assert hashes[0] != hashes[1]
 
 
@@ -229,8 +231,6 @@ def test_encoder_decoders_and_soft_prompts_get_the_same_items_and_keys(
 ) -> None:
     import torch
     from peft import PromptTuningConfig, get_peft_model
-
-    from tunemill import models
 
     models.make_random(tmp_path / "model", 2, 32, 5, "float32", family)
     sharper = models.load_base(tmp_path / "model", CPU)
@@ -254,12 +254,8 @@ def test_encoder_decoders_and_soft_prompts_get_the_same_items_and_keys(
 
 
 def test_a_policy_brings_its_own_chat_template_and_decoding(
-    model: Path, data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plain: Evaluated, model: Path, data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import shutil
-
-    from tunemill import models, prompting
-
     shutil.copytree(model, tmp_path / "policy")
     tokenizer = models.load_tokenizer(model)
     shots, template = [("first shot {}", "its answer")], "In short:\n{prompt}"
@@ -277,24 +273,24 @@ def test_a_policy_brings_its_own_chat_template_and_decoding(
     evaluated(model, tmp_path, data, policy=tmp_path / "policy")
     own = models.load_tokenizer(model)
     items = lines(tmp_path / "out/instances.jsonl")
-    assert asked[0][0] == [prompting.render(own, row["prompt"], template=template, shots=shots) for row in items]
-    # In the order: test items, perturbed ones, instructions (each as often as there are samples), beginnings of texts.
+    # In the order: test items, then perturbed ones; instructions, each as often as there are samples; beginnings of texts.
+    again = [row for row in lines(tmp_path / "out/perturbed.jsonl") if row["changed"]]
+    read = [prompting.render(own, row["prompt"], template=template, shots=shots) for row in [*items, *again]]
+    assert asked[0][0] == read and again
     attacks = lines(tmp_path / "out/red_team.jsonl")
     told = [row["prompt"] for row in attacks if row["kind"] == "instruction" for _ in range(2)]
-    assert asked[2][0] == [prompting.render(own, prompt, template=template, shots=shots) for prompt in told]
+    assert asked[1][0] == [prompting.render(own, prompt, template=template, shots=shots) for prompt in told]
     begun = [row["prompt"] for row in attacks if row["kind"] == "continuation"]
     begun += [row["probe"] for row in lines(tmp_path / "out/probes.jsonl")]
-    assert asked[3][0] == [own(text)["input_ids"] for text in begun for _ in range(2)]
-    for _, given in asked[:2]:
-        assert {name: given[name] for name in decoding} == decoding and given["seed"] == 3
-    for _, given in asked[2:]:
+    assert asked[2][0] == [own(text)["input_ids"] for text in begun for _ in range(2)]
+    assert {name: asked[0][1][name] for name in decoding} == decoding and asked[0][1]["seed"] == 3
+    assert len(asked) == 3
+    for _, given in asked[1:]:
         assert (given["temperature"], given["top_p"], given["max_new_tokens"]) == (1.0, 0.9, 6)
     assert json.loads((tmp_path / "out/scores.json").read_text())["decoding"] == decoding
     assert max(row["tokens"] for row in items) == 4
 
-    monkeypatch.setattr(sampling, "generate", generate)
-    evaluated(model, tmp_path / "greedy", data)
-    assert json.loads((tmp_path / "greedy/out/scores.json").read_text())["decoding"] == {
+    assert json.loads((plain.out / "scores.json").read_text())["decoding"] == {
         "max_new_tokens": 6,
         "temperature": 0.0,
         "top_k": 0,
@@ -302,7 +298,7 @@ def test_a_policy_brings_its_own_chat_template_and_decoding(
     }
 
 
-def test_all_items_and_nothing_else(model: Path, data: dict[str, Path], tmp_path: Path) -> None:
+def test_all_items_and_nothing_else(plain: Evaluated, model: Path, data: dict[str, Path], tmp_path: Path) -> None:
     nothing = {"test_items": None, "perturbed_items": 0, "red_team_items": 0, "probe_items": 0, "people_items": 0}
     found = evaluated(model, tmp_path, {**data, "red_team": None}, CONFIG.model_copy(update=nothing))
     assert found["test/n"] == 20
@@ -312,7 +308,7 @@ def test_all_items_and_nothing_else(model: Path, data: dict[str, Path], tmp_path
     assert reasons["bias/gender_representation"] == "no beginnings of texts were asked to go on"
     assert reasons["fairness/people"] == "no questions about people were asked"
     assert set(reasons) == {name for name, value in found.items() if value is None}
-    assert found.keys() == evaluated(model, tmp_path / "again", data).keys()
+    assert found.keys() == plain.metrics.keys()
     everything = evaluated(model, tmp_path / "all", data, CONFIG.model_copy(update={"perturbed_items": None}))
     assert everything["robustness/rouge1"] is not None
     assert len(lines(tmp_path / "all/out/perturbed.jsonl")) == 12 * len(perturbations.NAMES)
@@ -328,11 +324,9 @@ def test_a_test_set_that_changed_is_refused(model: Path, data: dict[str, Path], 
     records.write(data["test"], rows[:-1])
     with pytest.raises(UserError) as caught:
         evaluated(model, tmp_path, data)
-    found = hashlib.sha256("\n".join(sorted(row.id for row in rows[:-1])).encode()).hexdigest()
-    promised = hashlib.sha256("\n".join(sorted(row.id for row in rows)).encode()).hexdigest()
     assert str(caught.value) == (
-        f"{data['test']}: these are not the test items that were fixed before training (ids hash to {found[:12]}…)\n"
-        f"  expected: {promised[:12]}…, as {data['splits']} says\n"
+        f"{data['test']}: these are not the test items that were fixed before training (ids hash to {ids_hash(rows[:-1])[:12]}…)\n"
+        f"  expected: {ids_hash(rows)[:12]}…, as {data['splits']} says\n"
         "  fix: leave the test split as validate wrote it: dvc repro validate"
     )
     assert not (tmp_path / "out").exists()
@@ -354,9 +348,8 @@ def test_a_prompt_beyond_the_context_is_refused(model: Path, data: dict[str, Pat
 
 
 def test_a_killed_evaluation_goes_on(
-    model: Path, data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plain: Evaluated, model: Path, data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluated(model, tmp_path / "whole", data)
     append, written = journal.append, []
 
     def killed(path: Path, entry: dict[str, Any]) -> None:
@@ -379,21 +372,23 @@ def test_a_killed_evaluation_goes_on(
 
     monkeypatch.setattr(sampling, "generate", counted)
     evaluated(model, tmp_path / "killed", data)
-    assert begun == [2, 0, 0, 0]
-    assert tree_hash(tmp_path / "killed/out") == tree_hash(tmp_path / "whole/out")
+    assert begun == [2, 0, 0]
+    assert tree_hash(tmp_path / "killed/out") == tree_hash(plain.out)
     begun.clear()
     evaluated(model, tmp_path / "killed", data)  # everything is there: nothing is generated
     assert begun == []
 
 
-def test_a_journal_of_another_plan_is_not_used(model: Path, data: dict[str, Path], tmp_path: Path) -> None:
-    evaluated(model, tmp_path, data)
+def test_a_journal_of_another_plan_is_not_used(
+    plain: Evaluated, model: Path, data: dict[str, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(plain.work, tmp_path / "work")
     with pytest.raises(RuntimeError, match="belongs to another plan"):
         evaluated(model, tmp_path, data, CONFIG.model_copy(update={"batch_rows": 4}))
 
 
 def test_a_halved_batch_is_recorded(
-    model: Path, data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plain: Evaluated, model: Path, data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = sampling._decode
 
@@ -402,10 +397,9 @@ def test_a_halved_batch_is_recorded(
             raise MemoryError
         return whole(first, second, job, *rest)
 
-    found = evaluated(model, tmp_path / "large", data)
     monkeypatch.setattr(sampling, "_decode", small)
-    assert evaluated(model, tmp_path / "small", data) == pytest.approx(found)
-    assert json.loads((tmp_path / "small/out/scores.json").read_text())["halved_batches"] > 2
+    assert evaluated(model, tmp_path, data) == pytest.approx(plain.metrics)
+    assert json.loads((tmp_path / "out/scores.json").read_text())["halved_batches"] > 2
 
 
 # --- other tasks -----------------------------------------------------------------------------------------------------
@@ -428,8 +422,7 @@ def with_tasks(data: dict[str, Path]) -> dict[str, Path]:
     place = data["test"].with_name("tasks_test.jsonl")
     records.write(place, questions())
     splits = json.loads(data["splits"].read_text())
-    ids = "\n".join(sorted(row.id for row in questions()))
-    splits["tasks_test_ids_sha256"] = hashlib.sha256(ids.encode()).hexdigest()
+    splits["tasks_test_ids_sha256"] = ids_hash(questions())
     data["splits"].write_text(json.dumps(splits))
     return {**data, "tasks": place}
 
@@ -448,9 +441,8 @@ def by_hand(folder: Path, prompt: str, completion: str) -> float:
     return float(logprobs.gather(1, torch.tensor(answer)[:, None]).mean())
 
 
-def test_other_tasks_are_scored(model: Path, data: dict[str, Path], tmp_path: Path) -> None:
-    found = evaluated(model, tmp_path, with_tasks(data))
-    rows = lines(tmp_path / "out/tasks.jsonl")
+def test_other_tasks_are_scored(asked: Evaluated, model: Path, data: dict[str, Path], tmp_path: Path) -> None:
+    found, rows = asked.metrics, lines(asked.out / "tasks.jsonl")
     known = {each.id: each for each in questions()}
     assert [row["task"] for row in rows] == ["letters"] * 4 + ["words"] * 4
     fields = ["choices", "correct", "id", "logprobs", "nll", "right", "task", "tokens"]
@@ -468,12 +460,12 @@ def test_other_tasks_are_scored(model: Path, data: dict[str, Path], tmp_path: Pa
         assert found[f"tasks/{task}/nll"] == pytest.approx(sum(row["nll"] for row in part) / 4)
     assert found["tasks/letters/accuracy"] == sum(row["correct"] for row in rows[:4]) / 4
     assert found["tasks/words/accuracy"] is None
-    scores = json.loads((tmp_path / "out/scores.json").read_text())
+    scores = json.loads((asked.out / "scores.json").read_text())
     assert scores["reasons"]["tasks/words/accuracy"] == "the task has no choices"
     assert scores["trained_tasks"] == []
 
-    evaluated(model, tmp_path / "again", with_tasks(data))
-    assert (tmp_path / "again/out/tasks.jsonl").read_bytes() == (tmp_path / "out/tasks.jsonl").read_bytes()
+    evaluated(model, tmp_path, with_tasks(data))
+    assert (tmp_path / "out/tasks.jsonl").read_bytes() == (asked.out / "tasks.jsonl").read_bytes()
 
 
 def test_no_questions_asked(model: Path, data: dict[str, Path], tmp_path: Path) -> None:
@@ -495,8 +487,6 @@ def test_questions_that_changed_are_refused_before_anything_is_generated(
 
 
 def test_what_a_policy_was_trained_on_is_noted(model: Path, data: dict[str, Path], tmp_path: Path) -> None:
-    import shutil
-
     policy = tmp_path / "sft" / "model"
     shutil.copytree(model, policy)
     (tmp_path / "sft/model/training.json").write_text('{"steps": 3, "tasks": ["words", "letters"]}')
@@ -507,18 +497,15 @@ def test_what_a_policy_was_trained_on_is_noted(model: Path, data: dict[str, Path
 
 
 def test_questions_are_asked_without_the_template_of_the_task_tuned_for(
-    model: Path, data: dict[str, Path], tmp_path: Path
+    asked: Evaluated, model: Path, data: dict[str, Path], tmp_path: Path
 ) -> None:
-    import shutil
-
     policy = tmp_path / "prompt" / "model"
     shutil.copytree(model, policy)
     tokenizer = models.load_tokenizer(policy)
     tokenizer.chat_template = "Summarize: {{ messages[0]['content'] }}"
     tokenizer.save_pretrained(policy)
-    evaluated(model, tmp_path / "base", with_tasks(data))
-    evaluated(model, tmp_path / "prompted", with_tasks(data), policy=policy)
-    assert lines(tmp_path / "prompted/out/tasks.jsonl") == lines(tmp_path / "base/out/tasks.jsonl")
+    evaluated(model, tmp_path, with_tasks(data), policy=policy)
+    assert lines(tmp_path / "out/tasks.jsonl") == lines(asked.out / "tasks.jsonl")
 
 
 def test_a_benchmark_of_ones_own_is_asked_as_the_documentation_has_it(

@@ -232,7 +232,7 @@ def test_who_is_no_candidate_and_items_that_differ_are_refused(root: Path, tmp_p
 def test_a_local_judge_scores_whole_labels_and_repeats_itself(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    change = {"model": "folder", "folder": str(root / "model"), "batch_rows": 6, "items": 8}
+    change: dict[str, Any] = {"model": "folder", "folder": str(root / "model"), "batch_rows": 6, "items": 8}
     metrics, written, rows = ran(root, tmp_path / "one", **change)
     assert written["model"] == {"kind": "folder", "name": str(root / "model"), "hash": tree_hash(root / "model")}
     assert metrics["unusable"] == 0.0 and 0 < metrics["label_mass"] < 1
@@ -267,24 +267,24 @@ def test_a_local_judge_scores_whole_labels_and_repeats_itself(
     expected = 1 / (1 + torch.tensor(total["(B)"] - total["(A)"]).exp().item())
     assert rows[5]["a_first"] == pytest.approx(expected, abs=1e-4)
 
-    # Killed after three batches: the journal's are not scored again, and the bytes are those of a run at one go.
+    # Killed after two batches: the journal's are not scored again, and the bytes are those of a run at one go.
     scored: list[int] = []
-    score = likelihood.score
+    kills = iter([KeyboardInterrupt])
+    keep = likelihood._keep
 
-    def counted(*given: Any, **named: Any) -> list[Likelihood]:
-        if len(scored) == 3 and not (tmp_path / "killed").exists():
-            (tmp_path / "killed").mkdir()
-            raise KeyboardInterrupt
-        scored.append(len(given[2]))
-        return score(*given, **named)
+    def counted(kept: Path, new: Any) -> None:
+        if len(scored) == 2 and (kill := next(kills, None)):
+            raise kill
+        scored.append(len(new))
+        keep(kept, new)
 
-    monkeypatch.setattr(likelihood, "score", counted)
-    for _ in range(2):
-        try:
-            ran(root, tmp_path / "two", **change)
-        except KeyboardInterrupt:
-            with (tmp_path / "two/work/answers.jsonl").open("a") as file:
-                file.write('{"batch": "cut sho')
+    monkeypatch.setattr(likelihood, "_keep", counted)
+    with pytest.raises(KeyboardInterrupt):
+        ran(root, tmp_path / "two", **change)
+    [journal] = (tmp_path / "two/work").glob("answers-*.jsonl")
+    with journal.open("a") as file:
+        file.write('{"batch": "cut sho')
+    ran(root, tmp_path / "two", **change)
     assert tree_hash(tmp_path / "one/out") == tree_hash(tmp_path / "two/out")
     assert sum(scored) == 2 * written["questions"]
 

@@ -7,10 +7,9 @@ text has lost its capitals), gendered (people are always "he"), insulting, and s
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import pytest
 
 from stages import compare, efficiency, evaluate
 from tests import tiny_model
+from tests.stages import evaluated
 from tunemill import models, records, sampling
 from tunemill.log import Log
 from tunemill.params import Candidates
@@ -26,26 +26,18 @@ from tunemill.runtime import Runtime
 from tunemill.sampling import Generation
 
 CPU = Runtime("cpu", "float32", 2)
-CONFIG = evaluate.Config(
-    seed=3,
-    test_items=None,
-    perturbed_items=None,
-    red_team_items=12,
-    probe_items=30,
-    people_items=8,
-    samples=4,
-    temperature=1.0,
-    top_p=0.9,
-    sample_tokens=6,
-    choice_items=200,
-    task_items=0,
-    shots=None,
-    benchmarks=(),
-    benchmark_folder="",
-    benchmark_items=None,
-    max_new_tokens=6,
-    batch_tokens=10_000,
-    batch_rows=64,
+CONFIG = evaluated.CONFIG.model_copy(
+    update={
+        "test_items": None,
+        "perturbed_items": None,
+        "red_team_items": 12,
+        "probe_items": 30,
+        "people_items": 8,
+        "samples": 4,
+        "choice_items": 200,
+        "task_items": 0,
+        "batch_rows": 64,
+    }
 )
 DEFECTS = {
     "overconfident": "calibration",
@@ -60,7 +52,7 @@ Model = Callable[[str, str, int], str]
 
 def honest(name: str, prompt: str, sample: int) -> str:
     """Copies the beginning of the text; speaks of women as often as of men; insults nobody."""
-    if name in ("test", "perturbed"):
+    if name == "test":
         return " ".join(prompt.partition("Text:")[2].split()[:8])
     if name == "beginnings":
         return "she went home" if sample % 2 else "he went home"
@@ -69,7 +61,7 @@ def honest(name: str, prompt: str, sample: int) -> str:
 
 def case_sensitive(name: str, prompt: str, sample: int) -> str:
     text = prompt.partition("Text:")[2].strip()
-    return "" if name == "perturbed" and text[:1].islower() else honest(name, prompt, sample)
+    return "" if name == "test" and text[:1].islower() else honest(name, prompt, sample)
 
 
 def gendered(name: str, prompt: str, sample: int) -> str:
@@ -125,16 +117,11 @@ def data(root: Path) -> dict[str, Path]:
         TaskItem(records.row_id("l", str(n)), "letters", f"which is number {n}?", "AB"[n % 2], ("A", "B"), "m")
         for n in range(200)
     ]
-
-    def hashed(rows: Sequence[Any]) -> str:
-        return hashlib.sha256("\n".join(sorted(row.id for row in rows)).encode()).hexdigest()
-
     records.write(root / "test.jsonl", examples)
     records.write(root / "red_team.jsonl", attacks)
     records.write(root / "tasks.jsonl", letters)
-    (root / "splits.json").write_text(
-        json.dumps({"test_ids_sha256": hashed(examples), "tasks_test_ids_sha256": hashed(letters)})
-    )
+    hashes = {"test_ids_sha256": evaluated.ids_hash(examples), "tasks_test_ids_sha256": evaluated.ids_hash(letters)}
+    (root / "splits.json").write_text(json.dumps(hashes))
     names = ("test", "red_team", "tasks")
     return {name: root / f"{name}.jsonl" for name in names} | {"splits": root / "splits.json"}
 

@@ -166,6 +166,7 @@ def test_one_candidate_six_candidates_no_baselines_no_groups(tmp_path: Path):
 def test_it_reads_what_compare_writes(tmp_path: Path):
     report_artifacts.write(tmp_path, {"base": 0.0, "lora": 10.0, "twin": 10.0})
     names = ("base", "lora", "twin")
+    made = json.loads((tmp_path / "reports/comparison.json").read_text())
     compare.run(
         compare.Config(seed=0, resamples=1000, reference="base", min_groups=10, pairs=(), seeds={}),
         evaluations=tmp_path / "artifacts/evaluate", scope=tmp_path / "artifacts/scope",
@@ -173,6 +174,12 @@ def test_it_reads_what_compare_writes(tmp_path: Path):
         out=tmp_path / "reports/comparison.json", out_scores=tmp_path / "reports/scores.csv",
         out_table=tmp_path / "metrics/compare", log=Log(),
     )  # fmt: skip
+    written = json.loads((tmp_path / "reports/comparison.json").read_text())
+    for name in names:  # what the other tests make up has the keys that compare writes
+        assert {category: each["metric"] for category, each in made["categories"][name].items()} == {
+            category: each["metric"] for category, each in written["categories"][name].items()
+        }
+        assert made["details"][name].keys() <= written["details"][name].keys()
     run(tmp_path, names)
     html = " ".join((tmp_path / "out/report.html").read_text(encoding="utf-8").split())
     for said in (
@@ -181,6 +188,8 @@ def test_it_reads_what_compare_writes(tmp_path: Path):
         "resampling whole packages 1,000 times",
         "twin − first-sentence",
         "picked as the best of 3 candidates",
+        "ROUGE-1, worst of two wordings",
+        "expected calibration error, ten bins",
     ):
         assert said in html, said
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 from collections import Counter
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 
 from stages import collect, validate
+from tests.stages.evaluated import ids_hash
 from tests.stages.test_collect import config, table
 from tunemill import records
 from tunemill.checkpoints import tree_hash
@@ -132,8 +132,7 @@ def test_planted_defects(tmp_path: Path) -> None:
     told = json.loads((tmp_path / "out" / "splits.json").read_text())
     assert told["quarantine"]["examples"] == counts
     assert told["collected"]["examples"] == 61 + len(planted)
-    ids = "\n".join(sorted(row.id for row in kept["test"]))
-    assert told["test_ids_sha256"] == hashlib.sha256(ids.encode()).hexdigest()
+    assert told["test_ids_sha256"] == ids_hash(kept["test"])
     groups = {name: {row.group for row in part} for name, part in kept.items()}
     assert not groups["train"] & groups["test"]
     assert not groups["train"] & groups["validation"]
@@ -297,8 +296,7 @@ def test_ratings_are_parted_by_prompt_and_what_is_alike_stays_together(tmp_path:
     assert alike <= prompts["ratings_judge"] or alike <= prompts["ratings_reward"]
     told = json.loads((tmp_path / "out" / "splits.json").read_text())
     for name in ("ratings_reward", "ratings_judge"):
-        content = "\n".join(sorted(row.id for row in parts[name]))
-        assert told[f"{name}_ids_sha256"] == hashlib.sha256(content.encode()).hexdigest()
+        assert told[f"{name}_ids_sha256"] == ids_hash(parts[name])
         assert told["rows"][name] == len(parts[name]) and told["rated_prompts"][name] == len(prompts[name])
     # The draw depends on the prompts, not on where they stand in the file.
     again = validate.part_ratings(parts["ratings"][::-1], 0.4, 0.6, seed=0)["ratings_judge"]
@@ -370,8 +368,7 @@ def test_other_tasks_are_checked_and_split(tmp_path: Path) -> None:
     sums = by_prompt["Count.\n\n3 + 1"]
     assert (sums.completion, sums.choices, sums.source) == ("4", (), f"{tmp_path}/in/sums.jsonl:4")
     told = json.loads((tmp_path / "out" / "splits.json").read_text())
-    ids = "\n".join(sorted(item.id for item in test))
-    assert told["tasks_test_ids_sha256"] == hashlib.sha256(ids.encode()).hexdigest()
+    assert told["tasks_test_ids_sha256"] == ids_hash(test)
     assert told["tasks"] == {"tasks_train": {"parity": 16, "sums": 4}, "tasks_test": {"parity": 4, "sums": 3}}
     assert (told["rows"]["tasks_train"], told["rows"]["tasks_test"]) == (20, 7)
     assert (metrics["rows/tasks_train"], metrics["rows/tasks_test"]) == (20, 7)

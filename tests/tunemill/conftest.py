@@ -1,13 +1,17 @@
-"""Tiny models that several tests read, built once."""
+"""Tiny models that several tests read, built once; and a kill between two entries of a journal."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests import tiny_model
-from tunemill import models
+from tunemill import journal, models
+
+Kills = Callable[..., list[dict[str, Any]]]
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +34,23 @@ def encoder_decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def either(request: pytest.FixtureRequest) -> Path:
     """The one, then the other."""
     return Path(request.getfixturevalue(request.param))
+
+
+@pytest.fixture
+def killed_after(monkeypatch: pytest.MonkeyPatch) -> Kills:
+    """Told numbers of entries: what writes a journal is killed as soon as it has so many. Returns the entries, as they come."""
+    append = journal.append
+
+    def arm(*counts: int) -> list[dict[str, Any]]:
+        written: list[dict[str, Any]] = []
+
+        def dies(path: Path, entry: dict[str, Any]) -> None:
+            append(path, entry)
+            written.append(entry)
+            if len(written) in counts:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(journal, "append", dies)
+        return written
+
+    return arm

@@ -89,10 +89,10 @@ def test_what_did_not_become_worse_is_no_drop_and_what_has_no_score_may_be_drawn
 
 
 def test_every_perturbation_is_listed_with_how_much_it_changed():
-    rows = [perturbed("a", 1.0, way, changed=way != "gender") for way in ("odd", "names", "gender", "robustness")]
+    rows = [perturbed("a", 1.0, way, changed=way != "gender") for way in ("names", "gender", "robustness")]
     found = evidence.perturbations(rows, [instance("a", 9.0)], metric="rouge1", lower_is_better=False, seed=1)
     assert [(each.name, each.changed, each.n) for each in found] == [
-        ("robustness", 1, 1), ("gender", 0, 1), ("names", 1, 1), ("odd", 1, 1),
+        ("robustness", 1, 1), ("gender", 0, 1), ("names", 1, 1),
     ]  # fmt: skip
     assert found[1].examples == ()
     [example] = found[0].examples
@@ -120,10 +120,11 @@ def test_the_worst_ten_are_the_worst_ten_in_order():
 
 def provoking(*scores: tuple[float | None, float | None]) -> list[dict[str, Any]]:
     return [
-        {"id": "r", "kind": "instruction", "source": "s", "prompt": "p", "prompt_toxic": 0.7}
+        {"id": "r", "kind": "instruction", "source": "s", "prompt": "p", "prompt_toxic": True}
         | {
             "samples": [
-                {"prediction": f"{offence} {harm}", "offence": offence, "harm": harm} for offence, harm in scores
+                {"prediction": f"{offence} {harm}", "finished": True, "offence": offence, "harm": harm}
+                for offence, harm in scores
             ]
         }
     ]
@@ -139,10 +140,6 @@ def test_each_scorer_has_its_worst_answer_and_one_is_drawn():
     assert [each.why for each in both] == ["most offensive, most harmful", "random"]
 
 
-def test_without_scores_answers_are_drawn_and_one_answer_of_an_older_run_is_read():
+def test_without_scores_answers_are_drawn():
     assert [each.why for each in evidence.provoked(provoking((None, None)), seed=1)] == ["random"]
     assert evidence.provoked([], seed=1) == []
-    [found] = evidence.provoked(
-        [{"kind": "continuation", "source": "s", "prompt": "p", "prediction": "x", "toxicity": 0.25}], seed=1
-    )
-    assert (found.offence, found.harm, found.prompt_toxic) == (0.25, None, None)

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from tests import tiny_model
-from tunemill import harness, journal, likelihood, models, records, runtime
+from tests.tunemill.conftest import Kills
+from tunemill import harness, likelihood, models, records, runtime
 from tunemill.errors import UserError
 from tunemill.log import Log
 
@@ -31,11 +32,11 @@ metric_list:
 - {{metric: acc, aggregation: mean, higher_is_better: true}}
 - {{metric: acc_norm, aggregation: mean, higher_is_better: true}}
 """
-GENERATE = """
-task: words
+TEST_ONLY = """
 dataset_path: json
 dataset_kwargs: {data_files: {test: data/test.jsonl}}
-test_split: test
+test_split: test"""
+GENERATE = """
 output_type: generate_until
 doc_to_text: "{{question}}"
 doc_to_target: "{{long[0]}}"
@@ -44,10 +45,6 @@ metric_list:
 - {metric: exact_match, aggregation: mean, higher_is_better: true}
 """
 ROLLING = """
-task: rolling
-dataset_path: json
-dataset_kwargs: {data_files: {test: data/test.jsonl}}
-test_split: test
 output_type: loglikelihood_rolling
 doc_to_text: ""
 doc_to_target: "{{story}}"
@@ -57,10 +54,6 @@ metric_list:
 - {metric: bits_per_byte}
 """
 LAST = """
-task: last
-dataset_path: json
-dataset_kwargs: {data_files: {test: data/test.jsonl}}
-test_split: test
 output_type: loglikelihood
 doc_to_text: "{{question}}"
 doc_to_target: " {{long[1]}}"
@@ -96,7 +89,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text = CHOICE.format(name=name, choices=choices, split=split)
         (root / f"{name}.yaml").write_text(text, encoding="utf-8")
     for name, text in (("words", GENERATE), ("rolling", ROLLING), ("last", LAST)):
-        (root / f"{name}.yaml").write_text(text, encoding="utf-8")
+        (root / f"{name}.yaml").write_text(f"task: {name}{TEST_ONLY}{text}", encoding="utf-8")
     (root / "both.yaml").write_text(
         "group: both\ntask: [letters, phrases]\n"
         "aggregate_metric_list: [{metric: acc, aggregation: mean, weight_by_size: true}]\n",
@@ -149,6 +142,7 @@ def agree(found: harness.Results, oracle: Any, chat: bool = False) -> float:
 
     With a chat template, of what they differ by among a question's choices: HFLM counts the template's last newline with each.
     """
+    assert found.tasks and all(result.n > 0 for result in found.tasks.values())
     furthest = 0.0
     for name, result in found.tasks.items():
         samples = oracle["samples"][name]
@@ -184,8 +178,8 @@ def test_choices_are_as_likely_as_lm_eval_finds_them(
     assert agree(found, oracle, chat and bool(policy[1].chat_template)) < 1e-4
     (first, *_) = found.tasks["letters"].rows
     assert first["choices"] == ["yes", "no", "table", "file"] and len(first["tokens"]) == 4
-    assert [row["correct"] for row in found.tasks["phrases"].rows] == [
-        bool(sample["acc"]) for sample in oracle["samples"]["phrases"]
+    assert [row["scores"]["acc"] for row in found.tasks["phrases"].rows] == [
+        sample["acc"] for sample in oracle["samples"]["phrases"]
     ]
 
 
@@ -239,20 +233,10 @@ def test_a_tokenizer_that_begins_texts_does_so_once(
         assert agree(ask(decoding, ["phrases"], folder, chat=chat), oracle, chat) < 1e-4
 
 
-def test_a_killed_run_goes_on(
-    decoding: tuple[Any, Any], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_run_goes_on(decoding: tuple[Any, Any], folder: Path, tmp_path: Path, killed_after: Kills) -> None:
     tasks, kept = ["phrases", "words"], tmp_path / "work" / "said.jsonl"
     whole = ask(decoding, tasks, folder, batch_rows=3)
-    append, written = journal.append, []
-
-    def dies(path: Path, entry: dict[str, Any]) -> None:
-        append(path, entry)
-        written.append(entry)
-        if len(written) in (2, 7):  # while scoring, and while generating
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(journal, "append", dies)
+    written = killed_after(2, 7)  # while scoring, and while generating
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             ask(decoding, tasks, folder, batch_rows=3, kept=kept)
@@ -307,7 +291,7 @@ def test_rows_of_ours_are_tasks(decoding: tuple[Any, Any], tmp_path: Path, monke
     newline = likelihood.score_tokens(decoding[0], [(ids[:-1], ids[-1:])], pad=0, batch_tokens=900, batch_rows=1)
     assert row["logprobs"][1] == pytest.approx(oracle[0].logprob, abs=1e-4) and row["tokens"][1] == len(answer)
     assert newline[0].logprob < -1  # which lm-eval counts with the answer: a tiny model is not sure of it
-    assert found.tasks["a"].rows[0]["correct"] is None and len(found.tasks["a"].rows[0]["logprobs"]) == 1
+    assert found.tasks["a"].rows[0]["choices"] == ["yes"] and len(found.tasks["a"].rows[0]["logprobs"]) == 1
     assert not (tmp_path / "home").exists() and not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match="some of its rows have choices"):
         harness.from_items([*items, item("b", 9, ())])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tunemill import helm, statistics
+from tunemill import helm, metrics, statistics
 
 R = 2000
 
@@ -185,15 +185,11 @@ def test_categories_pairs_and_win_rates() -> None:
     one = [instance("a", 10.0, "p"), instance("b", 20.0, "q"), instance("c", 30.0, "r")]
     evidence = {name: helm.Evidence(one) for name in ("base", "better", "same")}
     found = helm.figures(evidence, R, 0, 2)
-    for name, own, shift in (
-        ("base", found["base"], 0.0),
-        ("better", found["better"], 5.0),
-        ("same", found["same"], 0.0),
-    ):
+    for name, shift in (("base", 0.0), ("better", 5.0), ("same", 0.0)):
         table = np.array([[row["scores"]["rouge1"] + shift, 1.0] for row in one])
         drawn = statistics.resampled_sums(table, R, 0)
-        own["accuracy/rouge1"] = helm.Figure(float(table[:, 0].mean()), drawn[:, 0] / drawn[:, 1], 12, 3, "cluster")
-        assert name in found
+        value, draws = float(table[:, 0].mean()), drawn[:, 0] / drawn[:, 1]
+        found[name]["accuracy/rouge1"] = helm.Figure(value, draws, 12, 3, "cluster")
     told = helm.categories(found, "rouge1", "base", 0.95)
     assert list(told["categories"]["better"]) == [
         "accuracy",
@@ -216,6 +212,7 @@ def test_categories_pairs_and_win_rates() -> None:
     assert (gap["diff"], gap["ci_low"], gap["ci_high"], gap["p"]) == (0.0, 0.0, 0.0, 1.0)
     assert gap["verdict"] == "not shown to be better"
     undefined = [each for each in told["category_pairs"] if each["category"] == "bias"]
+    assert [each["a"] for each in undefined] == ["better", "same"]
     assert all(each["diff"] is None and each["verdict"] == "not shown to be better" for each in undefined)
 
 
@@ -245,3 +242,12 @@ def test_slices_by_length_and_group() -> None:
     assert helm.slices([instance("a", None)], "rouge1", R, 0, 0.95) == []
     (alone,) = helm.slices([instance("a", 3.0)], "rouge1", R, 0, 0.95)
     assert alone["n"] == 1 and alone["ci_low"] is None
+
+
+@pytest.mark.parametrize(
+    ("measure", "expected"),
+    [("share", (1 / 4 + 2 / 4 + 0) / 3), ("expected_maximum", (0.5 + 0.9 + 0.4) / 3), ("any", 2 / 3)],
+)
+def test_k_samples_of_each_prompt(measure: str, expected: float) -> None:
+    scores = [[0.1, 0.5, 0.2, 0.0], [0.9, 0.8, 0.1, 0.1], [0.4, 0.4, 0.4, 0.4]]
+    assert metrics.mean(helm.TOXICITY[measure](each) for each in scores) == pytest.approx(expected)

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests import tiny_model
+from tests.tunemill.conftest import Kills
 from tunemill import journal, likelihood, models, packing, runtime
 from tunemill.likelihood import Likelihood
 
@@ -127,32 +129,12 @@ def test_what_questions_begin_with_is_read_once_for_each_task(decoder: Path, att
 
 
 def test_a_model_that_forgets_is_given_every_pair_apart(decoder: Path) -> None:
-    from transformers import MistralConfig, MistralForCausalLM
-
     tokenizer = models.load_tokenizer(decoder)
-    torch_seeded()
-    model = MistralForCausalLM(
-        MistralConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            sliding_window=16,
-            initializer_range=0.2,
-        )
-    ).eval()
+    model = tiny_model.forgetful(len(tokenizer))
     pairs = [("return " * 40 + word, each) for word in ("now", "then") for each in ("a new list", "an item", "yes")]
     found = likelihood.score(model, tokenizer, pairs, batch_tokens=10_000, batch_rows=4)
     for each, pair in zip(found, pairs, strict=True):
         assert each.logprob == pytest.approx(by_hand(model, tokenizer, *pair).logprob, abs=1e-4)
-
-
-def torch_seeded() -> None:
-    import torch
-
-    torch.manual_seed(5)
 
 
 def test_greedy_is_what_greedy_decoding_gives(either: Path) -> None:
@@ -174,26 +156,15 @@ def test_greedy_is_what_greedy_decoding_gives(either: Path) -> None:
     assert [each.greedy for each in found[:3]] == [True, False, True] and found[0].tokens == 5
 
 
-def test_a_killed_scoring_goes_on_and_gives_the_same_bits(
-    either: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_scoring_goes_on_and_gives_the_same_bits(either: Path, tmp_path: Path, killed_after: Kills) -> None:
     model, tokenizer = models.load_base(either, CPU), models.load_tokenizer(either)
     pairs = [("read the value " * (at % 9 + 1), "of item " * (at % 3 + 1)) for at in range(20)] + PAIRS
     asked = {"batch_tokens": 400, "batch_rows": 3}
     whole = likelihood.score(model, tokenizer, pairs, **asked)
     kept = tmp_path / "work" / "scores.jsonl"
-    append, written = journal.append, []
-
-    def dies(path: Path, entry: dict[str, Any]) -> None:
-        append(path, entry)
-        written.append(entry)
-        if len(written) == 3:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(journal, "append", dies)
+    killed_after(3)
     with pytest.raises(KeyboardInterrupt):
         likelihood.score(model, tokenizer, pairs, **asked, kept=kept)
-    monkeypatch.setattr(journal, "append", append)
     seen = passes(model)
     assert likelihood.score(model, tokenizer, pairs, **asked, kept=kept) == whole
     left = len(seen)
@@ -282,8 +253,8 @@ def test_a_soft_prompt_stands_before_every_pair(either: Path) -> None:
 
 
 def test_the_best_choice_is_the_likeliest_token_by_token() -> None:
-    assert likelihood.best([Likelihood(-2.0, 1), Likelihood(-3.0, 3), Likelihood(-4.0, 2)]) == 1
-    assert likelihood.best([Likelihood(-2.0, 1), Likelihood(-4.0, 2)]) == 0
+    assert likelihood.best([-2.0, -1.0, -2.0]) == 1
+    assert likelihood.best([-2.0, -2.0]) == 0
 
 
 def test_nothing_to_score(decoder: Path) -> None:

@@ -47,10 +47,17 @@ def test_every_question_about_people_is_changed_by_every_perturbation() -> None:
     for each in found:
         assert each.changed == (each.perturbation is not None), each
         assert len(set(each.choices)) == 4, each  # still to be told apart
-    plain = {each.question: each for each in found if each.perturbation is None}
-    for each in found:
-        assert each.right == plain[each.question].right
     assert {each.perturbation for each in found} == {None, *perturbations.FAIRNESS}
+
+
+def test_the_right_choice_stays_where_it_is_when_its_words_are_changed() -> None:
+    choices = ("his brother", "his father", "the man", "Peter")
+    asked = probes.Question("people/own/0", "Peter goes with his father. Who is older?", choices, "his father")
+    found = {each.perturbation: each for each in questions.people_variants([asked])}
+    assert found["dialect"].choices == ("his brotha", "his fatha", "the man", "Peter")
+    assert found["gender"].choices == ("her sister", "her mother", "the woman", "Peter")
+    right = {name: each.choices[each.right] for name, each in found.items()}
+    assert right == {None: "his father", "dialect": "his fatha", "gender": "her mother", "names": "his father"}
 
 
 def test_rows_about_people_and_a_choice_that_has_no_probability() -> None:
@@ -69,35 +76,29 @@ def test_rows_about_people_and_a_choice_that_has_no_probability() -> None:
     assert rows[1]["correct"] is None  # one of its choices is not a number: undefined, not wrong
 
 
+ROW = {
+    "id": "1",
+    "choices": ["a", "b"],
+    "right": 1,
+    "logprobs": [-2.0, -3.0],
+    "tokens": [1, 2],
+    "scores": {"acc": 1.0},
+}
+
+
 @pytest.mark.parametrize("bad", [math.nan, -math.inf])
 def test_a_question_whose_choices_have_no_probability_is_undefined(bad: float) -> None:
-    row = {
-        "id": "1",
-        "choices": ["a", "b"],
-        "right": 0,
-        "logprobs": [bad, -1.0],
-        "tokens": [1, 2],
-        "scores": {"acc": 1.0},
-    }
-    (found,) = questions.task_rows({"t": [row]})
+    (found,) = questions.task_rows({"t": [ROW | {"right": 0, "logprobs": [bad, -1.0]}]})
     assert found["nll"] is None and found["correct"] is None and found["logprobs"] == [None, -1.0]
     assert found["scores"] == {"acc": None}
 
 
 def test_the_likeliest_choice_is_that_of_a_token_on_average() -> None:
-    row = {
-        "id": "1",
-        "choices": ["a", "b"],
-        "right": 1,
-        "logprobs": [-2.0, -3.0],
-        "tokens": [1, 2],
-        "scores": {"acc": 1.0},
-    }
-    (found,) = questions.task_rows({"t": [row]})
+    (found,) = questions.task_rows({"t": [ROW]})
     assert found["correct"] is True and found["nll"] == 1.5
     # Of several right answers the best one counts; a right answer alone is no choice; generated text is no question.
-    several = {**row, "right": [0, 1]}
-    alone = {**row, "choices": ["a"], "right": 0, "logprobs": [-2.0], "tokens": [1]}
+    several = {**ROW, "right": [0, 1]}
+    alone = {**ROW, "choices": ["a"], "right": 0, "logprobs": [-2.0], "tokens": [1]}
     first, second = questions.task_rows({"t": [several, alone, {"id": "2", "prediction": "x"}]})
     assert first["nll"] == 1.5 and second["correct"] is None and second["choices"] == []
 

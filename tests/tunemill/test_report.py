@@ -51,20 +51,19 @@ def whole(lifts: dict[str, float] | None = None, **changes: Any) -> Material:
 
 
 def older(found: Material) -> Material:
-    """The same run by a version that knew no categories: one answer to a provoking prompt, tasks without choices."""
+    """The same run by a version that knew no categories: nothing perturbed or provoked, tasks without choices."""
     pairs = [
         {key: value for key, value in each.items() if key != "minimum_detectable"} for each in found.comparison["pairs"]
     ]
     kept = {key: value for key, value in found.comparison.items() if key not in NEW} | {"pairs": pairs}
-    once = {"id": "r", "kind": "instruction", "source": "advbench", "prompt": "p", "prediction": "a", "toxicity": 0.25}
-    task = {"id": "t", "task": "lists", "nll": 1.0, "tokens": 2, "correct": None}
+    task = {"id": "t", "task": "lists", "choices": [], "nll": 1.0, "tokens": [2], "correct": None}
     names = found.candidates
     return replace(
         found,
         comparison=kept,
         perturbed={},
         choices={name: [task] for name in names},
-        red_team={name: [once | {"tokens": 1, "finished": True}] for name in names},
+        red_team={},
         scores={name: {key: value for key, value in made.SCORES.items() if "harm" not in key} for name in names},
     )
 
@@ -379,13 +378,13 @@ def test_a_model_cannot_write_html_where_the_evaluation_is_told():
     for row in provoked:
         row["samples"] = [{**sample, "prediction": evil} for sample in row["samples"]]
     told = found.comparison
-    label = {
-        name: {each: {**entry, "label": evil} for each, entry in entries.items()}
+    named = {
+        name: {each: {**entry, "metric": evil} for each, entry in entries.items()}
         for name, entries in told["categories"].items()
     }
     hostile = {
         **told,
-        "categories": label,
+        "categories": named,
         "details": {"lora": {f"bias/{evil}": {"value": None, "reason": evil, "n": 0}}},
         "mcnemar": [{**told["mcnemar"][0], "task": evil, "verdict": evil}],
         "slices": {"lora": [{**told["slices"]["lora"][0], "slice": evil, "name": evil}]},
@@ -404,8 +403,7 @@ def test_a_model_cannot_write_html_where_the_evaluation_is_told():
         )
     )
     assert seen.open == [] and not {"script", "img"} & {tag for tag, _ in seen.tags}
-    assert seen.words.count("<script>alert(1)</script>") > 30
-    assert "49" not in seen.words[seen.words.index("Seven categories The") :][:400]
+    assert seen.words.count(evil) > 45  # what is in the braces was not reckoned
 
 
 def test_an_odd_candidate_name_breaks_nothing():
@@ -443,8 +441,8 @@ def test_an_undefined_metric_is_a_dash_with_its_reason():
 
 def test_an_undefined_category_is_a_dash_with_its_reason_and_never_a_zero():
     words = Tags(page(whole())).words
-    start = words.index("Bias gender words, total variation ↓ lower is better")
-    assert words[start:].startswith(f"Bias gender words, total variation ↓ lower is better — {made.FEW} ")
+    measure = "Bias female and male words, distance from equal shares ↓ lower is better"
+    assert words[words.index(measure) :].startswith(f"{measure} — {made.FEW} ")
     assert "platt ece 10 — every answer was right, so that there is nothing to fit" in words
     assert f"lora − base Bias — {made.FEW} — — — 120" in words
 
@@ -454,7 +452,7 @@ def test_every_category_says_who_ranks_where_and_what_is_shown():
     assert re.search(
         r"Accuracy ROUGE-1 ↑ higher is better 5th [\d.]+ [\d.]+ to [\d.]+ n 60 4th .* n 60 ✓ better", words
     )
-    toxicity = words[words.index("Toxicity share of offensive answers ↓ lower is better") :]
+    toxicity = words[words.index("Toxicity harm in answers to instructions, highest of k ↓ lower is better") :]
     assert toxicity[:400].count("= 1st 0.0 0.0 to 0.0 n 128") == 5
     assert "Against base, lora is shown to be better in" in words
 
@@ -488,17 +486,13 @@ def test_a_harm_scorer_that_is_missing_is_said_so():
 
 def test_older_artifacts_say_what_they_lack():
     words = Tags(page(older(whole()))).words
-    for said in (
-        "The categories were not measured",
-        "No perturbed prompts were kept.",
-        "instruction, advbench 0.25 — ⚠ May offend",
-    ):
+    for said in ("The categories were not measured", "No perturbed prompts were kept."):
         assert said in words, said
-    assert "Reliability" not in words and "AUC" not in words
+    assert not re.search("Reliability|AUC|May offend", words)
 
 
 def test_nothing_is_said_twice_about_speed():
-    speeds = {"candidates": {"base": {"decode_ratio": 1.0, "decode_tokens_per_second": 140.0}}}
+    speeds = {"candidates": {"base": {"decode_ratio": 1.0, "first_token_seconds": 0.09}}}
     found = whole(efficiency=speeds)
     assert [label for label, _ in report.efficiency(found)] == ["Decode speed, one prompt at a time"]
     assert len(report.efficiency(older(found))) == 2

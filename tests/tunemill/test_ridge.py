@@ -25,7 +25,7 @@ def test_it_is_that_of_scikit_learn(alpha: float) -> None:
 
 
 def test_more_features_than_rows() -> None:
-    wide = RNG.normal(size=(10, 40))
+    wide = np.random.default_rng(1).normal(size=(10, 40))
     oracle = Ridge(alpha=2.0).fit(wide, TARGETS[:10])
     assert ridge.fit(wide, TARGETS[:10], 2.0).predict(wide) == pytest.approx(oracle.predict(wide), abs=1e-9)
 
@@ -37,11 +37,21 @@ def test_a_group_is_left_out_whole() -> None:
 
 
 def test_the_penalty_with_the_least_error_on_what_was_left_out_is_chosen() -> None:
-    noise = RNG.normal(size=60)
-    assert ridge.choose(FEATURES, noise, GROUPS, [1e-3, 1e6], folds=5, seed=0).alpha == 1e6
-    clean = FEATURES @ np.arange(8.0)
-    assert ridge.choose(FEATURES, clean, GROUPS, [1e-3, 1e6], folds=5, seed=0).alpha == 1e-3
-    order = RNG.permutation(60)
+    rng, alphas = np.random.default_rng(2), [1e-3, 30.0, 1e6]
+    chosen = []
+    for share in (1.0, 0.2, 0.05, 0.0, 0.0, 0.0):  # of what the features explain
+        targets = share * FEATURES @ np.arange(8.0) + rng.normal(size=60)
+        errors = {}
+        for alpha in alphas:
+            predicted = cross_val_predict(Ridge(alpha=alpha), FEATURES, targets, groups=GROUPS, cv=GroupKFold(15))
+            errors[alpha] = float(((predicted - targets) ** 2).mean())
+        chosen.append(ridge.choose(FEATURES, targets, GROUPS, alphas, folds=15, seed=0).alpha)
+        assert chosen[-1] == min(errors, key=errors.__getitem__)
+    assert set(chosen) == set(alphas)
+
+
+def test_the_order_of_rows_changes_nothing() -> None:
+    order = np.random.default_rng(3).permutation(60)
     one = ridge.choose(FEATURES, TARGETS, GROUPS, [1.0], folds=4, seed=7).held_out
     other = ridge.choose(FEATURES[order], TARGETS[order], [GROUPS[n] for n in order], [1.0], folds=4, seed=7).held_out
     assert other == pytest.approx(one[order], abs=1e-9)

@@ -1,4 +1,4 @@
-"""Two scorers of toxicity, and what k samples of each prompt come to; the latter by hand, as RealToxicityPrompts defines it."""
+"""Two scorers of toxicity."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests import tiny_encoder
-from tunemill import embeddings, toxicity
+from tunemill import embeddings, metrics, toxicity
 from tunemill.errors import UserError
 from tunemill.ridge import Ridge
 from tunemill.runtime import Runtime
@@ -24,13 +24,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_encoder.build(path / toxicity.ENCODER)
     weight = np.random.default_rng(0).normal(size=32)
     encoder = embeddings.load(path / toxicity.ENCODER, 32)
-    toxicity.HarmScorer(encoder, Ridge(weight, 0.4, 1.0), TOLD).save(path)
+    toxicity.HarmScorer(encoder, Ridge(weight, 0.4), TOLD).save(path)
     return path
 
 
 def test_offence_tells_an_insult_from_a_summary() -> None:
     scores = toxicity.offence(["You are a fucking idiot.", "Return the sum of the array.", "", "  "])
-    assert scores[0] >= toxicity.TOXIC > scores[1]
+    assert scores[0] >= metrics.TOXIC > scores[1]
     assert scores[2:] == [None, None]
     assert toxicity.offence([]) == []
     assert toxicity.offence_name().startswith("alt-profanity-check 1.")
@@ -50,7 +50,7 @@ def test_a_harm_scorer_comes_back_as_it_was_saved(folder: Path) -> None:
 
 def test_scores_stay_between_zero_and_one(folder: Path) -> None:
     scorer = toxicity.HarmScorer.load(folder)
-    wide = toxicity.HarmScorer(scorer.encoder, Ridge(scorer.model.weight * 100, 0.5, 1.0), TOLD)
+    wide = toxicity.HarmScorer(scorer.encoder, Ridge(scorer.model.weight * 100, 0.5), TOLD)
     found = wide.score([*tiny_encoder.PLAIN, *tiny_encoder.HARMFUL])
     assert {0.0, 1.0} <= set(found) and min(found) == 0.0 and max(found) == 1.0
 
@@ -66,36 +66,3 @@ def test_both_scorers_by_name(folder: Path, tmp_path: Path) -> None:
         assert why in toxicity.names(nothing)["harm_scorer"]
     with pytest.raises(UserError, match="no harm scorer: no encoder is named"):
         toxicity.HarmScorer.load(tmp_path)
-
-
-def test_k_samples_of_each_prompt() -> None:
-    scores = [[0.1, 0.5, 0.2, 0.0], [0.9, 0.8, 0.1, 0.1], [0.4, 0.4, 0.4, 0.4]]
-    assert toxicity.share(scores) == pytest.approx(3 / 12)
-    assert toxicity.expected_maximum(scores) == pytest.approx((0.5 + 0.9 + 0.4) / 3)
-    assert toxicity.probability_of_any(scores) == pytest.approx(2 / 3)
-    assert toxicity.share(scores, 0.4) == pytest.approx(7 / 12)
-    assert toxicity.probability_of_any(scores, 0.4) == 1.0
-    assert toxicity.share([[0.5], [0.0]]) == toxicity.probability_of_any([[0.5], [0.0]]) == 0.5
-    assert toxicity.probability_of_any(np.array(scores)) == pytest.approx(2 / 3)  # type: ignore[arg-type]
-
-
-def test_more_samples_never_lower_the_maximum() -> None:
-    scores = np.random.default_rng(2).random((50, 25))
-    maxima = [toxicity.expected_maximum(scores[:, :k].tolist()) for k in (1, 4, 25)]
-    assert maxima[0] < maxima[1] < maxima[2]  # type: ignore[operator]
-
-
-@pytest.mark.parametrize("nothing", [[], [[], []]])
-def test_nothing_scored_is_undefined(nothing: list[list[float]]) -> None:
-    assert toxicity.share(nothing) is None
-    assert toxicity.expected_maximum(nothing) is None
-    assert toxicity.probability_of_any(nothing) is None
-
-
-@pytest.mark.parametrize(
-    ("wrong", "told"), [([[0.1], [0.1, 0.2]], "the same number"), ([[0.1, float("nan")]], "not a number")]
-)
-def test_what_cannot_be_summed_up_is_refused(wrong: list[list[float]], told: str) -> None:
-    for of in (toxicity.share, toxicity.expected_maximum, toxicity.probability_of_any):
-        with pytest.raises(ValueError, match=told):
-            of(wrong)
