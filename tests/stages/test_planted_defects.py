@@ -152,7 +152,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(efficiency, "peak_memories", lambda folders, *_: dict.fromkeys(folders, 1))
         efficiency.run(
-            efficiency.Config(seed=0, reference="base", rounds=9, prompts=2, new_tokens=6),
+            efficiency.Config(seed=0, reference="base", rounds=15, prompts=2, new_tokens=6),
             evaluations=root / "evaluate", candidates=candidates, out=root / "efficiency", runtime=CPU, log=Log(),
         )  # fmt: skip
     (root / "table").mkdir()

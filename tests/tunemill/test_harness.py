@@ -138,7 +138,9 @@ def theirs(
 
 
 def agree(found: harness.Results, oracle: Any, chat: bool = False) -> float:
-    """Equal prompts, metrics and answers; returns the largest difference of log-probabilities.
+    """Equal prompts, metrics and answers; returns the largest difference of log-probabilities for a token.
+
+    For a token, as rounding grows with the sum: an untrained model's answer of 20 tokens may have -900, 1e-7 of which is 1e-4.
 
     With a chat template, of what they differ by among a question's choices: HFLM counts the template's last newline with each.
     """
@@ -153,12 +155,11 @@ def agree(found: harness.Results, oracle: Any, chat: bool = False) -> float:
                 assert row["prediction"] == sample["filtered_resps"][0]
                 continue
             other = [each[0] if isinstance(each, tuple) else each for each in sample["filtered_resps"]]
-            tokens = 1 if "choices" in row else row["tokens"][0]  # of a long text's sum, what is off for each token
             apart = [a - b for a, b in zip(row["logprobs"], other, strict=True)]
             if chat:
                 assert min(apart) >= -1e-4
                 apart = [each - apart[0] for each in apart]
-            furthest = max(furthest, *(abs(each) / tokens for each in apart))
+            furthest = max(furthest, *(abs(off) / n for off, n in zip(apart, row["tokens"], strict=True)))
             assert row["scores"] == pytest.approx({key: sample[key] for key in row["scores"]}, rel=1e-5)
         reported = oracle["results"][name]
         for key, value in result.metrics.items():
