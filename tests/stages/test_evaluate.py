@@ -15,7 +15,7 @@ from stages.evaluate import Config, run
 from tests import tiny_model
 from tests.conftest import ROOT
 from tests.stages.evaluated import CONFIG, ids_hash
-from tunemill import journal, metrics, models, perturbations, prompting, records, sampling
+from tunemill import journal, likelihood, metrics, models, perturbations, prompting, records, sampling
 from tunemill.checkpoints import tree_hash
 from tunemill.errors import UserError
 from tunemill.log import Log
@@ -379,12 +379,30 @@ def test_a_killed_evaluation_goes_on(
     assert begun == []
 
 
-def test_a_journal_of_another_plan_is_not_used(
-    plain: Evaluated, model: Path, data: dict[str, Path], tmp_path: Path
+def test_what_was_asked_once_is_not_asked_again(
+    asked: Evaluated, model: Path, data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(plain.work, tmp_path / "work")
-    with pytest.raises(RuntimeError, match="belongs to another plan"):
-        evaluated(model, tmp_path, data, CONFIG.model_copy(update={"batch_rows": 4}))
+    """As after a change of a metric, or of how many of one kind are asked."""
+    shutil.copytree(asked.work, tmp_path / "work")
+    sets = lambda: {each.name.rpartition("-")[0] for each in (tmp_path / "work").glob("*.jsonl")}  # noqa: E731
+    assert sets() == {"test", "instructions", "beginnings", "people", "harness"}
+    generate, read, begun, scored = sampling.generate, likelihood._reader, [], []
+    monkeypatch.setattr(sampling, "generate", lambda *a, **k: begun.append(len(a[2])) or generate(*a, **k))
+    monkeypatch.setattr(likelihood, "_reader", lambda *a: scored.append(a) or read(*a))
+
+    given = with_tasks(data)
+    evaluated(model, tmp_path, given)
+    assert (begun, scored) == ([], []) and tree_hash(tmp_path / "out") == tree_hash(asked.out)
+
+    evaluated(model, tmp_path, given, CONFIG.model_copy(update={"samples": 3}))
+    assert (
+        begun == [18, 12] and scored == []
+    )  # six instructions and four beginnings, three times each, and nothing else
+    assert len(list((tmp_path / "work").glob("*.jsonl"))) == 5  # what two samples were is thrown away
+
+    begun.clear()
+    evaluated(model, tmp_path, given, CONFIG.model_copy(update={"samples": 3, "batch_rows": 4}))
+    assert len(begun) == 3 and scored  # other batches are rounded otherwise
 
 
 def test_a_halved_batch_is_recorded(
@@ -531,7 +549,7 @@ def test_a_mistake_in_a_benchmark_is_told_before_anything_is_generated(
     own = CONFIG.model_copy(update={"benchmarks": ("colours",)})
     with pytest.raises(UserError, match="colours"):
         evaluated(model, tmp_path, {**data, "benchmarks": folder}, own)
-    assert not (tmp_path / "work/test.jsonl").exists()
+    assert not list((tmp_path / "work").glob("*.jsonl"))
     with pytest.raises(UserError, match="two tasks are called 'colours'"):
         evaluated(
             model, tmp_path, {**data, "benchmarks": ROOT / "recipes/benchmarks"},

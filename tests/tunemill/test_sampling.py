@@ -12,6 +12,7 @@ import pytest
 
 from tests import tiny_model
 from tunemill import models, sampling
+from tunemill.log import Log
 from tunemill.runtime import Runtime
 from tunemill.sampling import Batch, Generation
 
@@ -560,3 +561,15 @@ def test_a_text_that_ends_an_answer_is_cut_and_nothing_more_is_generated(either:
         assert each.text == min((text.split(stop)[0] for stop in stops), key=len)
         assert each.finished or each.text == text
     assert len(passes) < 48 or not all(texts)
+
+
+def test_a_journal_of_another_plan_is_refused(policy: tuple[Any, Any], prompts: list[list[int]], tmp_path: Path) -> None:
+    given: dict[str, Any] = {"decoding": sampling.Decoding(4), "seed": 0, "title": "answer", "log": Log()}
+    lengths = [len(each) for each in prompts]
+    for rows in (8, 8):
+        batches = sampling.plan(lengths, 4, 10_000, rows)
+        sampling.answers(*policy, prompts, batches=batches, kept=tmp_path / "kept.jsonl", **given)
+    with pytest.raises(RuntimeError, match=r"kept\.jsonl belongs to another plan; delete it"):
+        sampling.answers(
+            *policy, prompts, batches=sampling.plan(lengths, 4, 10_000, 5), kept=tmp_path / "kept.jsonl", **given
+        )
