@@ -33,7 +33,9 @@ def test_every_output_is_there(finished: Path) -> None:
     assert pair["ci_low"] <= pair["diff"] <= pair["ci_high"]
     assert 0 <= pair["p"] <= 1
     assert "<html" in (finished / "reports/report.html").read_text()
-    assert sorted(each.name for each in (finished / "work").iterdir() if each.is_dir()) == ["cache"]  # the rest was finished
+    assert sorted(each.name for each in (finished / "work").iterdir() if each.is_dir()) == [
+        "cache"
+    ]  # the rest was finished
 
 
 def test_a_second_repro_does_nothing(finished: Path) -> None:

@@ -563,7 +563,9 @@ def test_a_text_that_ends_an_answer_is_cut_and_nothing_more_is_generated(either:
     assert len(passes) < 48 or not all(texts)
 
 
-def test_a_journal_of_another_plan_is_refused(policy: tuple[Any, Any], prompts: list[list[int]], tmp_path: Path) -> None:
+def test_a_journal_of_another_plan_is_refused(
+    policy: tuple[Any, Any], prompts: list[list[int]], tmp_path: Path
+) -> None:
     given: dict[str, Any] = {"decoding": sampling.Decoding(4), "seed": 0, "title": "answer", "log": Log()}
     lengths = [len(each) for each in prompts]
     for rows in (8, 8):
