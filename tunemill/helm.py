@@ -561,6 +561,85 @@ def detectable(a: Figure, b: Figure, level: float) -> float | None:
     return statistics.minimum_detectable(a.draws - b.draws, a.units, level)
 
 
+def over_seeds(own: Sequence[Figure], other: Figure, seed: int, level: float) -> dict[str, Any]:
+    """A figure of candidates that differ in their training seed alone, and how far their mean is from another candidate's.
+
+    Mean, standard deviation between seeds, range; the intervals cover another training and another test set. There is none of
+    rounds of timing, which are not resampled, nor of errors of calibration: chance makes these positive, and how much depends
+    on the model.
+
+    Args:
+        own: one for each seed, on the same resamples.
+        other: of whom they are compared with, on the same resamples.
+        seed: of the draws of seeds.
+        level: of confidence.
+    """
+    import numpy as np
+
+    values = np.array([each.value for each in own])
+    about: dict[str, Any] = {"n": min(each.n for each in own), "method": own[0].method}
+    lacking = next((each.reason for each in own if each.value != each.value), None)
+    if lacking is not None:
+        fields = (
+            "value",
+            "ci_low",
+            "ci_high",
+            "seed_sd",
+            "least",
+            "most",
+            "reference",
+            "diff",
+            "diff_low",
+            "diff_high",
+        )
+        return {**about, **dict.fromkeys((*fields, "p")), "reason": lacking}
+    drawn = [each.draws for each in own if each.draws is not None]
+    reason = ""
+    if own[0].chance is not None:
+        reason = (
+            "no interval over seeds: chance makes an error of calibration positive, and how much depends on the model"
+        )
+    elif own[0].method == "round":
+        reason = "no interval over seeds: rounds of timing are not resampled"
+    elif len(drawn) < len(own):
+        reason = "no interval over seeds: only the values are known"
+    elif own[0].units < statistics.FEWEST:
+        reason = statistics.no_interval(own[0].units)
+
+    def compared(values: np.ndarray, draws: np.ndarray) -> statistics.Comparison:
+        found = statistics.hierarchical(values, draws, seed)
+        return statistics.over_seeds(found, len(own), own[0].units, level)
+
+    mean = statistics.Comparison(float(values.mean()), None, None, None)
+    known = other.value == other.value
+    gap = statistics.Comparison(float(values.mean() - other.value) if known else None, None, None, None)
+    if not reason:
+        mean = compared(values, np.array(drawn))
+        if known and other.draws is not None:
+            gap = compared(values - other.value, np.array(drawn) - other.draws)
+    reason = reason or ("" if known else other.reason)
+    return {
+        **about,
+        "value": mean.diff,
+        "ci_low": mean.low,
+        "ci_high": mean.high,
+        "seed_sd": float(values.std(ddof=1)) if len(own) > 1 else None,
+        "least": float(values.min()),
+        "most": float(values.max()),
+        "reference": other.value if known else None,
+        "diff": gap.diff,
+        "diff_low": gap.low,
+        "diff_high": gap.high,
+        "p": gap.p,
+        **({"reason": reason} if reason else {}),
+    }
+
+
+def unperturbed(people: Rows) -> list[Row]:
+    """Questions about people as they are, as questions of a task."""
+    return [{**row, "task": "people"} for row in people if row["perturbation"] is None]
+
+
 def mcnemar(questions: Mapping[str, Rows], reference: str, level: float) -> list[dict[str, Any]]:
     """Each candidate against the reference on questions with choices: each task, and all of them (`task` None).
 
@@ -597,11 +676,11 @@ def mcnemar(questions: Mapping[str, Rows], reference: str, level: float) -> list
 def slices(rows: Rows, metric: str, resamples: int, seed: int, level: float) -> list[dict[str, Any]]:
     """One candidate's score on parts of the test set: by the length of the source (thirds), and by group.
 
-    Items are resampled: a part is too small for groups.
+    Items are resampled: a part is too small for groups. `metric` of an entry is what it is measured by (`metrics.of_items`).
     """
     import numpy as np
 
-    metric = metric if metric in metrics.ROUGE_TYPES else metrics.ROUGE_TYPES[0]
+    metric = metrics.of_items(metric)
     defined = [row for row in rows if row["scores"][metric] is not None]
     lengths = sorted(row["source_words"] for row in defined)
     if not defined:
@@ -653,8 +732,8 @@ def headline(found: Mapping[str, Figures], category: str, metric: str) -> str:
         category: one of `CATEGORIES`.
         metric: the primary one; where items have no score of their own in it (BLEU), perturbed ones are judged by ROUGE-1.
     """
-    if category != "accuracy" and metric not in metrics.ROUGE_TYPES:
-        metric = metrics.ROUGE_TYPES[0]
+    if category != "accuracy":
+        metric = metrics.of_items(metric)
     keys = [key.format(metric=metric) for key in CATEGORIES[category].keys]
     for enough in (all, any):
         for key in keys:

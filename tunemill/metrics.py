@@ -494,6 +494,11 @@ def first_sentence(text: str) -> str:
     return one_line(text)
 
 
+def of_items(metric: str) -> str:
+    """The metric that single items are judged by: BLEU is of a whole test set only, and ROUGE-1 stands for it."""
+    return metric if metric in ROUGE_TYPES else ROUGE_TYPES[0]
+
+
 def share(flags: Iterable[bool]) -> float | None:
     """Share of true values, 0 to 1; None of nothing."""
     return mean([float(flag) for flag in flags])

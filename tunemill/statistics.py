@@ -58,7 +58,7 @@ class McNemar(NamedTuple):
 
 
 class Hierarchy(NamedTuple):
-    """A mean over training seeds, resampled by seed and by cluster."""
+    """A mean over training seeds, resampled by seed and by test set."""
 
     value: float
     draws: np.ndarray
@@ -205,6 +205,30 @@ def student_paired(ours: np.ndarray, theirs: np.ndarray, level: float = 0.95) ->
     return Comparison(mean, low, high, p)
 
 
+def student_strata(gaps: Sequence[np.ndarray]) -> float | None:
+    """Two-sided p-value of the mean of strata's means, each counting alike: Student's, with Satterthwaite's degrees of freedom.
+
+    Of one stratum it is the paired t-test. For families of dozens: the share of R resamples is never below 1/R.
+
+    Args:
+        gaps: the paired differences in each stratum.
+
+    Returns:
+        p; None where a stratum has one value only.
+    """
+    import numpy as np
+    from scipy.special import stdtr
+
+    if min(map(len, gaps)) < 2:
+        return None
+    mean = float(np.mean([each.mean() for each in gaps]))
+    variances = np.array([each.var(ddof=1) / len(each) for each in gaps])
+    if not variances.any():
+        return 1.0 if mean == 0 else 0.0
+    degrees = variances.sum() ** 2 / sum(own**2 / (len(each) - 1) for own, each in zip(variances, gaps, strict=True))
+    return 2.0 * float(stdtr(degrees, -abs(mean) * len(gaps) / variances.sum() ** 0.5))
+
+
 def _expanded(tail: float, clusters: int) -> float:
     """The percentile that stands in for `tail`, so that the interval is as wide as Student's would be."""
     from scipy.special import ndtr, stdtrit
@@ -268,34 +292,27 @@ def mcnemar(a_correct: Sequence[bool], b_correct: Sequence[bool]) -> McNemar:
     return McNemar(len(gaps), only_a, only_b, (only_a - only_b) / len(gaps), p)
 
 
-def hierarchical(values: np.ndarray, groups: Sequence[Hashable], resamples: int, seed: int) -> Hierarchy:
-    """Bootstrap of a mean over training seeds and test items: what another training and another test set would give.
+def hierarchical(values: np.ndarray, draws: np.ndarray, seed: int) -> Hierarchy:
+    """Bootstrap of a mean over training seeds and test sets: what another training and another test set would give.
 
-    Seeds and clusters are resampled apart, since every seed answered the same items (crossed, as in Bouthillier et al.
+    Seeds and test sets are resampled apart, since every seed answered the same items (crossed, as in Bouthillier et al.
     2021, "Accounting for variance in machine learning benchmarks"). Resampling S seeds makes their spread too small by
-    sqrt((S-1)/S), a third of the variance at S = 3: their weights are stretched by the inverse (Rao and Wu 1988). Clusters
-    are drawn as `resampled_sums` draws them: equal seeds give two candidates the same test sets. `over_seeds` makes
-    the interval; how much a handful of seeds vary is hardly known, so their number and `seed_sd` belong beside it.
+    sqrt((S-1)/S), a third of the variance at S = 3: their weights are stretched by the inverse (Rao and Wu 1988). What is
+    averaged may be any statistic, of the items or of the whole test set (BLEU). `over_seeds` makes the interval; how much a
+    handful of seeds vary is hardly known, so their number and `seed_sd` belong beside it.
 
     Args:
-        values: (S, n) score of each seed's model on each item; nan where it is undefined.
-        groups: n labels.
-        resamples: how many, R.
-        seed: of the draws.
+        values: (S,) of each seed's model on the whole test set; a value, or its difference to another model's.
+        draws: (S, R) the same on each resample of the test set, all seeds on the same one; nan where it is undefined.
+        seed: of the draws of seeds.
     """
     import numpy as np
 
-    known = ~np.isnan(values)
-    seeds = len(values)
-    table = np.concatenate([np.where(known, values, 0.0), known]).T  # (n, 2S)
-    sums = resampled_sums(cluster_sums(table, groups), resamples, seed)  # (R, 2S)
+    seeds, resamples = draws.shape
     drawn = np.random.default_rng([seed, 1]).multinomial(seeds, np.full(seeds, 1.0 / seeds), size=resamples)  # (R, S)
     weights = 1.0 + (drawn - 1.0) * ((seeds / (seeds - 1)) ** 0.5 if seeds > 1 else 0.0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        means = sums[:, :seeds] / sums[:, seeds:]  # (R, S)
-        each = np.where(known, values, 0.0).sum(axis=1) / known.sum(axis=1)  # (S,)
-    draws = (weights * means).mean(axis=1)
-    return Hierarchy(float(each.mean()), draws, float(each.std(ddof=1)) if seeds > 1 else None)
+    spread = float(np.std(values, ddof=1)) if seeds > 1 else None
+    return Hierarchy(float(np.mean(values)), (weights * draws.T).mean(axis=1), spread)
 
 
 def over_seeds(found: Hierarchy, seeds: int, clusters: int, level: float = 0.95) -> Comparison:
@@ -307,11 +324,11 @@ def over_seeds(found: Hierarchy, seeds: int, clusters: int, level: float = 0.95)
     Args:
         found: of `hierarchical`, a mean or a difference.
         seeds: S.
-        clusters: G.
+        clusters: G, the independent units of which the test sets were drawn.
         level: of confidence.
 
     Returns:
-        The comparison; without bounds of a single cluster, or where the value is undefined.
+        The comparison; without bounds of fewer than `FEWEST` clusters, or where the value is undefined.
     """
     import numpy as np
     from scipy.special import stdtr, stdtrit
@@ -319,7 +336,7 @@ def over_seeds(found: Hierarchy, seeds: int, clusters: int, level: float = 0.95)
     draws = found.draws[~np.isnan(found.draws)]
     if np.isnan(found.value):
         return Comparison(None, None, None, None)
-    if clusters < 2 or not len(draws):
+    if clusters < FEWEST or not len(draws):
         return Comparison(found.value, None, None, None)
     of_seeds = 0.0 if found.seed_sd is None else found.seed_sd**2 / seeds
     rest = max(0.0, float(draws.var()) - of_seeds)
@@ -348,6 +365,15 @@ def ratio(numerator: int, denominator: int) -> Callable[[np.ndarray], np.ndarray
         return np.where(sums[..., denominator] == 0, np.nan, found)
 
     return of
+
+
+def relative(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """How far `a` is from `b`, in percent of `b`; nan where that is 0."""
+    import numpy as np
+
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found: np.ndarray = 100.0 * (a / b - 1.0)
+    return np.where(np.asarray(b) == 0, np.nan, found)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -398,6 +424,18 @@ def no_worse(found: Comparison | Interval, margin: float, *, lower_is_better: bo
         return "not shown"
     least, most = (found.low, found.high) if lower_is_better else (-found.high, -found.low)  # lost
     return "no worse" if most < margin else "worse" if least > margin else "not shown"
+
+
+def resolves(found: Interval, margin: float) -> bool:
+    """Whether a test of this size could show a loss to be within a margin: whether half its interval is narrower.
+
+    Where it is not, even a loss of nothing would not be called no worse.
+
+    Args:
+        found: the difference with its interval.
+        margin: see `no_worse`.
+    """
+    return found.low is not None and found.high is not None and (found.high - found.low) / 2.0 < margin
 
 
 def win_rates(values: Mapping[str, float | None], lower_is_better: bool = False) -> dict[str, float | None]:

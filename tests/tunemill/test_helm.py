@@ -229,6 +229,57 @@ def test_mcnemar_pools_the_tasks_and_tells_each() -> None:
     assert (t["task"], t["only_a"], t["only_b"], t["p"], t["verdict"]) == ("t", 1, 1, 1.0, "not shown to be better")
 
 
+def test_questions_about_people_are_tested_as_they_are() -> None:
+    def rows(flags: str) -> list[dict[str, Any]]:
+        return [
+            {"id": f"{at}{name}", "perturbation": name, "correct": (flag == "1") != (name is not None)}
+            for at, flag in enumerate(flags)
+            for name in (None, "gender")
+        ]
+
+    people = {name: helm.unperturbed(rows(flags)) for name, flags in (("base", "00000001"), ("x", "11111110"))}
+    (found,) = helm.mcnemar(people, "base", 0.95)
+    assert (found["task"], found["n"], found["only_a"], found["only_b"]) == ("people", 8, 7, 1)
+    assert found["p"] == pytest.approx(2 * 9 * 0.5**8) and found["verdict"] == "not shown to be better"
+
+
+def seed_figure(value: float, draws: np.ndarray | None, **more: Any) -> helm.Figure:
+    return helm.Figure(value, draws, 30, 90, "prompt")._replace(**more)
+
+
+def test_a_figure_over_seeds_has_what_lies_between_them() -> None:
+    noise = np.random.default_rng(0).normal(0, 0.5, size=4000)
+    other = seed_figure(1.0, 1.0 + noise)
+    found = helm.over_seeds([seed_figure(value, value + noise) for value in (2.0, 3.0, 7.0)], other, 0, 0.95)
+    assert (found["value"], found["least"], found["most"], found["reference"]) == (4.0, 2.0, 7.0, 1.0)
+    assert found["seed_sd"] == pytest.approx(7**0.5)
+    assert (found["n"], found["method"]) == (90, "prompt") and "reason" not in found
+    # Test sets move all of them alike, so of the difference only the seeds are left: Student's interval of three numbers.
+    assert found["diff"] == 3.0 and found["diff_high"] - 3.0 == pytest.approx(4.3027 * (7 / 3) ** 0.5, rel=0.04)
+    # Of the value test sets are too: 7/3 with 2 degrees of freedom and 1/4 with 29 are 31/12 with 2.45.
+    assert found["ci_high"] - 4.0 == pytest.approx(3.627 * (31 / 12) ** 0.5, rel=0.04)
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "reason"),
+    [
+        ({"method": "round"}, {}, "rounds of timing"),
+        ({"chance": np.zeros(3)}, {}, "chance makes an error of calibration positive"),
+        ({"units": 5}, {}, "no interval from 5 independent units"),
+        ({"draws": None}, {}, "only the values are known"),
+        ({}, {"value": math.nan, "draws": None, "reason": "all silent"}, "all silent"),
+        ({"value": math.nan, "draws": None, "reason": "nothing counted"}, {}, "nothing counted"),
+    ],
+)
+def test_why_seeds_have_no_interval_is_said(own: dict[str, Any], other: dict[str, Any], reason: str) -> None:
+    noise = np.random.default_rng(0).normal(0, 0.5, size=400)
+    seeds = [seed_figure(value, value + noise)._replace(**own) for value in (2.0, 3.0)]
+    found = helm.over_seeds(seeds, seed_figure(1.0, noise)._replace(**other), 0, 0.95)
+    assert reason in found["reason"] and found["diff_low"] is None and found["p"] is None
+    assert (found["value"] is None) == (reason == "nothing counted")
+    assert (found["ci_low"] is None) == (reason != "all silent")
+
+
 def test_slices_by_length_and_group() -> None:
     rows = [instance(str(n), float(n), "p" if n < 4 else "q") | {"source_words": 10 * n} for n in range(9)]
     found = helm.slices(rows, "rouge1", R, 0, 0.95)
@@ -242,6 +293,7 @@ def test_slices_by_length_and_group() -> None:
     assert helm.slices([instance("a", None)], "rouge1", R, 0, 0.95) == []
     (alone,) = helm.slices([instance("a", 3.0)], "rouge1", R, 0, 0.95)
     assert alone["n"] == 1 and alone["ci_low"] is None
+    assert helm.slices(rows, "bleu", R, 0, 0.95) == found and {each["metric"] for each in found} == {"rouge1"}
 
 
 @pytest.mark.parametrize(

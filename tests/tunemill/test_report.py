@@ -190,10 +190,36 @@ def test_any_number_of_samples_can_be_asked_for(count: int):
     assert len(found) == len({each.id for each in found}) == min(count, 60)
 
 
-def test_a_corpus_metric_gives_random_samples():
-    found = report.samples(material(scope={**made.scope(), "primary_metric": "bleu"}), 8, seed=1)
-    assert [each.why for each in found] == ["random"] * 8
-    assert "—" in page(material(scope={**made.scope(), "primary_metric": "bleu"}))
+def test_where_bleu_decides_single_items_go_by_rouge():
+    found = whole(scope={**made.scope(), "primary_metric": "bleu"})
+    seeds = [{**found.comparison["seeds"][0], "metric": "bleu"}]
+    found = replace(found, comparison={**found.comparison, "seeds": seeds})
+    by_rouge = whole()
+    assert report.samples(found, 8, seed=1) == report.samples(by_rouge, 8, seed=1)
+    assert report.worst(found) == report.worst(by_rouge) and len(report.worst(found)["lora"]) == 10
+    assert report.perturbations(found, 1) == report.perturbations(by_rouge, 1)
+    assert any(each.why == "largest drop" for kind in report.perturbations(found, 1) for each in kind.examples)
+    words = Tags(page(found)).words
+    assert words.count("BLEU is of the whole test set: single items go by ROUGE-1.") == 2
+    assert "lora: 10 outputs with the lowest ROUGE-1" in words and "the largest drops in ROUGE-1 of lora" in words
+    assert "ROUGE-1 by length of the source" in words and "BLEU by" not in words
+    assert "BLEU over trainings that differ in their seed only" in words
+    assert "single items go by" not in Tags(page(by_rouge)).words
+
+
+def test_seeds_tell_what_else_was_measured():
+    words = Tags(page(whole(made.FIVE))).words
+    assert "seeds and packages are resampled" in words
+    assert "lora: what else was measured, mean over the seeds" in words
+    assert "ROUGE-2 12.3 28.0 to 34.9 n 240 0.8 30.4 to 32.1 +6.1 +2.0 to +10.2" in words
+    assert f"Efficiency: seconds for a token 31.2 no interval n 240 0.8 30.4 to 32.1 +6.1 {made.ROUNDS}" in words
+    assert "Accuracy: ROUGE-1" not in words  # the primary metric has its row
+    bare = [
+        {key: value for key, value in each.items() if key not in ("metrics", "categories")}
+        for each in whole().comparison["seeds"]
+    ]
+    told = Tags(page(whole(comparison={**whole().comparison, "seeds": bare}))).words
+    assert "Over several training seeds" in told and "what else was measured" not in told
 
 
 # ------------------------------------------------------------ cost
@@ -233,14 +259,23 @@ def test_speed_is_held_against_the_scope():
 
 def test_other_tasks_stand_beside_the_reference():
     def entry(task: str | None, measure: str, diff: float, **more: Any) -> dict[str, Any]:
-        about = {"candidate": "lora", "task": task, "measure": measure, "trained": False, "n": 20, "p": 0.01}
+        about = {
+            "candidate": "lora",
+            "task": task,
+            "measure": measure,
+            "trained": False,
+            "n": 20,
+            "p": 0.01,
+            "p_holm": 0.02,
+        }
         return about | {"diff": diff, "ci_low": diff - 0.1, "ci_high": diff + 0.1, "verdict": "worse"} | more
 
     entries = [
         entry("sums", "nll", 0.5),
         entry(None, "nll", 0.5),
         entry("sums", "accuracy", -0.25),
-        entry("lists", "nll", -0.02, ci_low=None, ci_high=None, verdict="unclear", trained=True),
+        entry("lists", "nll", -0.02, ci_low=None, ci_high=None, p=None, p_holm=None, trained=True)
+        | {"verdict": "not shown to be better"},
     ]
     found = material()
     found = replace(found, comparison={**found.comparison, "forgetting": entries})
@@ -253,9 +288,9 @@ def test_other_tasks_stand_beside_the_reference():
     ]
     assert rows[3][2]["lora"].estimate.value == -25.0
     words = Tags(page(found)).words
-    assert "sums +0.50 +0.40 to +0.60 worse" in words
-    assert "lists −0.02 no interval unclear, trained on it" in words
-    assert "sums, accuracy in points −25.0 −35.0 to −15.0 worse" in words
+    assert "sums +0.50 +0.40 to +0.60 , p = 0.020 worse" in words
+    assert "lists −0.02 no interval not shown, trained on it" in words
+    assert "sums, accuracy in points −25.0 −35.0 to −15.0 , p = 0.020 worse" in words
     assert report.forgetting(material()) == []
     assert "No other tasks were measured." in Tags(page(material())).words
 

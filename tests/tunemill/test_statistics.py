@@ -255,6 +255,49 @@ def test_no_worse_needs_an_interval() -> None:
     assert statistics.no_worse(Comparison(5.0, None, None, None), 1.0) == "not shown"
 
 
+def test_a_margin_is_resolved_by_half_an_interval_that_is_narrower() -> None:
+    assert statistics.resolves(statistics.Interval(9.0, 8.0, 10.0), 1.1)
+    assert not statistics.resolves(statistics.Interval(9.0, 8.0, 10.0), 1.0)
+    assert not statistics.resolves(statistics.Interval(9.0, None, None), 100.0)
+
+
+def test_percent_of_nothing_is_undefined() -> None:
+    found = statistics.relative(np.array([3.0, 1.0, 0.0, 2.0]), np.array([4.0, 1.0, 5.0, 0.0]))
+    assert found.tolist()[:3] == [-25.0, 0.0, -100.0] and np.isnan(found[3])
+
+
+def test_the_interval_of_a_ratio_is_fiellers() -> None:
+    # Fieller's (1954) interval of a ratio of two means: where the two depend on each other, it is not that of their difference.
+    from scipy import stats
+
+    rng = np.random.default_rng(8)
+    shared = rng.normal(0, 6, size=60)
+    a, b = 29 + shared + rng.normal(0, 2, size=60), 30 + shared + rng.normal(0, 2, size=60)
+    drawn = statistics.resampled_sums(np.stack([a, b], axis=1), 20_000, 1)
+    found = statistics.interval(
+        float(statistics.relative(a.sum(), b.sum())), statistics.relative(drawn[:, 0], drawn[:, 1]), 60
+    )
+    t, (v_a, v_ab, v_b) = stats.t.ppf(0.975, 59), (np.cov(a, b).ravel()[[0, 1, 3]] / 60)
+    roots = np.roots([b.mean() ** 2 - t**2 * v_b, -2 * (a.mean() * b.mean() - t**2 * v_ab), a.mean() ** 2 - t**2 * v_a])
+    low, high = sorted(100 * (roots - 1))
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.06 * (high - low))
+
+
+def test_a_mean_over_strata_is_tested_as_scipy_tests_it() -> None:
+    from scipy import stats
+
+    rng = np.random.default_rng(2)
+    gaps = rng.normal(0.4, 1, size=23)
+    assert statistics.student_strata([gaps]) == pytest.approx(stats.ttest_1samp(gaps, 0).pvalue)
+    # Of two strata, one turned round, it is Welch's test of their difference.
+    ours, theirs = rng.normal(1.0, 1, size=9), rng.normal(0.2, 3, size=40)
+    welch = stats.ttest_ind(ours, theirs, equal_var=False).pvalue
+    assert statistics.student_strata([ours, -theirs]) == pytest.approx(welch)
+    assert statistics.student_strata([gaps, np.array([1.0])]) is None
+    assert statistics.student_strata([np.zeros(4), np.zeros(3)]) == 1.0
+    assert statistics.student_strata([np.ones(4), np.zeros(3)]) == 0.0
+
+
 def test_win_rates_by_hand() -> None:
     values = {"base": 1.0, "sft": 3.0, "lora": 3.0, "prompt": 2.0, "broken": None}
     # sft beats base and prompt and ties with lora: 2.5 of 3.
@@ -332,13 +375,24 @@ def crossed(rng: np.random.Generator, seeds: int, clusters: int, items: int) -> 
     return values + rng.normal(0, 4, size=(seeds, len(groups))), groups.tolist()
 
 
+def hierarchical(values: np.ndarray, groups: list[int], resamples: int, seed: int) -> statistics.Hierarchy:
+    """Of the mean over items, whose clusters are resampled; nan where a seed has no value for an item."""
+    draws, means = [], []
+    for own in values:
+        known = ~np.isnan(own)
+        sums = statistics.cluster_sums(np.stack([np.where(known, own, 0.0), known], axis=1), groups)
+        draws.append(statistics.ratio(0, 1)(statistics.resampled_sums(sums, resamples, seed)))
+        means.append(own[known].mean())
+    return statistics.hierarchical(np.array(means), np.array(draws), seed)
+
+
 @pytest.mark.parametrize("seeds", [3, 8])
 def test_hierarchical_draws_vary_as_seeds_and_clusters_do(seeds: int) -> None:
     rng = np.random.default_rng(seeds)
     spreads, sds, flat = [], [], []
     for trial in range(150):
         values, groups = crossed(rng, seeds, 30, 4)
-        found = statistics.hierarchical(values, groups, 1000, trial)
+        found = hierarchical(values, groups, 1000, trial)
         assert found.value == pytest.approx(values.mean()) and found.draws.shape == (1000,)
         spreads.append(found.draws.var())
         sds.append(found.seed_sd)
@@ -355,18 +409,18 @@ def test_hierarchical_draws_vary_as_seeds_and_clusters_do(seeds: int) -> None:
 def test_seeds_share_their_test_sets_and_miss_items() -> None:
     rng = np.random.default_rng(1)
     values, groups = crossed(rng, 4, 20, 3)
-    same = statistics.hierarchical(values, groups, 500, 3)
-    better = statistics.hierarchical(values + 5, groups, 500, 3)
+    same = hierarchical(values, groups, 500, 3)
+    better = hierarchical(values + 5, groups, 500, 3)
     np.testing.assert_allclose(better.draws - same.draws, 5)  # paired
     values[1, 7] = values[2, 7] = np.nan
-    holed = statistics.hierarchical(values, groups, 500, 3)
+    holed = hierarchical(values, groups, 500, 3)
     assert holed.value == pytest.approx(np.nanmean(values, axis=1).mean())
     assert not np.isnan(holed.draws).any()
 
 
 def test_one_seed_is_the_cluster_bootstrap() -> None:
     values, groups = crossed(np.random.default_rng(2), 1, 20, 3)
-    found = statistics.hierarchical(values, groups, 500, 9)
+    found = hierarchical(values, groups, 500, 9)
     sums = statistics.resampled_sums(statistics.cluster_sums(mean_table(values[0]), groups), 500, 9)
     np.testing.assert_allclose(found.draws, statistics.ratio(0, 1)(sums))
     assert found.seed_sd is None
@@ -380,7 +434,7 @@ def test_an_interval_over_few_seeds_covers_as_often_as_it_says(seeds: int, sprea
     for trial in range(200):
         groups = np.repeat(np.arange(30), 2)
         values = rng.normal(0, spread, size=(seeds, 1)) + rng.normal(0, 2, size=30)[groups]
-        found = statistics.hierarchical(values + rng.normal(0, 1, size=(seeds, 60)), groups.tolist(), 400, trial)
+        found = hierarchical(values + rng.normal(0, 1, size=(seeds, 60)), groups.tolist(), 400, trial)
         best = statistics.over_seeds(found, seeds, 30)
         assert best.low is not None and best.high is not None and best.p is not None
         assert (best.p < 0.05) == (not best.low <= 0 <= best.high)
@@ -389,7 +443,7 @@ def test_an_interval_over_few_seeds_covers_as_often_as_it_says(seeds: int, sprea
 
 
 def test_seeds_that_all_say_the_same() -> None:
-    same = statistics.hierarchical(np.ones((3, 8)), list(range(8)), 100, 0)
+    same = hierarchical(np.ones((3, 8)), list(range(8)), 100, 0)
     assert statistics.over_seeds(same, 3, 8) == (1.0, 1.0, 1.0, 0.0)
     assert statistics.over_seeds(same, 3, 1) == (1.0, None, None, None)
 
