@@ -256,7 +256,8 @@ def calibrated(evidence: Mapping[str, Evidence], resamples: int, seed: int) -> d
     # undefined itself, and takes nothing from the others.
     damaged = {name for name, own in sure.items() if own and all(each is None for each in own)}
     left = [own for name, own in sure.items() if name not in damaged]
-    complete = [all(each is not None for each in own) for own in zip(*left, strict=True)]
+    questions = len(next(iter(asked.values())))
+    complete = [bool(left) and all(own[at] is not None for own in left) for at in range(questions)]
     why = (
         "no questions with choices were asked"
         if not any(asked.values())
