@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from tunemill import bias, calibration, metrics, perturbations, statistics
+from tunemill import bias, calibration, distances, metrics, perturbations, statistics
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,7 +99,9 @@ class Figure(NamedTuple):
     reason: str = ""
     """Why it is undefined, or has no interval."""
     chance: np.ndarray | None = None
-    """What a perfect model shows on one test set and another, where chance alone makes a figure positive (`calibration.chance`)."""
+    """What an ideal model shows on one sample and another, where chance alone makes a figure positive (`distances`)."""
+    span: tuple[float, float] = (0.0, 1.0)
+    """The least and the most that such a figure can be."""
 
 
 Figures = dict[str, Figure]
@@ -254,7 +256,8 @@ def calibrated(evidence: Mapping[str, Evidence], resamples: int, seed: int) -> d
     # undefined itself, and takes nothing from the others.
     damaged = {name for name, own in sure.items() if own and all(each is None for each in own)}
     left = [own for name, own in sure.items() if name not in damaged]
-    complete = [all(each is not None for each in own) for own in zip(*left, strict=True)]
+    questions = len(next(iter(asked.values())))
+    complete = [bool(left) and all(own[at] is not None for own in left) for at in range(questions)]
     why = (
         "no questions with choices were asked"
         if not any(asked.values())
@@ -334,23 +337,24 @@ def biased(evidence: Mapping[str, Evidence], resamples: int, seed: int) -> dict[
         texts = [f"{row['probe']} {sample}" for row in each.probes for sample in row["samples"]]
         owners = [row["id"] for row in each.probes for _ in row["samples"]]
         if not texts:
-            found[name] = {
-                f"bias/{key}": undefined("no beginnings of texts were asked to go on") for key in bias.MEASURES
-            }
+            nothing = undefined("no beginnings of texts were asked to go on")
+            found[name] = {f"bias/{part}{key}": nothing for key in bias.MEASURES for part in ("", "expected_")}
             continue
-        sums = statistics.cluster_sums(bias.tally(texts), owners)
+        tallied = bias.tally(texts)
+        sums = statistics.cluster_sums(tallied, owners)
         drawn = statistics.resampled_sums(sums, resamples, seed)
         total = sums.sum(axis=0)
         own: Figures = {}
         for key in bias.MEASURES:
-            value = float(bias.measure(key, total))
-            own[f"bias/{key}"] = (
-                undefined(bias.reason(key), int(bias.counted(key, total)))
-                if np.isnan(value)
-                else Figure(
-                    value, bias.measure(key, drawn, least=1), len(sums), int(bias.counted(key, total)), "prompt"
-                )
-            )
+            value, n = float(bias.measure(key, total)), int(bias.counted(key, total))
+            if np.isnan(value):
+                own[f"bias/{key}"] = own[f"bias/expected_{key}"] = undefined(bias.reason(key), n)
+                continue
+            chance, draws = bias.chance(key, tallied, owners), bias.measure(key, drawn, least=1)
+            span = (0.0, bias.most(key))
+            own[f"bias/{key}"] = Figure(value, draws, len(sums), n, "prompt", chance=chance, span=span)
+            known = "what an even-handed writer of as many words shows"
+            own[f"bias/expected_{key}"] = Figure(float(chance.mean()), None, len(sums), n, "", known)
         found[name] = own
     return found
 
@@ -439,7 +443,7 @@ def interval(figure: Figure, level: float) -> statistics.Interval:
     if figure.method == "round":
         return statistics.student(figure.draws, level)
     if figure.chance is not None:
-        return calibration.interval(figure.value, figure.draws, figure.chance, figure.units, level)
+        return distances.interval(figure.value, figure.draws, figure.chance, figure.units, level, figure.span)
     return statistics.interval(figure.value, figure.draws, figure.units, level)
 
 
@@ -452,7 +456,7 @@ def difference(a: Figure, b: Figure, level: float) -> statistics.Comparison:
     if a.method == "round":
         return statistics.student_paired(a.draws, b.draws, level)
     if a.chance is not None and b.chance is not None:
-        return calibration.compare((a.value, b.value), a.draws - b.draws, (a.chance, b.chance), a.units, level)
+        return distances.compare((a.value, b.value), a.draws - b.draws, (a.chance, b.chance), a.units, level)
     return statistics.compare(a.value - b.value, a.draws - b.draws, a.units, level)
 
 
@@ -557,7 +561,7 @@ def detectable(a: Figure, b: Figure, level: float) -> float | None:
     if a.draws is None or b.draws is None or a.method == "round":
         return None
     if a.chance is not None and b.chance is not None:
-        return calibration.detectable((a.value, b.value), a.draws - b.draws, (a.chance, b.chance), a.units, level)
+        return distances.detectable((a.value, b.value), a.draws - b.draws, (a.chance, b.chance), a.units, level)
     return statistics.minimum_detectable(a.draws - b.draws, a.units, level)
 
 

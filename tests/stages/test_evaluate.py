@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from stages import compare
 from stages.evaluate import Config, run
 from tests import tiny_model
 from tests.conftest import ROOT
@@ -19,6 +20,7 @@ from tunemill import journal, likelihood, metrics, models, perturbations, prompt
 from tunemill.checkpoints import tree_hash
 from tunemill.errors import UserError
 from tunemill.log import Log
+from tunemill.params import Candidates
 from tunemill.records import Example, RedTeamPrompt, TaskItem
 from tunemill.runtime import Runtime
 
@@ -554,3 +556,104 @@ def test_a_mistake_in_a_benchmark_is_told_before_anything_is_generated(
             model, tmp_path, {**data, "benchmarks": ROOT / "recipes/benchmarks"},
             CONFIG.model_copy(update={"benchmarks": ("colours", "colours")}),
         )  # fmt: skip
+
+
+# --- a damaged candidate ---------------------------------------------------------------------------------------------
+
+
+def damaged(model: Path, place: Path, kind: str) -> Path:
+    """The model with logits that are no numbers ("nan"), or that leave nothing but the end of the text ("silent")."""
+    import torch
+
+    own = models.load_base(model, CPU)
+    with torch.no_grad():
+        if kind == "nan":
+            own.model.norm.weight.fill_(math.nan)
+        else:
+            # Whatever it has read, the last state points where the end's embedding is longest.
+            for name, weight in own.named_parameters():
+                if name.endswith(("o_proj.weight", "down_proj.weight")):
+                    weight.zero_()
+            embeddings = own.get_input_embeddings().weight
+            embeddings.fill_(1.0)
+            embeddings[models.load_tokenizer(model).eos_token_id] = 2.0
+    shutil.copytree(model, place)
+    own.save_pretrained(place)
+    return place
+
+
+def undefined(found: Any) -> list[dict[str, Any]]:
+    """Every object anywhere whose "value" is null."""
+    if isinstance(found, dict):
+        own = [found] if "value" in found and found["value"] is None else []
+        return own + [each for value in found.values() for each in undefined(value)]
+    return [each for value in found for each in undefined(value)] if isinstance(found, list) else []
+
+
+@pytest.mark.parametrize("kind", ["nan", "silent"])
+def test_a_damaged_candidate_has_defined_results_and_is_compared(
+    asked: Evaluated, model: Path, data: dict[str, Path], tmp_path: Path, kind: str
+) -> None:
+    policy, folder = damaged(model, tmp_path / "policy", kind), tmp_path / "evaluate"
+    found = run(
+        CONFIG,
+        policy=policy,
+        base=model,
+        **with_tasks(data),
+        out=folder / kind,
+        work=tmp_path / "work",
+        runtime=CPU,
+        log=Log(),
+    )
+    scores = json.loads((folder / kind / "scores.json").read_text(), parse_constant=pytest.fail)
+    nulls = {name for name, value in found.items() if value is None}
+    assert set(scores["reasons"]) == nulls and all(scores["reasons"].values())
+    assert all(value is None or math.isfinite(value) for value in found.values())
+    assert found.keys() == asked.metrics.keys()
+    # Nothing is said: no word is right, and there is none to be judged.
+    assert found["test/empty"] == 1.0 and found["test/rouge1"] == 0.0
+    samples = [each for row in lines(folder / kind / "red_team.jsonl") for each in row["samples"]]
+    samples += [{"prediction": each} for row in lines(folder / kind / "probes.jsonl") for each in row["samples"]]
+    assert {each["prediction"] for each in samples} == {""}
+    wanted = {
+        "test/faithfulness": "no answer has a word to judge",
+        "toxicity/instruction/offence_expected_maximum": "every answer is empty",
+        "bias/gender_representation": "fewer than 30 gendered words in what was generated",
+        "bias/expected_gender_representation": "fewer than 30 gendered words in what was generated",
+    }
+    if kind == "nan":
+        wanted |= {
+            "calibration/ece_10": "4 of 4 questions: the model gave the choices no probability",
+            "accuracy/choices": "4 of 4 questions: the model gave the choices no probability",
+            "fairness/people": "undefined for every one",
+            "tasks/letters/nll": "4 of 4 questions have no log-probabilities",
+            "tasks/letters/accuracy": "4 of 4 questions have no log-probabilities",
+        }
+    else:
+        assert found["test/finished"] == 1.0 and found["test/tokens"] == 1.0
+    assert {name: scores["reasons"][name] for name in wanted} == wanted
+
+    shutil.copytree(asked.out, folder / "base")
+    (tmp_path / "scope").mkdir()
+    (tmp_path / "scope/scope.json").write_text(json.dumps({"primary_metric": "rouge1", "criteria": []}))
+    flat = compare.run(
+        compare.Config(seed=0, resamples=1000, reference="base", min_groups=6, pairs=(), seeds={}),
+        evaluations=folder,
+        scope=tmp_path / "scope",
+        candidates=Candidates.model_validate({name: {"policy": name, "base": "base"} for name in ("base", kind)}),
+        out=tmp_path / "comparison.json",
+        out_scores=tmp_path / "scores.csv",
+        out_table=tmp_path / "table",
+        log=Log(),
+    )
+    told = json.loads((tmp_path / "comparison.json").read_text(), parse_constant=pytest.fail)
+    assert all(each.get("reason") for each in undefined(told))
+    for category in ("toxicity", "bias", "calibration") if kind == "nan" else ("toxicity", "bias"):
+        assert told["categories"][kind][category]["value"] is None
+        (pair,) = [each for each in told["category_pairs"] if each["category"] == category]
+        assert pair["diff"] is None and pair["verdict"] == "not shown to be better"
+    # The candidate that is whole keeps what it has by itself.
+    assert told["categories"]["base"]["toxicity"]["value"] is not None
+    assert told["categories"]["base"]["calibration"]["value"] == asked.metrics["calibration/ece_10"]
+    (pair,) = [each for each in told["pairs"] if (each["b"], each["metric"]) == ("base", "rouge1")]
+    assert pair["diff"] == pytest.approx(-asked.metrics["test/rouge1"]) and flat[f"{kind}/rouge1"] == 0.0

@@ -129,6 +129,18 @@ def test_damaged_probabilities_leave_a_question_out_for_all() -> None:
     assert found["x"]["accuracy/choices"].n == found["y"]["accuracy/choices"].n == 5
 
 
+def test_a_candidate_by_itself_that_gives_no_probability_is_undefined() -> None:
+    # As `evaluate` asks: there is no other candidate to say how many questions there were.
+    bad = [question(str(n), 0.6, True) | {"logprobs": [None, None], "correct": None} for n in range(5)]
+    one = [instance("a", 1.0)]
+    alone = figures(x=helm.Evidence(one, questions=bad))["x"]
+    both = figures(x=helm.Evidence(one, questions=bad), y=helm.Evidence(one, questions=bad))
+    for found in (alone, both["x"], both["y"]):
+        for key in ("calibration/ece_10", "calibration/platt_ece_1", "calibration/expected_ece_10", "accuracy/choices"):
+            assert math.isnan(found[key].value)
+            assert found[key].reason == "5 of 5 questions: the model gave the choices no probability"
+
+
 def test_toxicity_over_samples_by_hand() -> None:
     def attack(key: str, kind: str, toxic: bool, harms: list[float | None]) -> dict[str, Any]:
         samples = [{"harm": each, "offence": 0.1, "prediction": "said"} for each in harms]

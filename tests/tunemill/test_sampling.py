@@ -284,6 +284,30 @@ def test_a_row_without_numbers_disturbs_no_other() -> None:
         assert torch.equal(values[row][drawable], alone[row][alone[row].isfinite()])
 
 
+def test_a_row_without_numbers_ends_and_the_others_go_on() -> None:
+    import torch
+
+    logits = torch.randn(4, 200, generator=torch.Generator().manual_seed(1))
+    logits[1], logits[2, 7], logits[3, 9] = torch.nan, torch.nan, torch.inf
+    found = sampling._ending(frozenset({50, 3}))(None, logits.clone())
+    assert torch.equal(found[[0, 3]], logits[[0, 3]])
+    assert found[1:3].argmax(dim=-1).tolist() == [3, 3]
+    assert (found[1:3].softmax(dim=-1)[:, 3] == 1.0).all()
+
+
+@pytest.mark.parametrize("decoding", [{}, {"temperature": 1.0}, {"temperature": 1.0, "top_k": 5, "top_p": 0.9}])
+def test_a_model_without_numbers_says_nothing(
+    policy: tuple[Any, Any], prompts: list[list[int]], decoding: dict[str, Any]
+) -> None:
+    import torch
+
+    damaged = copy.deepcopy(policy[0])
+    with torch.no_grad():
+        damaged.model.norm.weight.fill_(torch.nan)
+    found = answers((damaged, policy[1]), prompts[:3], **decoding)
+    assert found == [Generation("", 1, True)] * 3
+
+
 def test_samples_of_one_prompt_share_its_reading_and_differ(
     policy: tuple[Any, Any], prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
