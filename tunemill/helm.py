@@ -569,8 +569,8 @@ def over_seeds(own: Sequence[Figure], other: Figure, seed: int, level: float) ->
     """A figure of candidates that differ in their training seed alone, and how far their mean is from another candidate's.
 
     Mean, standard deviation between seeds, range; the intervals cover another training and another test set. There is none of
-    rounds of timing, which are not resampled, nor of errors of calibration: chance makes these positive, and how much depends
-    on the model.
+    rounds of timing, which are not resampled, nor of distances from an ideal (calibration, bias): chance makes these positive, and
+    how much depends on the model.
 
     Args:
         own: one for each seed, on the same resamples.
@@ -601,7 +601,7 @@ def over_seeds(own: Sequence[Figure], other: Figure, seed: int, level: float) ->
     reason = ""
     if own[0].chance is not None:
         reason = (
-            "no interval over seeds: chance makes an error of calibration positive, and how much depends on the model"
+            "no interval over seeds: chance makes a distance from an ideal positive, and how much depends on the model"
         )
     elif own[0].method == "round":
         reason = "no interval over seeds: rounds of timing are not resampled"
