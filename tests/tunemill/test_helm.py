@@ -276,7 +276,7 @@ def test_a_figure_over_seeds_has_what_lies_between_them() -> None:
     ("own", "other", "reason"),
     [
         ({"method": "round"}, {}, "rounds of timing"),
-        ({"chance": np.zeros(3)}, {}, "chance makes an error of calibration positive"),
+        ({"chance": np.zeros(3)}, {}, "chance makes a distance from an ideal positive"),
         ({"units": 5}, {}, "no interval from 5 independent units"),
         ({"draws": None}, {}, "only the values are known"),
         ({}, {"value": math.nan, "draws": None, "reason": "all silent"}, "all silent"),
