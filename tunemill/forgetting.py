@@ -17,8 +17,11 @@ from tunemill import statistics
 if TYPE_CHECKING:
     import numpy as np
 
-MEASURES = {"nll": ("nll", -1), "accuracy": ("correct", 1)}
-"""What is measured → its field in tasks.jsonl, and the sign that makes more of it better."""
+MEASURES: dict[str, tuple[str, int, statistics.Span | None]] = {
+    "nll": ("nll", -1, None),
+    "accuracy": ("correct", 1, (-1.0, 1.0)),
+}
+"""What is measured → its field in tasks.jsonl, the sign that makes more of it better, the ends of a question's difference."""
 
 
 class Difference(NamedTuple):
@@ -60,7 +63,7 @@ def table(
     tasks = list(dict.fromkeys(row["task"] for row in rows[reference]))
     entries = []
     for candidate in [name for name in rows if name != reference]:
-        for measure, (field, sign) in MEASURES.items():
+        for measure, (field, sign, span) in MEASURES.items():
             found = {}
             for task in tasks:
                 both = [
@@ -74,10 +77,10 @@ def table(
             about = {"candidate": candidate, "measure": measure}
             for task, difference in found.items():
                 known = task in trained[candidate]
-                entries.append({**about, "task": task, "trained": known, **judged(difference, sign, level)})
+                entries.append({**about, "task": task, "trained": known, **judged(difference, sign, level, span)})
             unknown = [difference for task, difference in found.items() if task not in trained[candidate]]
             if unknown:
-                entries.append({**about, "task": None, "trained": False, **judged(mean(unknown), sign, level)})
+                entries.append({**about, "task": None, "trained": False, **judged(mean(unknown), sign, level, span)})
     return entries
 
 
@@ -111,17 +114,18 @@ def mean(differences: Sequence[Difference]) -> Difference:
     )
 
 
-def judged(difference: Difference, sign: int, level: float) -> dict[str, Any]:
+def judged(difference: Difference, sign: int, level: float, span: statistics.Span | None = None) -> dict[str, Any]:
     """A difference with its interval, p-value and verdict, as comparison.json has it.
 
     Args:
         difference: what was found.
         sign: 1 where more is better, -1 where less is.
         level: of confidence.
+        span: the least and the most that a question's difference can be, where it has ends.
     """
-    found = statistics.compare(difference.value - difference.reference, difference.draws, difference.units, level)
+    found = statistics.compare(difference.value - difference.reference, difference.draws, difference.units, level, span)
     verdict = "unclear"
-    if found.low == found.high == 0:
+    if difference.units >= statistics.FEWEST and not difference.draws.any():
         verdict = "the same"  # every question alike, as where tuning has left the model itself alone
     elif found.low is not None and found.high is not None and (found.low > 0 or found.high < 0):
         verdict = "better" if (found.low > 0) == (sign > 0) else "worse"
@@ -134,6 +138,7 @@ def judged(difference: Difference, sign: int, level: float) -> dict[str, Any]:
         "p": found.p,
         "n": difference.n,
         "verdict": verdict,
+        **({"reason": statistics.no_interval(difference.units)} if found.low is None else {}),
     }
 
 
