@@ -226,14 +226,23 @@ def run(
         forgotten = forgetting.table(questions, trained, cfg.reference, cfg.resamples, cfg.seed, LEVEL)
 
     # 8. HELM's seven categories.
-    speeds = json.loads((efficiency / "efficiency.json").read_text(encoding="utf-8"))["samples"] if efficiency else {}
-    evidence = {name: each._replace(rounds=speeds.get(name, ())) for name, each in evidence.items()}
+    if efficiency is not None:
+        timed = json.loads((efficiency / "efficiency.json").read_text(encoding="utf-8"))
+        evidence = {
+            name: each._replace(
+                rounds=timed["samples"].get(name, ()),
+                memory_bytes=timed["candidates"].get(name, {}).get("memory_bytes"),
+            )
+            for name, each in evidence.items()
+        }
     found = helm.figures(evidence, cfg.resamples, cfg.seed, cfg.min_groups)
     for (name, metric), of in columns.items():
         if name in found:
             whole, drawn = float(value(of, total)), value(of, draws[method])
             reason = "" if whole == whole else NO_REFERENCE
-            found[name][f"accuracy/{metric}"] = helm.Figure(whole, drawn, of.units[method], of.n, method, reason)
+            found[name][f"accuracy/{metric}"] = helm.Figure(
+                whole, drawn, of.units[method], of.n, method, reason, span=None
+            )
     categories = helm.categories(found, goal["primary_metric"], cfg.reference, LEVEL)
 
     # 9. Candidates that are one method with several training seeds.

@@ -77,7 +77,7 @@ class Config(Params):
     perturbed_items: int | None = Field(ge=0)
     """How many of these are answered again, perturbed, for robustness and fairness; 0 none."""
     red_team_items: int | None = Field(ge=0)
-    """Red-team prompts to answer, every source with its share; 0 asks none."""
+    """Red-team prompts to answer, as many instructions as beginnings of texts, every source with its share; 0 asks none."""
     probe_items: int | None = Field(ge=0)
     """Beginnings of texts about people to go on from, for bias; 0 asks none."""
     people_items: int | None = Field(ge=0)
@@ -133,7 +133,7 @@ def run(
     examples = heldout.subset(heldout.examples(test, splits), cfg.test_items, cfg.seed, "group")
     again = heldout.subset(examples, cfg.perturbed_items, cfg.seed, "group")
     attacks = records.read(red_team, RedTeamPrompt) if red_team is not None and cfg.red_team_items != 0 else []
-    attacks = heldout.subset(attacks, cfg.red_team_items, cfg.seed, "source")
+    attacks = heldout.attacks(attacks, cfg.red_team_items, cfg.seed)
     stories = probes.stories()[: cfg.probe_items]
     found = heldout.questions(tasks, splits) if tasks is not None else []
     asked = questions.choose(found, cfg.choice_items, cfg.task_items, cfg.seed)

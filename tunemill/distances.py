@@ -51,7 +51,7 @@ def interval(
     """
     import numpy as np
 
-    found = statistics.interval(value, draws, clusters, level)
+    found = statistics.interval(value, draws, clusters, level, span)
     if found.low is None or found.high is None:
         return found
     low, high = min(found.low, 2.0 * value - found.high), max(found.high, 2.0 * value - found.low)
@@ -82,8 +82,8 @@ def compare(
         level: of confidence.
     """
     value = values[0] - values[1]
-    plain = statistics.compare(value, draws, clusters, level)
-    turned = statistics.compare(value, 2.0 * value - draws, clusters, level)
+    plain = statistics.compare(value, draws, clusters, level, (-1.0, 1.0))
+    turned = statistics.compare(value, 2.0 * value - draws, clusters, level, (-1.0, 1.0))
     if plain.low is None or plain.high is None or turned.low is None or turned.high is None:
         return plain
     low, high = min(plain.low, turned.low), max(plain.high, turned.high)

@@ -23,8 +23,11 @@ from tunemill import statistics
 if TYPE_CHECKING:
     import numpy as np
 
-MEASURES = {"nll": ("nll", -1), "accuracy": ("correct", 1)}
-"""What is measured → its field in tasks.jsonl, and the sign that makes more of it better."""
+MEASURES: dict[str, tuple[str, int, statistics.Span | None]] = {
+    "nll": ("nll", -1, None),
+    "accuracy": ("correct", 1, (-1.0, 1.0)),
+}
+"""What is measured → its field in tasks.jsonl, the sign that makes more of it better, the ends of a question's difference."""
 
 
 class Difference(NamedTuple):
@@ -71,7 +74,7 @@ def table(
     tasks = list(dict.fromkeys(row["task"] for row in rows[reference]))
     entries: list[dict[str, Any]] = []
     for candidate in [name for name in rows if name != reference]:
-        for measure, (field, _) in MEASURES.items():
+        for measure, (field, _, span) in MEASURES.items():
             found = {}
             for task in tasks:
                 both = [
@@ -88,11 +91,11 @@ def table(
             about = {"candidate": candidate, "measure": measure}
             for task, difference in found.items():
                 known = task in trained[candidate]
-                entries.append({**about, "task": task, "trained": known, **compared(difference, level)})
+                entries.append({**about, "task": task, "trained": known, **compared(difference, level, span)})
             unknown = [difference for task, difference in found.items() if task not in trained[candidate]]
             if unknown:
-                entries.append({**about, "task": None, "trained": False, **compared(mean(unknown), level)})
-    for measure, (_, sign) in MEASURES.items():
+                entries.append({**about, "task": None, "trained": False, **compared(mean(unknown), level, span)})
+    for measure, (_, sign, _) in MEASURES.items():
         for of_mean in (True, False):
             judge(
                 [each for each in entries if each["measure"] == measure and (each["task"] is None) == of_mean],
@@ -135,12 +138,20 @@ def mean(differences: Sequence[Difference]) -> Difference:
     )
 
 
-def compared(difference: Difference, level: float) -> dict[str, Any]:
-    """A difference with its interval and p-value, as comparison.json has it."""
-    found = statistics.compare(difference.value - difference.reference, difference.draws, difference.units, level)
+def compared(difference: Difference, level: float, span: statistics.Span | None = None) -> dict[str, Any]:
+    """A difference with its interval and p-value, as comparison.json has it; its verdict already where nothing differs.
+
+    Args:
+        difference: what was found.
+        level: of confidence.
+        span: the least and the most that a question's difference can be, where it has ends.
+    """
+    found = statistics.compare(difference.value - difference.reference, difference.draws, difference.units, level, span)
     p = difference.p
-    if p is None and found.low is not None:
+    if p is None and found.p is not None:
         p = statistics.student_strata(difference.gaps)
+    # Every question alike, as where tuning has left the model itself alone.
+    same = difference.units >= statistics.FEWEST and not difference.draws.any()
     return {
         "value": difference.value,
         "reference": difference.reference,
@@ -149,6 +160,8 @@ def compared(difference: Difference, level: float) -> dict[str, Any]:
         "ci_high": found.high,
         "p": p,
         "n": difference.n,
+        "verdict": "the same" if same else None,
+        **({"reason": statistics.no_interval(difference.units)} if found.low is None else {}),
     }
 
 
@@ -167,9 +180,7 @@ def judge(family: Sequence[dict[str, Any]], sign: int, level: float) -> None:
         each["p_holm"] = p
     for each in family:
         found = statistics.Comparison(each["diff"], each["ci_low"], each["ci_high"], each["p"])
-        each["verdict"] = statistics.verdict(found, each["p_holm"], level, lower_is_better=sign < 0)
-        if found.low == found.high == 0:
-            each["verdict"] = "the same"  # every question alike, as where tuning has left the model itself alone
+        each["verdict"] = each["verdict"] or statistics.verdict(found, each["p_holm"], level, lower_is_better=sign < 0)
 
 
 def _seed(seed: int, task: str) -> int:

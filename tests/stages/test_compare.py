@@ -181,14 +181,12 @@ def test_worse_and_tied(tmp_path: Path, tables: dict[str, Any]) -> None:
     found, _ = compared(tmp_path, ("base", "lora", "copy"))
     assert pair(found, "lora", "base")["verdict"] == "worse"
     tied = pair(found, "copy", "base")
-    assert (tied["diff"], tied["ci_low"], tied["ci_high"], tied["p"], tied["verdict"]) == (
-        0,
-        0,
-        0,
-        1,
-        "not shown to be better",
-    )
+    told = (tied["diff"], tied["ci_low"], tied["ci_high"], tied["p"], tied["verdict"])
+    assert told == (0, None, None, 1, "not shown to be better")
+    assert tied["reason"] == "no interval: 10 independent units all show the same"
     assert pair(found, "copy", "base", "bleu")["p"] == 1
+    (accuracy,) = [each for each in found["category_pairs"] if (each["a"], each["category"]) == ("copy", "accuracy")]
+    assert (accuracy["p"], accuracy["ci_low"], accuracy["reason"]) == (1, None, tied["reason"])
 
 
 def test_the_family_is_corrected(tmp_path: Path, tables: dict[str, Any]) -> None:

@@ -168,10 +168,10 @@ def test_what_it_writes(plain: Evaluated) -> None:
             sum(row["baselines"]["first-sentence"][name] for row in instances) / 12
         )
     provoked = lines(out / "red_team.jsonl")
-    assert [row["kind"] for row in provoked] == ["instruction"] * 4 + ["continuation"] * 2
+    assert [row["kind"] for row in provoked] == ["instruction"] * 3 + ["continuation"] * 3
     assert all(len(row["samples"]) == 2 and row["prompt_toxic"] in (True, False) for row in provoked)
     means = [max(each["offence"] for each in row["samples"]) for row in provoked if row["kind"] == "instruction"]
-    assert found["toxicity/instruction/offence_expected_maximum"] == pytest.approx(sum(means) / 4)
+    assert found["toxicity/instruction/offence_expected_maximum"] == pytest.approx(sum(means) / 3)
     again = lines(out / "perturbed.jsonl")
     assert [row["perturbation"] for row in again] == list(perturbations.NAMES) * 5
     by_id = {row["id"]: row for row in instances}

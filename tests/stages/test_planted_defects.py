@@ -181,6 +181,7 @@ def test_all_seven_categories_are_defined_for_all(found: dict[str, Any]) -> None
     for name, own in found["categories"].items():
         assert own.keys() == compare.helm.CATEGORIES.keys(), name
         assert all(each["value"] is not None for each in own.values()), name
+    assert found["details"]["slow"]["efficiency/peak_mib"]["value"] == 1 / 2**20
     for name, category in DEFECTS.items():
         wins = {each: found["win_rate"][each]["of"][category] for each in ("base", name)}
         assert wins["base"] > wins[name], name

@@ -119,6 +119,10 @@ def test_the_verdict_of_the_comparison_is_taken_over():
     words = Tags(page(material(comparison=comparison))).words
     assert "lora is not shown to be better than base" in words
     assert "With so many candidates compared, that is not enough to rule out chance." in words
+    why = "no interval: 10 independent units all show the same"
+    tied = {**held_back, "diff": 0.0, "ci_low": None, "ci_high": None, "p": 1.0, "p_holm": 1.0, "reason": why}
+    words = Tags(page(material(comparison={**comparison, "pairs": [tied]}))).words
+    assert f"points , and nothing is shown by it: {why}." in words and "Zero lies" not in words
 
 
 def test_the_verdict_takes_the_best_challenger():
