@@ -475,13 +475,13 @@ def test_bleu_as_the_primary_metric(tmp_path: Path) -> None:
 
 
 def test_what_is_lost_in_percent_is_resampled_as_a_ratio(tmp_path: Path, tables: dict[str, Any]) -> None:
-    # Every item 10% lower: so is every resample, though the difference in points varies with the items.
-    for row, other in zip(tables["lora"], tables["base"], strict=True):
-        row["scores"] = {name: 0.9 * value for name, value in other["scores"].items()}
+    # Every item 9.9% or 10.1% lower: so is every resample, though the difference in points varies with the items.
+    for index, (row, other) in enumerate(zip(tables["lora"], tables["base"], strict=True)):
+        row["scores"] = {name: (0.901, 0.899)[index % 2] * value for name, value in other["scores"].items()}
     write(tmp_path, tables)
     found, _ = compared(tmp_path)
     best = pair(found, "lora", "base")
-    assert (best["relative"], best["relative_low"], best["relative_high"]) == pytest.approx((-10, -10, -10))
+    assert -10.1 < best["relative_low"] < best["relative"] < best["relative_high"] < -9.9
     assert best["ci_high"] - best["ci_low"] > 0.1
 
 

@@ -140,7 +140,9 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             model: Any, tokenizer: Any, prompts: Any, *, kept: Path, say: Model = say, **_: Any
         ) -> tuple[list[Generation], int]:
             texts = tokenizer.batch_decode(prompts, skip_special_tokens=True)
-            spoken = [say(kept.stem, text, index % CONFIG.samples) for index, text in enumerate(texts)]
+            spoken = [
+                say(kept.name.rpartition("-")[0], text, index % CONFIG.samples) for index, text in enumerate(texts)
+            ]
             return [Generation(text, len(text.split()), True) for text in spoken], 0
 
         with pytest.MonkeyPatch.context() as patch:
