@@ -74,7 +74,8 @@ def phases(events: Sequence[Mapping[str, Any]], began: float, ended: float) -> d
         over = each["event"] == "progress" and each["step"] == each["total"]
         if each["event"] in ("note", "start") or over:
             found[name] = found.get(name, 0.0) + each["time"] - since
-            name = f"after: {name}" if over else each.get("label") or each["text"]
+            name = f"after {name}" if over else str(each.get("label") or each["text"])
+            name = "end" if name.startswith("done in") else name
             since = each["time"]
     found[name] = found.get(name, 0.0) + ended - since
     return found
