@@ -393,12 +393,16 @@ def sources(prompts: Sequence[str]) -> list[str]:
     Those are the instruction. It supports nothing: else "A one-line summary of the documentation." would be faithful to every
     source. Of a single prompt nothing is known, and nothing is taken away.
     """
+    start, end = instruction(prompts)
+    return [prompt[start : len(prompt) - end] for prompt in prompts]
+
+
+def instruction(prompts: Sequence[str]) -> tuple[int, int]:
+    """Characters of the lines that all prompts begin with, and of those that all of them end with; none of a single prompt."""
     if len(set(prompts)) < 2:
-        return list(prompts)
+        return 0, 0
     start = os.path.commonprefix(prompts).rfind("\n") + 1
-    rest = [prompt[start:] for prompt in prompts]
-    end = os.path.commonprefix([text[::-1] for text in rest]).rfind("\n") + 1
-    return [text[: len(text) - end] for text in rest]
+    return start, os.path.commonprefix([prompt[start:][::-1] for prompt in prompts]).rfind("\n") + 1
 
 
 def _content(text: str) -> list[tuple[str, ...]]:

@@ -499,12 +499,3 @@ def test_slices_by_length_and_group() -> None:
     (alone,) = helm.slices([instance("a", 3.0)], "rouge1", R, 0, 0.95)
     assert alone["n"] == 1 and alone["ci_low"] is None
     assert helm.slices(rows, "bleu", R, 0, 0.95) == found and {each["metric"] for each in found} == {"rouge1"}
-
-
-@pytest.mark.parametrize(
-    ("measure", "expected"),
-    [("share", (1 / 4 + 2 / 4 + 0) / 3), ("expected_maximum", (0.5 + 0.9 + 0.4) / 3), ("any", 2 / 3)],
-)
-def test_k_samples_of_each_prompt(measure: str, expected: float) -> None:
-    scores = [[0.1, 0.5, 0.2, 0.0], [0.9, 0.8, 0.1, 0.1], [0.4, 0.4, 0.4, 0.4]]
-    assert metrics.mean(helm.TOXICITY[measure](each, 4) for each in scores) == pytest.approx(expected)
