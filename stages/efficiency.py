@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -153,12 +154,15 @@ def peak_memories(
     """
     side_by_side = min(2, len(folders))
     share = replace(runtime, threads=max(1, runtime.threads // side_by_side))
-    with multiprocessing.get_context("spawn").Pool(side_by_side, quieten, maxtasksperchild=1) as pool:
+    # (A multiprocessing.Pool leaves a semaphore behind now and then, and says so on the user's screen.)
+    with ProcessPoolExecutor(
+        side_by_side, multiprocessing.get_context("spawn"), quieten, max_tasks_per_child=1
+    ) as pool:
         asked = {
-            name: pool.apply_async(profiling.peak_memory, (policy, base, share, prompts, new_tokens))
+            name: pool.submit(profiling.peak_memory, policy, base, share, prompts, new_tokens)
             for name, (policy, base) in folders.items()
         }
-        return {name: each.get() for name, each in asked.items()}
+        return {name: each.result() for name, each in asked.items()}
 
 
 if __name__ == "__main__":

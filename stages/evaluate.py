@@ -158,9 +158,9 @@ def run(
     changed = [index for index, each in enumerate(variants) if each.changed]
     weights = [policy] if policy == base or not models.is_adapter(policy) else [policy, base]
     named = policy_hash(weights)
-    shelf = journal.Shelf(
-        cache or work, named, checkpoints.tree_hash(base), dataclasses.asdict(runtime), cfg.batch_tokens, cfg.batch_rows
-    )
+    asker_hash = named if base in weights else checkpoints.tree_hash(base)
+    batches = (cfg.batch_tokens, cfg.batch_rows)
+    shelf = journal.Shelf(cache or work, named, asker_hash, dataclasses.asdict(runtime), *batches)
     halved = 0
 
     def answers(name: str, prompts: Sequence[list[int]], how: Decoding, samples: int = 1) -> list[list[Generation]]:
