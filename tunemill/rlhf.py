@@ -85,7 +85,8 @@ def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Mean over the places where `mask` is True, all rows together: a scalar. Of none it is 0, with a gradient of 0."""
     kept = mask.to(values.dtype)
     # What stands outside the mask may be no number, and nan · 0 is nan.
-    return values.masked_fill(~mask, 0.0).sum() / kept.sum().clamp(min=1.0)
+    found: torch.Tensor = values.masked_fill(~mask, 0.0).sum() / kept.sum().clamp(min=1.0)
+    return found
 
 
 # ── How far from the reference ──────────────────────────────────────────────────────────────────────────────────────
@@ -258,8 +259,7 @@ def gae(
 
     rewards, values = rewards.masked_fill(~mask, 0.0), values.masked_fill(~mask, 0.0)
     advantages = torch.zeros_like(values)
-    following_value = torch.zeros_like(values[:, 0])
-    following = torch.zeros_like(values[:, 0])
+    following = following_value = torch.zeros_like(values[:, 0])
     for t in range(values.shape[1] - 1, -1, -1):
         delta = rewards[:, t] + gamma * following_value - values[:, t]
         following = (delta + gamma * lam * following).masked_fill(~mask[:, t], 0.0)
@@ -288,7 +288,8 @@ def whiten(values: torch.Tensor, mask: torch.Tensor, reduce: Reduce = alone) -> 
     # In two passes: a mean of squares less a squared mean cancels.
     away = (inside - mean).masked_fill(~mask, 0.0)
     squares = reduce((away**2).sum())
-    return away * torch.rsqrt(squares / count.clamp(min=1.0) + 1e-8)
+    found: torch.Tensor = away * torch.rsqrt(squares / count.clamp(min=1.0) + 1e-8)
+    return found
 
 
 # ── PPO ─────────────────────────────────────────────────────────────────────────────────────────────────────────────

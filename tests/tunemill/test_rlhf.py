@@ -179,7 +179,7 @@ def test_the_first_step_has_ratio_one_and_the_gradient_of_reinforce() -> None:
     mask = torch.tensor([[YES, YES], [YES, NO]])
     found = rlhf.policy_loss(logprobs, logprobs.detach().clone(), advantages, mask, 0.2)
     assert (found.ratio, found.clipped, found.divergence) == (1.0, 0.0, 0.0)
-    assert float(found.loss) == pytest.approx(-(1.0 - 2.0 + 0.5) / 3)
+    assert found.loss.item() == pytest.approx(-(1.0 - 2.0 + 0.5) / 3)
     found.loss.backward()
     assert logprobs.grad is not None
     assert logprobs.grad.tolist() == [pytest.approx([-1 / 3, 2 / 3]), pytest.approx([-0.5 / 3, 0.0])]
@@ -200,7 +200,7 @@ def test_the_clip_takes_the_gradient_only_where_the_step_went_too_far(
 ) -> None:
     logprobs = torch.tensor([[math.log(ratio)]], requires_grad=True)
     found = rlhf.policy_loss(logprobs, torch.zeros(1, 1), torch.tensor([[advantage]]), torch.tensor([[YES]]), 0.2)
-    assert float(found.loss) == pytest.approx(loss) and found.clipped == float(slope == 0.0)
+    assert found.loss.item() == pytest.approx(loss) and found.clipped == float(slope == 0.0)
     found.loss.backward()
     assert logprobs.grad is not None and float(logprobs.grad) == pytest.approx(slope)
 
@@ -218,7 +218,7 @@ def test_the_value_loss_is_the_larger_error(value: float, old: float, goal: floa
     found = rlhf.value_loss(
         values, torch.tensor([[old, 0.0]]), torch.tensor([[goal, 0.0]]), torch.tensor([[YES, NO]]), 0.2
     )
-    assert float(found.loss) == pytest.approx(loss) and found.clipped == clipped
+    assert found.loss.item() == pytest.approx(loss) and found.clipped == clipped
 
 
 def test_nothing_chosen_costs_nothing() -> None:
@@ -226,7 +226,7 @@ def test_nothing_chosen_costs_nothing() -> None:
     mask = torch.zeros(2, 3, dtype=torch.bool)
     found = rlhf.policy_loss(logprobs, torch.zeros(2, 3), torch.zeros(2, 3), mask, 0.2)
     found.loss.backward()
-    assert float(found.loss) == 0.0 and logprobs.grad is not None and not logprobs.grad.nan_to_num(nan=7.0).any()
+    assert found.loss.item() == 0.0 and logprobs.grad is not None and not logprobs.grad.nan_to_num(nan=7.0).any()
 
 
 def test_preference_losses_worked_out_by_hand() -> None:
