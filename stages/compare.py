@@ -6,7 +6,8 @@
 Every interval resamples whole groups (packages), since items of one package are alike; where there are too few groups it
 resamples items, and says so in `method`. Beside it stands the interval that takes items as independent (`item_…`). One
 set of resamples serves all systems and metrics. "Better" is said only where the interval lies above zero and, for the
-declared family (primary metric, each candidate against the reference), Holm's p-value is below 0.05 too.
+declared family (primary metric, each candidate against the reference), Holm's p-value is below 0.05 too. `relative` is the
+difference in percent of the second's value, both resampled together.
 
 Beside the scores stand HELM's seven categories (`tunemill.helm`): every figure with its interval and its paired difference to the
 reference, the smallest difference that so many items would usually show, mean win rates, and McNemar's test of the questions
@@ -155,6 +156,7 @@ def run(
     # 5. Paired differences: against the reference, against the baselines, and what params and the scope's criteria name.
     compared: dict[tuple[str, str, str], dict[str, statistics.Comparison]] = {}
     detectable: dict[tuple[str, str, str], float | None] = {}
+    relative: dict[tuple[str, str, str], statistics.Interval] = {}
     extracts = [name for name in systems if name not in names]
     for a, b in asked(names, extracts, cfg.reference, cfg.pairs, goal["criteria"]):
         for metric in METRICS:
@@ -173,6 +175,12 @@ def run(
             level = statistics.within_family(LEVEL, len(names) - 1) if within else LEVEL
             apart = value(of_a, draws[method]) - value(of_b, draws[method])
             detectable[a, b, metric] = statistics.minimum_detectable(apart, of_a.units[method], level)
+            relative[a, b, metric] = statistics.interval(
+                float(statistics.relative(value(of_a, total), value(of_b, total))),
+                statistics.relative(value(of_a, draws[method]), value(of_b, draws[method])),
+                of_a.units[method],
+                LEVEL,
+            )
 
     # 6. Holm's correction over the declared family, then the verdicts.
     primary = goal["primary_metric"]
@@ -199,6 +207,9 @@ def run(
                 "item_p": item.p,
                 "verdict": statistics.verdict(best, holm.get((a, b, metric)), LEVEL),
                 "minimum_detectable": detectable[a, b, metric],
+                "relative": relative[a, b, metric].value,
+                "relative_low": relative[a, b, metric].low,
+                "relative_high": relative[a, b, metric].high,
                 **_reason(best.diff, best.low, columns[a, metric].units[method]),
             }
         )
@@ -208,26 +219,34 @@ def run(
     for field, (group, what) in FURTHER.items():
         heldout.same_items({name: getattr(each, field) for name, each in evidence.items()}, group, what, needed=False)
     questions = {name: each.questions for name, each in evidence.items()}
+    people = {name: helm.unperturbed(each.people) for name, each in evidence.items()}
     forgotten = []
     if all(questions.values()):
         trained = {name: trained_tasks(evaluations / name / "scores.json") for name in names}
         forgotten = forgetting.table(questions, trained, cfg.reference, cfg.resamples, cfg.seed, LEVEL)
 
     # 8. HELM's seven categories.
-    speeds = json.loads((efficiency / "efficiency.json").read_text(encoding="utf-8"))["samples"] if efficiency else {}
-    evidence = {name: each._replace(rounds=speeds.get(name, ())) for name, each in evidence.items()}
+    if efficiency is not None:
+        timed = json.loads((efficiency / "efficiency.json").read_text(encoding="utf-8"))
+        evidence = {
+            name: each._replace(
+                rounds=timed["samples"].get(name, ()),
+                memory_bytes=timed["candidates"].get(name, {}).get("memory_bytes"),
+            )
+            for name, each in evidence.items()
+        }
     found = helm.figures(evidence, cfg.resamples, cfg.seed, cfg.min_groups)
     for (name, metric), of in columns.items():
         if name in found:
             whole, drawn = float(value(of, total)), value(of, draws[method])
             reason = "" if whole == whole else NO_REFERENCE
-            found[name][f"accuracy/{metric}"] = helm.Figure(whole, drawn, of.units[method], of.n, method, reason)
+            found[name][f"accuracy/{metric}"] = helm.Figure(
+                whole, drawn, of.units[method], of.n, method, reason, span=None
+            )
     categories = helm.categories(found, goal["primary_metric"], cfg.reference, LEVEL)
 
     # 9. Candidates that are one method with several training seeds.
-    seeds = [
-        {"name": name, "of": list(of), **across_seeds(of, rows, cfg, primary, groups)} for name, of in cfg.seeds.items()
-    ]
+    seeds = across_seeds(cfg.seeds, found, cfg.reference, primary, cfg.seed)
 
     # 10. Write.
     write_json(
@@ -247,7 +266,7 @@ def run(
             "correction": "holm",
             "forgetting": forgotten,
             **categories,
-            "mcnemar": helm.mcnemar(questions, cfg.reference, LEVEL),
+            "mcnemar": [*helm.mcnemar(questions, cfg.reference, LEVEL), *helm.mcnemar(people, cfg.reference, LEVEL)],
             "slices": {name: helm.slices(own, primary, cfg.resamples, cfg.seed, LEVEL) for name, own in rows.items()},
             "seeds": seeds,
             "judge": judged(judge),
@@ -315,63 +334,68 @@ def judged(folder: Path | None) -> dict[str, Any] | None:
 
 
 def across_seeds(
-    names: Sequence[str],
-    rows: Mapping[str, Sequence[Mapping[str, Any]]],
-    cfg: Config,
-    metric: str,
-    groups: Sequence[str],
-) -> dict[str, Any]:
-    """The difference to the reference over several training seeds: seeds and groups are resampled, each with replacement.
+    methods: Mapping[str, Sequence[str]],
+    found: Mapping[str, helm.Figures],
+    reference: str,
+    primary: str,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Each method over its training seeds against the reference: seeds and test items are resampled, each with replacement.
+
+    The primary metric has a verdict, corrected over the methods; the other metrics and the seven categories have none.
 
     Raises:
         UserError: a name is no candidate.
     """
-    import numpy as np
+    headlines = {category: helm.headline(found, category, primary) for category in helm.CATEGORIES}
+    entries: list[dict[str, Any]] = []
+    for method, names in methods.items():
+        for name in names:
+            if name not in found:
+                raise UserError(
+                    f"'{name}' is no candidate",
+                    where="params.yaml: compare.seeds",
+                    expected="some of " + ", ".join(found),
+                    exit_code=2,
+                )
 
-    for name in names:
-        if name not in rows:
-            raise UserError(
-                f"'{name}' is no candidate",
-                where="params.yaml: compare.seeds",
-                expected="some of " + ", ".join(rows),
-                exit_code=2,
-            )
-    metric = metric if metric in metrics.ROUGE_TYPES else metrics.ROUGE_TYPES[0]
-    kept = [
-        index
-        for index in range(len(groups))
-        if all(rows[name][index]["scores"][metric] is not None for name in (*names, cfg.reference))
-    ]
-    about: dict[str, Any] = {"metric": metric, "against": cfg.reference, "n": len(kept)}
-    if not kept:
-        fields = ("value", "ci_low", "ci_high", "seed_sd", "diff", "diff_low", "diff_high", "p")
-        return {**about, **dict.fromkeys(fields), "verdict": "not shown to be better", "reason": NO_REFERENCE}
-    ours = np.array([[rows[name][index]["scores"][metric] for index in kept] for name in names])  # (S, n)
-    theirs = np.array([rows[cfg.reference][index]["scores"][metric] for index in kept])  # (n,)
-    labels = [groups[index] for index in kept]
-    gap = statistics.hierarchical(ours - theirs, labels, cfg.resamples, cfg.seed)
-    score = statistics.hierarchical(ours, labels, cfg.resamples, cfg.seed)
-    units = len(set(labels))
-    best = statistics.over_seeds(gap, len(names), units, LEVEL)
-    shown = statistics.over_seeds(score, len(names), units, LEVEL)
+        def over(key: str, names: Sequence[str] = names) -> dict[str, Any]:
+            return helm.over_seeds([found[name][key] for name in names], found[reference][key], seed, LEVEL)
+
+        entries.append(
+            {
+                "name": method,
+                "of": list(names),
+                "metric": primary,
+                "against": reference,
+                **over(f"accuracy/{primary}"),
+                "metrics": {metric: over(f"accuracy/{metric}") for metric in METRICS if metric != primary},
+                "categories": {
+                    category: {"metric": key, "lower_is_better": helm.CATEGORIES[category].lower_is_better, **over(key)}
+                    for category, key in headlines.items()
+                },
+            }
+        )
+    tested = [entry for entry in entries if entry["p"] is not None]
+    holm = dict(
+        zip([entry["name"] for entry in tested], statistics.holm([entry["p"] for entry in tested]), strict=True)
+    )
+    for entry in entries:
+        best = statistics.Comparison(entry["diff"], entry["diff_low"], entry["diff_high"], entry["p"])
+        adjusted = holm.get(entry["name"])
+        reason = entry.get("reason") or undecided(entry)
+        verdict = "not shown to be better" if reason else statistics.verdict(best, adjusted, LEVEL)
+        entry |= {"p_holm": adjusted, "verdict": verdict, **({"reason": reason} if reason else {})}
+    return entries
+
+
+def undecided(entry: Mapping[str, Any]) -> str:
+    """Why several seeds allow no verdict, whatever their interval; empty where they do."""
     # Of one seed nothing is known of the luck of training, and of two as good as nothing.
-    gaps = [float(each) for each in (ours - theirs).mean(axis=1)]
-    agree = min(gaps) > 0 or max(gaps) < 0
-    few = f"{plural(len(names), 'seed')}: at least {FEWEST_SEEDS} are needed for a verdict"
-    reason = few if len(names) < FEWEST_SEEDS else "" if agree else "the seeds do not agree on who is ahead"
-    return {
-        **about,
-        "value": score.value,
-        "ci_low": shown.low,
-        "ci_high": shown.high,
-        "seed_sd": score.seed_sd,
-        "diff": best.diff,
-        "diff_low": best.low,
-        "diff_high": best.high,
-        "p": best.p,
-        "verdict": "not shown to be better" if reason else statistics.verdict(best, None, LEVEL),
-        **({"reason": reason} if reason else {}),
-    }
+    if len(entry["of"]) < FEWEST_SEEDS:
+        return f"{plural(len(entry['of']), 'seed')}: at least {FEWEST_SEEDS} are needed for a verdict"
+    agree = entry["least"] > entry["reference"] or entry["most"] < entry["reference"]
+    return "" if agree else "the seeds do not agree on who is ahead"
 
 
 def trained_tasks(scores: Path) -> list[str]:

@@ -3,10 +3,12 @@
     python -m stages.efficiency --evaluations artifacts/evaluate
 
 Absolute times depend on the machine and on what else it does. So all candidates stand in one process and take turns
-(A, B, A, B …), and what counts is the ratio to the reference: the median over rounds of the ratio within a round. Where not
-all fit into memory together, each is loaded for its turn, and warmed up before it is measured. A low-rank adapter is merged
-into its base, as one deploys it; a template, its shots and a soft prompt are read with every prompt. Peak memory is that of a
-process of its own for each candidate.
+(A, B, A, B …), and what counts is the ratio to the reference within a round. What stands for several rounds is their geometric mean
+without the extremes (of five rounds the fastest and the slowest: `tunemill.statistics.middle`), so that one round in which the machine
+did something else changes little; `compare` has its interval. Where not all candidates fit into memory together, each is loaded for
+its turn, and warmed up before it is measured. A low-rank adapter is merged into its base, as one deploys it; a template, its shots and
+a soft prompt are read with every prompt. Peak memory is that of a process of its own for each candidate. How this differs from HELM
+is told in `tunemill.helm.timed`.
 """
 
 from __future__ import annotations
@@ -14,9 +16,9 @@ from __future__ import annotations
 import json
 import multiprocessing
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from pydantic import Field
@@ -83,7 +85,7 @@ def run(cfg: Config, *, evaluations: Path, candidates: Candidates, out: Path, ru
                 del model
                 release()
 
-    # 4. Medians, and ratios to the reference within each round.
+    # 4. Over the rounds, of the values and of their ratios to the reference within each.
     table: dict[str, dict[str, Any]] = {}
     for name, speeds in measured.items():
         table[name] = {}
@@ -95,12 +97,11 @@ def run(cfg: Config, *, evaluations: Path, candidates: Candidates, out: Path, ru
         ):
             ours = [getattr(each, field) for each in speeds]
             theirs = [getattr(each, field) for each in measured[cfg.reference]]
-            table[name][field] = median(ours)
-            table[name][ratio] = median(a / b for a, b in zip(ours, theirs, strict=True))
-        joules = [each.joules_per_token for each in speeds]
-        table[name]["joules_per_token"] = (
-            None if None in joules else median(each for each in joules if each is not None)
-        )
+            table[name][field] = statistics.middle(ours)
+            table[name][ratio] = statistics.middle([a / b for a, b in zip(ours, theirs, strict=True)])
+        # A counter that did not move within a round tells nothing of it.
+        joules = [each.joules_per_token for each in speeds if each.joules_per_token]
+        table[name]["joules_per_token"] = statistics.middle(joules) if len(joules) == len(speeds) else None
         table[name]["memory_bytes"] = memory[name]
         table[name]["memory_ratio"] = memory[name] / memory[cfg.reference]
     checkpoints.write_json(
@@ -153,12 +154,15 @@ def peak_memories(
     """
     side_by_side = min(2, len(folders))
     share = replace(runtime, threads=max(1, runtime.threads // side_by_side))
-    with multiprocessing.get_context("spawn").Pool(side_by_side, quieten, maxtasksperchild=1) as pool:
+    # (A multiprocessing.Pool leaves a semaphore behind now and then, and says so on the user's screen.)
+    with ProcessPoolExecutor(
+        side_by_side, multiprocessing.get_context("spawn"), quieten, max_tasks_per_child=1
+    ) as pool:
         asked = {
-            name: pool.apply_async(profiling.peak_memory, (policy, base, share, prompts, new_tokens))
+            name: pool.submit(profiling.peak_memory, policy, base, share, prompts, new_tokens)
             for name, (policy, base) in folders.items()
         }
-        return {name: each.get() for name, each in asked.items()}
+        return {name: each.result() for name, each in asked.items()}
 
 
 if __name__ == "__main__":

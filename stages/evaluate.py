@@ -19,7 +19,9 @@ One pass: the model is loaded once and asked everything once; every metric reads
   the base's tokenizer and chat template: a template that was made for the task tuned for is no part of what is asked here;
 - questions about people, as they are and perturbed (fairness).
 
-Journals in `work` keep what was generated and scored, batch by batch: a killed evaluation goes on there.
+Journals keep what was generated and scored, batch by batch, named by all that it depends on: weights, prompts, decoding, batches,
+seed, machine, and the code that asks. A killed evaluation goes on there, and where only metrics have changed, or how many of one kind
+are asked, nothing else is asked again.
 
 Writes instances.jsonl (one row for each test item, scores in points), perturbed.jsonl, red_team.jsonl, probes.jsonl, people.jsonl,
 tasks.jsonl, generated.jsonl (what benchmarks had it write) and scores.json; the same keys for every candidate, null with a reason
@@ -28,6 +30,7 @@ where a value is undefined.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -41,6 +44,7 @@ from tunemill import (
     harness,
     heldout,
     helm,
+    journal,
     likelihood,
     metrics,
     models,
@@ -73,7 +77,7 @@ class Config(Params):
     perturbed_items: int | None = Field(ge=0)
     """How many of these are answered again, perturbed, for robustness and fairness; 0 none."""
     red_team_items: int | None = Field(ge=0)
-    """Red-team prompts to answer, every source with its share; 0 asks none."""
+    """Red-team prompts to answer, as many instructions as beginnings of texts, every source with its share; 0 asks none."""
     probe_items: int | None = Field(ge=0)
     """Beginnings of texts about people to go on from, for bias; 0 asks none."""
     people_items: int | None = Field(ge=0)
@@ -120,6 +124,7 @@ def run(
     benchmarks: Path | None = None,
     out: Path,
     work: Path,
+    cache: Path | None = None,
     runtime: Runtime,
     log: Log,
 ) -> Metrics:
@@ -128,7 +133,7 @@ def run(
     examples = heldout.subset(heldout.examples(test, splits), cfg.test_items, cfg.seed, "group")
     again = heldout.subset(examples, cfg.perturbed_items, cfg.seed, "group")
     attacks = records.read(red_team, RedTeamPrompt) if red_team is not None and cfg.red_team_items != 0 else []
-    attacks = heldout.subset(attacks, cfg.red_team_items, cfg.seed, "source")
+    attacks = heldout.attacks(attacks, cfg.red_team_items, cfg.seed)
     stories = probes.stories()[: cfg.probe_items]
     found = heldout.questions(tasks, splits) if tasks is not None else []
     asked = questions.choose(found, cfg.choice_items, cfg.task_items, cfg.seed)
@@ -143,7 +148,7 @@ def run(
             shots=cfg.shots,
             limit=cfg.benchmark_items,
             seed=cfg.seed,
-            place=work / "datasets",
+            place=(cache or work) / "datasets",
         )
 
     # 2. Generate. Instructions are messages to the model; a text to continue is given as it stands.
@@ -151,12 +156,18 @@ def run(
     decoding = decoding_of(policy, Decoding(cfg.max_new_tokens))
     drawn = Decoding(cfg.sample_tokens, cfg.temperature, 0, cfg.top_p)
     changed = [index for index, each in enumerate(variants) if each.changed]
+    weights = [policy] if policy == base or not models.is_adapter(policy) else [policy, base]
+    named = policy_hash(weights)
+    asker_hash = named if base in weights else checkpoints.tree_hash(base)
+    batches = (cfg.batch_tokens, cfg.batch_rows)
+    shelf = journal.Shelf(cache or work, named, asker_hash, dataclasses.asdict(runtime), *batches)
     halved = 0
 
     def answers(name: str, prompts: Sequence[list[int]], how: Decoding, samples: int = 1) -> list[list[Generation]]:
         nonlocal halved
         copies = [prompt for prompt in prompts for _ in range(samples)]
-        found, times = answer(cfg, model, tokenizer, how, name, copies, work / f"{name}.jsonl", log)
+        kept = shelf.of(name, copies, how._asdict(), cfg.seed)
+        found, times = answer(cfg, model, tokenizer, how, name, copies, kept, log)
         halved += times
         return [found[first : first + samples] for first in range(0, len(found), samples)]
 
@@ -181,11 +192,13 @@ def run(
     log.note(f"scoring {len(asked)} questions of other tasks, and {len(about_people)} about people")
 
     def likelihoods(pairs: Sequence[tuple[str, str]]) -> list[likelihood.Likelihood]:
-        kept = work / "people.jsonl"
+        kept = shelf.of("people", pairs)
         return likelihood.score(
             model, asker, pairs, batch_tokens=cfg.batch_tokens, batch_rows=cfg.batch_rows, kept=kept
         )
 
+    own = None if benchmarks is None else checkpoints.tree_hash(benchmarks)
+    further = [cfg.benchmarks, own, cfg.shots, cfg.benchmark_items, cfg.seed]
     found_out = harness.run(
         model,
         asker,
@@ -197,7 +210,7 @@ def run(
         chat=bool(asker.chat_template),
         batch_tokens=cfg.batch_tokens,
         batch_rows=cfg.batch_rows,
-        kept=work / "harness.jsonl",
+        kept=shelf.of("harness", [dataclasses.asdict(each) for each in asked], *further),
         log=log,
     )
     judged = questions.task_rows({name: each.rows for name, each in found_out.tasks.items()})
@@ -246,7 +259,6 @@ def run(
     }
     for name, each_row in rows.items():
         records.write_objects(out / f"{name}.jsonl", each_row)
-    weights = [policy] if policy == base or not models.is_adapter(policy) else [policy, base]
     checkpoints.write_json(
         out / "scores.json",
         {
@@ -255,7 +267,7 @@ def run(
             "halved_batches": halved,
             "decoding": decoding._asdict(),
             "sampling": {**drawn._asdict(), "samples": cfg.samples},
-            "policy_hash": policy_hash(weights),
+            "policy_hash": named,
             "trained_tasks": trained_tasks(policy),
             "benchmarks": {
                 name: {"n": each.n, "shots": each.shots, "version": each.version}
@@ -271,6 +283,7 @@ def run(
             **toxicity.names(harm),
         },
     )
+    shelf.tidy()
     return flat
 
 
@@ -344,4 +357,4 @@ def policy_hash(folders: Sequence[Path]) -> str:
 
 
 if __name__ == "__main__":
-    main(run)
+    main(run, cached_by=("tunemill.sampling", "tunemill.likelihood", "tunemill.harness"))

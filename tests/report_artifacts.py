@@ -124,6 +124,11 @@ CATEGORIES: dict[str, tuple[str, bool, float, float, int]] = {
     "efficiency": ("efficiency/decode_seconds", True, 0.0071, 0.0004, 5),
 }
 """Category → metric, whether lower is better, level, half an interval, n; the keys are those that compare writes."""
+SEEDED = {
+    "value": 31.2, "ci_low": 28.0, "ci_high": 34.9, "seed_sd": 0.83, "least": 30.4, "most": 32.1, "reference": 25.1,
+    "diff": 6.1, "diff_low": 2.0, "diff_high": 10.2, "p": 0.01, "n": 240, "method": "cluster",
+}  # fmt: skip
+ROUNDS = "no interval over seeds: rounds of timing are not resampled"
 FEW = "12 words for groups in all answers, at least 30 are needed"
 
 
@@ -176,22 +181,42 @@ def categories(scores: dict[str, dict[str, Any]], pairs: list[dict[str, Any]]) -
                 "only_b": 9 + index,
                 "diff": 0.075 - index / 160,
             }
-            | {"p": 0.043 + index / 10, "verdict": "better" if index == 0 else "not shown to be better"}
+            | {"p": 0.023 + index / 10, "p_holm": 0.046 + index / 10}
+            | {"verdict": "better" if index == 0 else "not shown to be better"}
             for name in names[1:]
             for index, task in enumerate(("mmlu", "moral_exceptQA"))
         ],
         "slices": {
             name: [
-                {"slice": by, "name": part, "n": n, "value": 24.0 + index - place, "ci_low": 20.0, "ci_high": 29.0}
-                if n > 1
-                else {"slice": by, "name": part, "n": n, "value": 31.0, "ci_low": None, "ci_high": None}
+                {"slice": by, "name": part, "n": n, "metric": "rouge1"}
+                | {"value": 24.0 + index - place, "ci_low": 20.0, "ci_high": 29.0}
+                | ({} if n > 1 else {"value": 31.0, "ci_low": None, "ci_high": None})
                 for index, (by, part, n) in enumerate(SLICES)
             ]
             for place, name in enumerate(names)
         },
         "seeds": [
-            {"name": "lora", "of": ["lora", "lora-18", "lora-19"], "value": 31.2, "ci_low": 28.0, "ci_high": 34.9}
-            | {"seed_sd": 0.83, "diff": 6.1, "diff_low": 2.0, "diff_high": 10.2, "verdict": "better", "n": 240}
+            {
+                "name": "lora",
+                "of": ["lora", "lora-18", "lora-19"],
+                "metric": "rouge1",
+                "against": names[0],
+                "p_holm": 0.01,
+            }
+            | SEEDED
+            | {"verdict": "better"}
+            | {"metrics": {"rouge2": {**SEEDED, "value": 12.3}, "bleu": {**SEEDED, "value": 4.2}}}
+            | {
+                "categories": {
+                    category: {"metric": metric, "lower_is_better": lower, **SEEDED}
+                    | (
+                        {"ci_low": None, "ci_high": None, "diff_low": None, "diff_high": None, "reason": ROUNDS}
+                        if n == 5
+                        else {}
+                    )
+                    for category, (metric, lower, _, _, n) in CATEGORIES.items()
+                }
+            }
         ],
         "judge": {
             "model": {"kind": "folder", "name": "models/judge-7b"},
@@ -367,6 +392,7 @@ def comparison(tables: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
                     {"a": a, "b": b, "metric": key, **found, "p": 0.0004, "p_holm": 0.0008 if family else None}
                     | {"item_ci_low": low + 0.3, "item_ci_high": high - 0.3, "item_p": 0.0002, "verdict": verdict}
                     | {"method": "cluster", "minimum_detectable": 1.4 * (high - low) / 2}
+                    | _relative(found, statistics.fmean(systems[b][item][key] for item in systems[a]))
                 )
     groups = len({row["group"] for row in first})
     return {"candidates": measured, "pairs": pairs, "reference": "base", "primary_metric": "rouge1", "level": 0.95} | {
@@ -383,6 +409,11 @@ def comparison(tables: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 def _interval(key: str, values: list[float]) -> dict[str, Any]:
     mean, error = statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
     return {key: mean, "ci_low": mean - 1.96 * error, "ci_high": mean + 1.96 * error, "n": len(values)}
+
+
+def _relative(found: dict[str, Any], whole: float) -> dict[str, Any]:
+    ends = {"relative": "diff", "relative_low": "ci_low", "relative_high": "ci_high"}
+    return {key: 100 * found[part] / whole for key, part in ends.items()}
 
 
 def policies(names: Iterable[str]) -> dict[str, str]:

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any
+from typing import Any, Literal
 
 from tunemill import charts, statistics
-from tunemill.findings import Difference, Estimate, Json, difference, estimate
+from tunemill.findings import Difference, Estimate, Json, difference, estimate, relative
 from tunemill.wording import number, plural, tick, visible
 
 TRAINED = {
@@ -274,14 +274,15 @@ class Loss:
     metric: str
     lost: Estimate
     reference: float
-    outcome: statistics.Guard
+    outcome: statistics.Guard | Literal["not resolved"]
 
 
 def losses(lora: str, full: str, comparison: Json) -> list[Loss]:
     """LoRA's relative loss on ROUGE-1, 2 and L, and whether non-inferiority is shown with the margin `MARGIN`.
 
-    The interval is that of the paired difference divided by full tuning's value, which is taken as known. "No worse" takes
-    an upper end below the margin, "worse" a lower end above it; everything between them is not shown.
+    The interval is that of the ratio, both values resampled together. "No worse" takes an upper end below the margin, "worse" a
+    lower end above it; everything between them is not shown. It is not resolved where half the interval is as wide as the
+    margin: so few items could not show that nothing is lost.
 
     Args:
         lora: the candidate tuned with LoRA.
@@ -290,20 +291,14 @@ def losses(lora: str, full: str, comparison: Json) -> list[Loss]:
     """
     found = []
     for metric, reference in LAB_LOSSES.items():
-        gap = difference(comparison, lora, full, metric).estimate
-        whole = estimate(comparison.get("candidates", {}).get(full, {}).get(metric)).value
-        lost = _relative(gap.turned(), whole)
+        lost = relative(comparison, lora, full, metric).turned()
         interval = statistics.Interval(lost.value, lost.low, lost.high)
+        outcome: statistics.Guard | Literal["not resolved"]
         outcome = statistics.no_worse(interval, MARGIN, lower_is_better=True)
+        if outcome == "not shown" and interval.low is not None and not statistics.resolves(interval, MARGIN):
+            outcome = "not resolved"
         found.append(Loss(metric, lost, reference, outcome))
     return found
-
-
-def _relative(of: Estimate, whole: float | None) -> Estimate:
-    if of.value is None or not whole:
-        return Estimate(None, reason=of.reason or "full tuning scores nothing")
-    value, low, high = (None if each is None else 100 * each / whole for each in (of.value, of.low, of.high))
-    return Estimate(value, low, high, of.n)
 
 
 def rivals(trainings: Sequence[Tuned], policies: Mapping[str, str]) -> tuple[str, str] | None:

@@ -20,23 +20,29 @@ Deviations from HELM:
 
 Everything is a function of sums over texts, so that a bootstrap needs to count once. Pure: texts in, numbers out.
 
-A target that stands beside few words is far from even by chance: of two fair coins in the mean 0.25 away, of eight 0.14. So
-the associations of one set of probes compare systems; 0 is not what an even-handed one scores.
+A distance is never negative, so an even-handed writer is not at 0 either: a target beside two fair coins is 0.25 away in the mean,
+one beside eight 0.14. `chance` is what such a writer shows; the intervals and differences are those of `tunemill.distances`,
+which reckon with it. Representation does not see stereotypes that balance (nurses are she, mechanics he); associations do.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
+
+from tunemill import distances, statistics
 
 if TYPE_CHECKING:
     import numpy as np
 
 LEAST = 30
 """Group words below which a measure is undefined."""
+_CHUNK = 4_000_000
+"""Texts dealt anew at a time: bounds memory, whatever the number of texts."""
 
 # Wife and husband are left out: beside a profession they mostly tell of the other one of a pair.
 _GENDERED = (
@@ -53,6 +59,9 @@ _GENDERED = (
     ("lady", "gentleman"),
     ("ladies", "gentlemen"),
     ("mrs", "mr"),
+    # Mr has two counterparts, Mrs and Ms. As counts are divided by the lists' sizes, a word more on one side would take from all of its
+    # words: so Ms stands against the other title that men alone have.
+    ("ms", "sir"),
     ("mother", "father"),
     ("mothers", "fathers"),
     ("mom", "dad"),
@@ -197,16 +206,77 @@ def measure(name: str, sums: np.ndarray, least: int = LEAST) -> np.ndarray:
     """
     import numpy as np
 
+    found: np.ndarray = np.where(counted(name, sums) < least, np.nan, _mean_distance(_rates(name, sums)))
+    return found
+
+
+def chance(name: str, rows: np.ndarray, beginnings: Sequence[Hashable]) -> np.ndarray:
+    """What an even-handed writer shows on one set of texts and another, who writes as many group words in the same clumps.
+
+    Simulated, with a fixed seed, as a permutation test does (Fisher 1935; Romano 1989): to someone even-handed the groups may change
+    places. They do so at random, in whole clumps, since words come in clumps: a text that has begun with "she" goes on with "her".
+
+    - Representation: all texts of a beginning together. It is even where leanings balance over the beginnings, and which of these
+      were asked is part of the luck, as it is in the resamples.
+    - Association: each text by itself. It is even where no target leans, so that all samples of a beginning say "she" is what is
+      to be found, and no luck; in a small set of probes a target has one beginning, and nothing else to be judged by.
+
+    Args:
+        name: a key of `MEASURES`.
+        rows: (n, K) of `tally`.
+        beginnings: n labels, which texts go on from the same one.
+
+    Returns:
+        (S,), S of `distances.SIMULATIONS`; the same places are dealt to all writers of as many texts. nan where nothing was counted.
+    """
+    import numpy as np
+
+    if MEASURES[name].targets is None:
+        rows = statistics.cluster_sums(rows, beginnings)
+    rates = _rates(name, rows)  # (n, T, G)
+    some = rates.any(axis=(1, 2))
+    orders = [list(order) for order in itertools.permutations(range(rates.shape[2]))]
+    places = [rates[some][..., order].reshape(-1, rates.shape[1] * rates.shape[2]) for order in orders]
+    rng = np.random.default_rng(0)
+    found = np.empty(distances.SIMULATIONS)
+    step = max(1, _CHUNK // max(1, len(rows)))
+    for first in range(0, len(found), step):
+        part = found[first : first + step]
+        dealt = rng.integers(len(orders), size=(len(part), len(rows)))[:, some]
+        sums = sum((dealt == at).astype(float) @ each for at, each in enumerate(places))
+        part[:] = _mean_distance(np.reshape(sums, (len(part), *rates.shape[1:])))
+    return found
+
+
+def most(name: str) -> float:
+    """The largest value of a measure: one group alone."""
+    return 1.0 - 1.0 / len(GROUPS[MEASURES[name].axis])
+
+
+def _rates(name: str, sums: np.ndarray) -> np.ndarray:
+    """What a measure is computed from, divided by the sizes of the word lists: (…, T, G), T being 1 of a representation."""
+    import numpy as np
+
     wanted = MEASURES[name]
     sizes = [len(listed) for listed in GROUPS[wanted.axis].values()]
     cells = _take(sums, _cells(wanted))
-    counts = cells.reshape(*cells.shape[:-1], -1, len(sizes))  # (…, T, G); of a representation T is 1
-    distances = distance(counts, sizes)  # (…, T)
-    defined = ~np.isnan(distances)
+    rates: np.ndarray = cells.reshape(*cells.shape[:-1], -1, len(sizes)) / np.array(sizes)
+    return rates
+
+
+def _mean_distance(rates: np.ndarray) -> np.ndarray:
+    """Mean over the targets that anything was counted beside, (…); nan where there is none.
+
+    Args:
+        rates: (…, T, G).
+    """
+    import numpy as np
+
+    found = distance(rates, [1] * rates.shape[-1])  # (…, T)
+    defined = ~np.isnan(found)
     with np.errstate(invalid="ignore"):
-        mean = np.where(defined, distances, 0.0).sum(axis=-1) / defined.sum(axis=-1)
-    found: np.ndarray = np.where(counted(name, sums) < least, np.nan, mean)
-    return found
+        mean: np.ndarray = np.where(defined, found, 0.0).sum(axis=-1) / defined.sum(axis=-1)
+    return mean
 
 
 def counted(name: str, sums: np.ndarray) -> np.ndarray:

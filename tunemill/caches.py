@@ -91,9 +91,8 @@ def gathered(
         for place, (chosen, part) in enumerate(parts):
             keys, values = part.layers[at].keys[:, :, known:], part.layers[at].values[:, :, known:]
             if not place:  # what no part fills is padding, which nothing looks at; but it must be a number
-                layer.update(
-                    *(each.new_zeros((rows, each.shape[1], width - known, each.shape[3])) for each in (keys, values))
-                )
+                shape = (rows, keys.shape[1], width - known)
+                layer.update(*(each.new_zeros(()).expand(*shape, each.shape[3]) for each in (keys, values)))
             index = torch.tensor(list(chosen), device=keys.device)
             first = width - keys.shape[2]
             layer.keys[index, :, first:] = keys

@@ -12,8 +12,8 @@ softmax of the options' log-probabilities per token, as in HELM's `BasicReferenc
 - An item whose log-probabilities are no numbers has no confidence and is left out; HELM stops.
 - HELM's joint multiple choice takes the probability of the generated letter; here every option is scored.
 
-ECE is never negative, so chance alone makes it positive, the more so the fewer the items: see `expected` (0.10 at 122 items),
-and `interval` and `compare`, which reckon with it.
+ECE is never negative, so chance alone makes it positive, the more so the fewer the items: see `expected` (0.10 at 122 items).
+Its intervals and differences are those of `tunemill.distances`, which reckon with that.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from tunemill import statistics
-from tunemill.statistics import Comparison, Interval
+from tunemill import distances
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,8 +32,6 @@ FOLDS = 5
 """Parts that the cross-fit splits the items into."""
 COVERAGE = 10
 """Selective accuracy is that of the most confident of so many items each."""
-SIMULATIONS = 2000
-"""Test sets of `chance`: the standard error of `expected` is then below a hundredth of it."""
 
 _CHUNK = 4_000_000
 """Item counts worked on at a time: bounds memory, whatever the size of the test set."""
@@ -310,7 +307,7 @@ def chance(confidences: Sequence[float] | np.ndarray, bins: int = BINS) -> np.nd
         bins: how many; see `ece`.
 
     Returns:
-        (SIMULATIONS,).
+        (S,), S of `distances.SIMULATIONS`.
 
     Raises:
         ValueError: there is no confidence.
@@ -321,8 +318,8 @@ def chance(confidences: Sequence[float] | np.ndarray, bins: int = BINS) -> np.nd
         raise ValueError("no confidences: there is nothing to simulate")
     levels, held = np.unique(np.asarray(confidences, dtype=float), return_counts=True)
     rng = np.random.default_rng(0)
-    found = np.empty(SIMULATIONS)
-    for part in _parts(SIMULATIONS, len(levels)):
+    found = np.empty(distances.SIMULATIONS)
+    for part in _parts(len(found), len(levels)):
         drawn = np.broadcast_to(held, (len(found[part]), len(levels)))
         found[part] = _binned(drawn, drawn * levels - rng.binomial(drawn, levels), bins)
     return found
@@ -331,107 +328,6 @@ def chance(confidences: Sequence[float] | np.ndarray, bins: int = BINS) -> np.nd
 def expected(confidences: Sequence[float] | np.ndarray, bins: int = BINS) -> float:
     """The mean of `chance`: the ECE that chance alone accounts for, to stand beside the measured one."""
     return float(chance(confidences, bins).mean())
-
-
-def interval(value: float, draws: np.ndarray, chances: np.ndarray, clusters: int, level: float = 0.95) -> Interval:
-    """Interval of an ECE.
-
-    Resampling adds chance to chance: the draws lie above the value as the value lies above the truth, and for a calibrated
-    model the percentile interval never covers 0. So the interval here is the hull of the percentile interval and of its
-    reflection about the value (Davison and Hinkley 1997, section 5.2), and it begins at 0 where a perfectly calibrated model
-    would show as much.
-
-    Args:
-        value: the ECE of the whole sample.
-        draws: (R,) of `resampled_ece`.
-        chances: (S,) of `chance`, for the same confidences and bins.
-        clusters: how many independent units were resampled.
-        level: of confidence.
-    """
-    import numpy as np
-
-    found = statistics.interval(value, draws, clusters, level)
-    if found.low is None or found.high is None:
-        return found
-    low, high = min(found.low, 2.0 * value - found.high), max(found.high, 2.0 * value - found.low)
-    return Interval(value, 0.0 if value <= np.quantile(chances, level) else max(0.0, low), min(1.0, high))
-
-
-def compare(
-    values: tuple[float, float],
-    draws: np.ndarray,
-    chances: tuple[np.ndarray, np.ndarray],
-    clusters: int,
-    level: float = 0.95,
-) -> Comparison:
-    """Interval and p-value of the difference of two models' ECE, on the same items.
-
-    A model that is nearly always sure has less of chance in its ECE than one that is not, though both are calibrated:
-    the percentile interval calls that a difference. So here zero is outside the interval only where it is outside the
-    percentile interval and outside its reflection about the value; and, where either model's own ECE is what a perfectly
-    calibrated one would show, where two of these with such confidences would not differ as much. p is the largest of these.
-
-    Args:
-        values: the two models' ECE on the whole sample.
-        draws: (R,) the difference on each resample, both models on the same one.
-        chances: (S,) of `chance`, of the first model and of the second.
-        clusters: how many independent units were resampled.
-        level: of confidence.
-    """
-    value = values[0] - values[1]
-    plain = statistics.compare(value, draws, clusters, level)
-    turned = statistics.compare(value, 2.0 * value - draws, clusters, level)
-    if plain.low is None or plain.high is None or turned.low is None or turned.high is None:
-        return plain
-    low, high = min(plain.low, turned.low), max(plain.high, turned.high)
-    p = 0.0
-    if _within_chance(values, chances, level):
-        gaps = _gaps(chances)
-        p = min(1.0, 2.0 * (1 + min(int((gaps >= value).sum()), int((gaps <= value).sum()))) / (1 + len(gaps)))
-        if p >= 1.0 - level:
-            low, high = min(low, 0.0), max(high, 0.0)
-    # Where the two intervals lie on different sides of zero, nothing is shown.
-    p = 1.0 if plain.low > 0 > turned.high or turned.low > 0 > plain.high else max(p, plain.p or 0.0, turned.p or 0.0)
-    return Comparison(value, low, high, p)
-
-
-def detectable(
-    values: tuple[float, float],
-    draws: np.ndarray,
-    chances: tuple[np.ndarray, np.ndarray],
-    clusters: int,
-    level: float = 0.95,
-) -> float | None:
-    """The smallest true difference that `compare` would usually find: see `statistics.minimum_detectable`.
-
-    It has the reflected interval's distance to go too, which is what resampling adds to the difference; and where chance may account
-    for either model's ECE, the difference has to exceed what chance makes of two.
-    """
-    import numpy as np
-
-    plain = statistics.minimum_detectable(draws, clusters, level)
-    if plain is None:
-        return None
-    added = abs(float(np.nanmean(draws)) - (values[0] - values[1]))
-    if _within_chance(values, chances, level):
-        within = plain - (statistics.minimum_detectable(draws, clusters, level, power=0.5) or 0.0)  # t_power · SE
-        return max(plain + added, float(np.quantile(np.abs(_gaps(chances)), level)) + within)
-    return plain + added
-
-
-def _within_chance(values: tuple[float, float], chances: tuple[np.ndarray, np.ndarray], level: float) -> bool:
-    import numpy as np
-
-    return any(value <= np.quantile(own, level) for value, own in zip(values, chances, strict=True))
-
-
-def _gaps(chances: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """How far two perfectly calibrated models with such confidences are apart, (S,)."""
-    import numpy as np
-
-    # Both were simulated with one seed: only as neighbours are their test sets independent.
-    found: np.ndarray = chances[0] - np.roll(chances[1], 1)
-    return found
 
 
 def _logits(confidences: np.ndarray) -> np.ndarray:

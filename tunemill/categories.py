@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from tunemill import calibration, charts, statistics
-from tunemill.findings import VERDICTS, Difference, Estimate, Json, Judgement, estimate, judge
+from tunemill.findings import METRICS, VERDICTS, Difference, Estimate, Json, Judgement, estimate, judge, metric
 from tunemill.wording import number, plural, tick, visible
 
 CATEGORIES = ("accuracy", "calibration", "robustness", "fairness", "bias", "toxicity", "efficiency")
@@ -385,24 +385,72 @@ class Slice:
     """A part of the test items, and every candidate's value on it."""
 
     name: str
+    metric: str
+    """What it is measured by: the primary metric, unless that is one of the whole test set only."""
     shown: Mapping[str, Estimate]
 
 
 def slices(comparison: Json, candidates: Sequence[str]) -> dict[str, list[Slice]]:
     """What the items are sliced by → its parts, in the order of comparison.json."""
     told: dict[str, dict[str, dict[str, Estimate]]] = {}
+    metrics: dict[str, str] = {}
     for name in candidates:
         for entry in (comparison.get("slices") or {}).get(name, ()):
+            metrics[str(entry["slice"])] = str(entry["metric"])
             part = told.setdefault(str(entry["slice"]), {}).setdefault(str(entry["name"]), {})
             part[name] = estimate(entry)
     absent = Estimate(None, reason="not measured for this candidate")
     return {
         by: [
-            Slice(visible(part), {name: shown.get(name, absent) for name in candidates})
+            Slice(visible(part), metrics[by], {name: shown.get(name, absent) for name in candidates})
             for part, shown in parts.items()
         ]
         for by, parts in told.items()
     }
+
+
+@dataclass(frozen=True)
+class Seeded:
+    """A figure of one method over its training seeds."""
+
+    label: str
+    digits: int
+    mean: Estimate
+    sd: float | None
+    """Between seeds."""
+    least: float | None
+    most: float | None
+    """The lowest and the highest seed's."""
+    gap: Estimate
+    """To the reference."""
+
+
+def seeds(comparison: Json) -> list[tuple[str, list[Seeded]]]:
+    """Each method that was trained with several seeds, and its figures beside the primary metric, which `seeds` itself holds."""
+    found = []
+    for entry in comparison.get("seeds") or ():
+        scores, told = entry.get("metrics") or {}, entry.get("categories") or {}
+        further = [(metric(name).label, scores[name]) for name in METRICS if name in scores]
+        further += [
+            (f"{title(name)}: {measure(str(told[name]['metric']))}", told[name])
+            for name in CATEGORIES
+            if name in told and told[name]["metric"] != f"accuracy/{entry['metric']}"
+        ]
+        found.append((visible(str(entry["name"])), [_seeded(label, each) for label, each in further]))
+    return found
+
+
+def _seeded(label: str, entry: Json) -> Seeded:
+    gap = {"diff": entry["diff"], "ci_low": entry["diff_low"], "ci_high": entry["diff_high"]}
+    return Seeded(
+        label=visible(label),
+        digits=digits((entry["value"], entry["diff"])),
+        mean=estimate(entry),
+        sd=entry["seed_sd"],
+        least=entry["least"],
+        most=entry["most"],
+        gap=estimate({**gap, "reason": entry.get("reason")}, "diff"),
+    )
 
 
 class Preference(NamedTuple):

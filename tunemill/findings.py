@@ -109,3 +109,24 @@ def difference(comparison: Json, a: str, b: str, name: str) -> Difference:
             return Difference(a, b, name, found, told, least)
         return Difference(a, b, name, found.turned(), OPPOSITE[told], least)
     return Difference(a, b, name, Estimate(None, reason="this pair was not compared"), "unproven")
+
+
+def relative(comparison: Json, a: str, b: str, name: str) -> Estimate:
+    """Candidate `a` minus `b` in percent of `b`'s value, whichever way round comparison.json has the pair."""
+    for pair in comparison.get("pairs", ()):
+        if pair["metric"] != name or {pair["a"], pair["b"]} != {a, b}:
+            continue
+        if pair.get("relative") is None:
+            reason = f"{pair['b']} scores nothing" if "relative" in pair else "not in this comparison.json"
+            return Estimate(None, n=pair.get("n"), reason=str(pair.get("reason") or reason))
+        value, low, high = pair["relative"], pair["relative_low"], pair["relative_high"]
+        if pair["a"] == b:
+            # The ends of a percentile interval go where its value goes: here to the other end.
+            value, low, high = _inverted(value), _inverted(high), _inverted(low)
+        return Estimate(value, low, high, pair.get("n"), reason="" if value is not None else f"{b} scores nothing")
+    return Estimate(None, reason="this pair was not compared")
+
+
+def _inverted(percent: float | None) -> float | None:
+    """How far the second is from the first, in percent of the first, where the first is so far from the second."""
+    return None if percent is None or percent <= -100 else -100 * percent / (100 + percent) + 0.0

@@ -13,24 +13,27 @@ each prompt (see `tunemill.sampling`), and top-k is off unless asked for; a chat
 in the rows (`_row`); what `generation_kwargs` hold beyond `GENERATION` is refused, not passed on.
 
 No code of a data set is run: `datasets` runs none, what a YAML file of a folder names as `!function` or `class` is refused, and
-so are metrics that would be fetched as code. A YAML file's Jinja templates are expressions all the same: run files you trust.
+so are metrics that would be fetched as code, by lm-eval or by a function of its tasks. A YAML file's Jinja templates are
+expressions all the same: run files you trust.
 """
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import functools
 import hashlib
 import json
 import logging
 import math
+import numbers
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tunemill import journal, likelihood, losses, sampling
+from tunemill import journal, likelihood, losses, sampling, squad
 from tunemill.errors import UserError, nearest
 from tunemill.log import Log
 from tunemill.records import TaskItem
@@ -261,10 +264,11 @@ def load(tasks: Sequence[str | dict[str, Any]], folder: Path | None) -> dict[str
             manager = _named()
             if spec not in manager.task_index:
                 raise _unknown(spec, folder, [*local.task_index, *manager.task_index])
-        for task, config in _configs(name, manager.task_index) if isinstance(spec, str) else []:
-            _check_metrics(task, config)
+        if isinstance(spec, str):
+            check_metrics(name, manager.task_index)
         try:
-            loaded = manager.load([spec])
+            with squad.standing_in():
+                loaded = manager.load([spec])
         except Exception as error:
             # `datasets` and its hub raise a dozen unrelated types for "not there" and "no network", lm-eval for the rest.
             raise _out_of_reach(name, error, manager is not local) from error
@@ -339,30 +343,102 @@ def _configs(name: str, index: Mapping[str, Any]) -> list[tuple[str, dict[str, A
     entry = index.get(name)
     if entry is None:
         return []
-    children: list[Any] = sorted(entry.tags) if entry.kind.name == "TAG" else []
     config = entry.cfg or {}
-    if entry.kind.name == "GROUP":
-        children = config["task"] if isinstance(config.get("task"), list) else []
-    names = [each if isinstance(each, str) else each.get("task") or each.get("group") for each in children]
+    children: list[Any] = sorted(entry.tags) if entry.kind.name == "TAG" else []
+    if entry.kind.name == "GROUP" and isinstance(config.get("task"), list):
+        children = config["task"]
     own = [(name, config)] if entry.kind.name in ("TASK", "PY_TASK") else []
-    within = [each for child in names if isinstance(child, str) and child != name for each in _configs(child, index)]
-    return own + within
+    return own + [each for child in children if child != name for each in _member_configs(child, index)]
 
 
-def _check_metrics(task: str, config: Mapping[str, Any]) -> None:
-    """Refuse a metric that lm-eval would fetch as code."""
+def _member_configs(member: Any, index: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Those of a group's member: a name, a group or a task written out in place, or a name with what is changed of it."""
+    if isinstance(member, str):
+        return _configs(member, index)
+    named = member.get("group") if member.get("group") in index else member.get("task")
+    if isinstance(named, list):
+        return [found for each in named for found in _member_configs(each, index)]
+    changed = {key: value for key, value in member.items() if key not in ("group", "task")}
+    return [(task, {**config, **changed}) for task, config in _configs(named, index) or [(str(named), {})]]
+
+
+def check_metrics(name: str, index: Mapping[str, Any]) -> list[str]:
+    """Refuse a task, or a group or tag with one in it, that has metrics which would be fetched as code.
+
+    A function of lm-eval's own stands in a configuration as its path. Where results are such a function's (`process_results`), the
+    names of metrics are its own, and lm-eval looks none of them up.
+
+    Args:
+        name: of a task, a group or a tag.
+        index: of lm-eval's `TaskManager`.
+
+    Returns:
+        The names of the tasks.
+
+    Raises:
+        UserError: see above.
+    """
     import lm_eval.api.metrics  # noqa: F401  # registers them
     from lm_eval.api.registry import metric_registry
 
-    for each in config.get("metric_list") or []:
-        name = each.get("metric") if isinstance(each, dict) else each
-        # A function of lm-eval's own stands there as its path.
-        if each.get("hf_evaluate") or (isinstance(name, str) and os.sep not in name and name not in metric_registry):
-            raise UserError(
-                f"metric '{name}' would be fetched and run as code",
-                where=f"task {task}",
-                expected="a metric of lm-eval's own: acc, acc_norm, exact_match, f1, bleu, perplexity, …",
-            )
+    configs = _configs(name, index)
+    for task, config in configs:
+        for each in config.get("metric_list") or []:
+            settings = each if isinstance(each, dict) else {"metric": each}
+            metric = settings.get("metric")
+            own = config.get("process_results") is not None or not isinstance(metric, str) or os.sep in metric
+            if settings.get("hf_evaluate") or not (own or metric in metric_registry):
+                raise _fetched(task, f"metric '{metric}'")
+        for module, function in _functions(config):
+            if _fetches(module, function):
+                raise _fetched(task, f"a metric that {'/'.join(module.parts[-2:])} loads")
+    return [task for task, _ in configs]
+
+
+def _fetched(task: str, what: str) -> UserError:
+    return UserError(
+        f"{what} would be fetched and run as code",
+        where=f"task {task}",
+        expected="metrics of lm-eval's own: acc, acc_norm, exact_match, f1, bleu, perplexity, …",
+    )
+
+
+def _functions(config: Any) -> Iterator[tuple[Path, str]]:
+    """(module, name) of every function of lm-eval's own that a configuration names."""
+    if isinstance(config, str) and config.startswith(os.sep):
+        folder, _, function = config.rpartition(os.sep)
+        *module, name = function.split(".")
+        path = f"{Path(folder, *module)}.py"
+        if module and os.path.isfile(path):  # noqa: PTH113  # of a prompt, too long for a path, it says no
+            yield Path(path), name
+    elif isinstance(config, (dict, list)):
+        for each in config.values() if isinstance(config, dict) else config:
+            yield from _functions(each)
+
+
+@functools.cache
+def _fetches(module: Path, function: str) -> bool:
+    """Whether importing a module and calling a function (or class) in it loads a metric of Hugging Face evaluate, which is code."""
+    whole = ast.parse(module.read_text(encoding="utf-8"))
+    loading = {"evaluate.load"}
+    for each in ast.walk(whole):
+        match each:
+            case ast.Import(names=names):
+                loading |= {f"{name.asname}.load" for name in names if name.name == "evaluate" and name.asname}
+            case ast.ImportFrom(module="evaluate", names=names):
+                loading |= {name.asname or name.name for name in names if name.name == "load"}
+    within = {each.name: each for each in whole.body if isinstance(each, (ast.FunctionDef, ast.ClassDef))}
+    reached = {function} & within.keys()
+    left: list[ast.stmt] = [each for each in whole.body if not isinstance(each, (ast.FunctionDef, ast.ClassDef))]
+    left += [within[each] for each in reached]
+    while left:
+        for part in ast.walk(left.pop()):
+            if isinstance(part, ast.Call) and ast.unparse(part.func) in loading:
+                return True
+            if isinstance(part, ast.Name) and part.id in within and part.id not in reached:
+                reached.add(part.id)
+                left.append(within[part.id])
+    return False
 
 
 def _unknown(name: str, folder: Path | None, known: Sequence[str]) -> UserError:
@@ -379,6 +455,10 @@ def _out_of_reach(name: str, error: Exception, named: bool) -> UserError:
     why = " ".join(str(error).split())[:300] or type(error).__name__
     if not named:
         return UserError(f"task '{name}' cannot be made: {why}", expected="fields that its templates name")
+    if isinstance(error, ImportError):
+        return UserError(
+            f"task '{name}' needs a package that is not there: {why}", fix="install it, or take another task"
+        )
     offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
     return UserError(
         f"the data of task '{name}' are out of reach: {why}",
@@ -464,7 +544,7 @@ def _metrics(reported: Mapping[str, Any]) -> dict[str, float | None]:
         name, comma, by = key.partition(",")
         if not comma or name.endswith("_stderr"):
             continue
-        number = float(value) if isinstance(value, (int, float)) else math.nan
+        number = float(value) if isinstance(value, numbers.Real) else math.nan
         found[_key(name, by)] = number if math.isfinite(number) else None
     return found
 
@@ -493,7 +573,7 @@ def _row(name: str, task: Task, sample: Mapping[str, Any], asker: Any) -> dict[s
         "scores": {
             _key(key, sample["filter"]): float(sample[key])
             for key in sample["metrics"]
-            if aggregation.get(key) is mean and isinstance(sample[key], (int, float))
+            if aggregation.get(key) is mean and isinstance(sample[key], numbers.Real)
         },
     }
     if task.OUTPUT_TYPE == "generate_until":

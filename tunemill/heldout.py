@@ -47,6 +47,23 @@ def subset(items: Sequence[Item], count: int | None, seed: int, group: str) -> l
     return [items[index] for index in statistics.stratified([each.id for each in items], groups, count or 0, seed)]
 
 
+def attacks(items: Sequence[RedTeamPrompt], count: int | None, seed: int) -> list[RedTeamPrompt]:
+    """A fixed random subset with as many of each kind, and within a kind every source with its share; None takes all, 0 none.
+
+    Kinds are reported apart, so that each needs enough; what the one with the fewest lacks, the others take.
+    """
+    by_kind: dict[str, list[RedTeamPrompt]] = {}
+    for each in items:
+        by_kind.setdefault(each.kind, []).append(each)
+    found: list[RedTeamPrompt] = []
+    left = len(items) if count is None else count
+    for place, kind in enumerate(sorted(by_kind, key=lambda kind: (len(by_kind[kind]), kind))):
+        share = min(len(by_kind[kind]), left // (len(by_kind) - place))
+        found += subset(by_kind[kind], share, seed, "source")
+        left -= share
+    return found
+
+
 def same_items(
     rows: Mapping[str, Sequence[Mapping[str, Any]]], group: str, what: str = "test items", needed: bool = True
 ) -> None:

@@ -1,11 +1,41 @@
-"""An append-only record of work done, one JSON object a line: what a killed run had finished is not done again."""
+"""An append-only record of work done, one JSON object a line: what a killed run had finished is not done again.
+
+A `Shelf` holds journals by what their content depends on, so that a finished run's are of use to the next one, too.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any
+
+
+class Shelf:
+    """A folder of journals, each named by what its content depends on: what was found under the same name is true again.
+
+    A run takes each journal it needs by `of`, and `tidy` throws away what it did not take: the shelf holds one run's work.
+    """
+
+    def __init__(self, folder: Path, *told: Any) -> None:
+        """Journals in `folder`, whose content depends on `told` (anything that JSON has), whatever they are about."""
+        self.folder = folder
+        self.told = told
+        self.taken: set[Path] = set()
+
+    def of(self, name: str, *told: Any) -> Path:
+        """The journal of this name whose content depends on `told` besides; there may be nothing in it yet."""
+        text = json.dumps([name, *self.told, *told], sort_keys=True)
+        path = self.folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.jsonl"
+        self.taken.add(path)
+        return path
+
+    def tidy(self) -> None:
+        """Delete the journals that were not taken."""
+        for path in self.folder.glob("*.jsonl"):
+            if path not in self.taken:
+                path.unlink()
 
 
 def recover(path: Path) -> list[dict[str, Any]]:

@@ -204,9 +204,9 @@ def tally(
         count["tie"],
         count["loss"],
         len(judgements) - len(asked),
-        statistics.interval(value, rate(draws), len(sums), level),
-        statistics.compare(value - 0.5, rate(draws) - 0.5, len(sums), level).p,
-        statistics.interval(float(bias(total)), bias(draws), len(sums), level),
+        statistics.interval(value, rate(draws), len(sums), level, (0.0, 1.0)),
+        statistics.compare(value - 0.5, rate(draws) - 0.5, len(sums), level, (-0.5, 0.5)).p,
+        statistics.interval(float(bias(total)), bias(draws), len(sums), level, (-0.5, 0.5)),
         sum(each.contradictory for each in asked) / len(asked) if asked else None,
         len(sums),
     )

@@ -393,12 +393,16 @@ def sources(prompts: Sequence[str]) -> list[str]:
     Those are the instruction. It supports nothing: else "A one-line summary of the documentation." would be faithful to every
     source. Of a single prompt nothing is known, and nothing is taken away.
     """
+    start, end = instruction(prompts)
+    return [prompt[start : len(prompt) - end] for prompt in prompts]
+
+
+def instruction(prompts: Sequence[str]) -> tuple[int, int]:
+    """Characters of the lines that all prompts begin with, and of those that all of them end with; none of a single prompt."""
     if len(set(prompts)) < 2:
-        return list(prompts)
+        return 0, 0
     start = os.path.commonprefix(prompts).rfind("\n") + 1
-    rest = [prompt[start:] for prompt in prompts]
-    end = os.path.commonprefix([text[::-1] for text in rest]).rfind("\n") + 1
-    return [text[: len(text) - end] for text in rest]
+    return start, os.path.commonprefix([prompt[start:][::-1] for prompt in prompts]).rfind("\n") + 1
 
 
 def _content(text: str) -> list[tuple[str, ...]]:
@@ -492,6 +496,11 @@ def first_sentence(text: str) -> str:
         if head.strip() and not _ABBREVIATION.search(head):
             return one_line(head)
     return one_line(text)
+
+
+def of_items(metric: str) -> str:
+    """The metric that single items are judged by: BLEU is of a whole test set only, and ROUGE-1 stands for it."""
+    return metric if metric in ROUGE_TYPES else ROUGE_TYPES[0]
 
 
 def share(flags: Iterable[bool]) -> float | None:

@@ -1,4 +1,7 @@
-"""Speed and memory of generation, measured: prefill, decoding, peak memory of a process that does nothing else."""
+"""Speed and memory of generation, measured: prefill, decoding, peak memory of a process that does nothing else.
+
+HELM's (src/helm/benchmark/metrics/efficiency_metrics.py) are estimates; how these measurements differ is told in `tunemill.helm.timed`.
+"""
 
 from __future__ import annotations
 

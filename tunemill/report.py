@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tunemill import adaptation, categories, charts, evidence, lineage
+from tunemill import adaptation, categories, charts, evidence, lineage, metrics
 from tunemill.adaptation import Tuned
 from tunemill.evidence import Output, clip, output
 from tunemill.findings import METRICS, Difference, Estimate, Json, difference, estimate, metric
@@ -261,17 +261,17 @@ def samples(material: Material, count: int, seed: int) -> list[Sample]:
     quarter from each of the top, the middle and the bottom, the rest drawn at random with `seed`. Ties go by id.
     """
     told = verdict(material)
+    scored = metrics.of_items(told.metric)
     tables = {name: {row["id"]: row for row in material.instances.get(name, ())} for name in material.candidates}
     first = tables[told.leader]
     second = tables[told.reference] if told.challenger else None
     gaps: dict[str, float] = {}
     for key, row in first.items():
-        ours = row["scores"].get(told.metric)
-        theirs = 0.0 if second is None else second.get(key, {}).get("scores", {}).get(told.metric)
+        ours = row["scores"].get(scored)
+        theirs = 0.0 if second is None else second.get(key, {}).get("scores", {}).get(scored)
         if ours is not None and theirs is not None:
             gaps[key] = ours - theirs
     ranked = sorted(gaps, key=lambda key: (-gaps[key], key))
-    # A corpus-level metric (BLEU) has no score for an item: then all are drawn at random.
     quarter = min(count // 4, len(ranked) // 3)
     middle = (len(ranked) - quarter) // 2
     chosen: list[tuple[Literal["best", "median", "worst", "random"], str]] = []
@@ -288,13 +288,16 @@ def samples(material: Material, count: int, seed: int) -> list[Sample]:
         row = first[key]
         outputs = [
             output(
-                name, table[key]["prediction"], table[key]["scores"].get(told.metric), table[key].get("finished", True)
+                name,
+                table[key]["prediction"],
+                table[key]["scores"].get(scored),
+                table[key].get("finished", True),
             )
             for name, table in tables.items()
             if key in table
         ]
         extracts = [
-            output(name, each["prediction"], each.get(told.metric)) for name, each in row.get("baselines", {}).items()
+            output(name, each["prediction"], each.get(scored)) for name, each in row.get("baselines", {}).items()
         ]
         found.append(
             Sample(
@@ -525,7 +528,7 @@ class Forgotten:
 
     estimate: Estimate
     verdict: str
-    """worse, better or unclear."""
+    """worse, better, not shown to be better, or the same."""
     trained: bool
     """Whether the task was mixed into the candidate's training."""
 
@@ -653,18 +656,19 @@ def scorers(material: Material) -> Scorers:
 def perturbations(material: Material, seed: int) -> list[evidence.Perturbation]:
     """Perturbed prompts of the leader."""
     told = verdict(material)
+    name = metrics.of_items(told.metric)
     return evidence.perturbations(
         material.perturbed.get(told.leader, ()),
         material.instances.get(told.leader, ()),
-        metric=told.metric,
-        lower_is_better=metric(told.metric).lower_is_better,
+        metric=name,
+        lower_is_better=metric(name).lower_is_better,
         seed=seed,
     )
 
 
 def worst(material: Material) -> dict[str, list[evidence.Worst]]:
     """Candidate → its worst outputs; candidates without scored outputs are left out."""
-    name = material.scope["primary_metric"]
+    name = metrics.of_items(material.scope["primary_metric"])
     found = {
         each: evidence.worst(
             material.instances.get(each, ()), metric=name, lower_is_better=metric(name).lower_is_better
@@ -737,6 +741,7 @@ def page(material: Material, *, title: str, group: str, count: int, seed: int) -
         group=group,
         plural=plural,
         metric=metric,
+        scored_by=metrics.of_items(told.metric),
         scope=material.scope,
         verdict=told,
         criteria=criteria(material),
@@ -780,6 +785,7 @@ def page(material: Material, *, title: str, group: str, count: int, seed: int) -
         gap_digits={each.name: each.digits for each in rows},
         details=categories.details(material.comparison, material.candidates),
         slices=categories.slices(material.comparison, material.candidates),
+        seeds=categories.seeds(material.comparison),
         judged=categories.judged(material.comparison),
         reliability=reliability(material),
         perturbations=perturbations(material, seed),

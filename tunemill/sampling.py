@@ -7,6 +7,7 @@
 - An encoder reads each prompt once.
 - Rows that have ended are dropped while the others go on.
 - Where a text ends is found from the position of its first end token, never from padding: the two may be one token.
+- A text ends where the logits are no numbers, as those of a model whose training diverged: there is nothing that it says.
 - Sampling draws one number for each token from a stream that belongs to (seed, prompt): what comes out depends neither on
   the batch a prompt is in nor on where a run was resumed.
 """
@@ -403,7 +404,10 @@ def _decode(
                 **given,
                 past_key_values=cache,
                 generation_config=config,
-                logits_processor=[_sampler(decoding, draws, ids.shape[1])] if decoding.temperature > 0 else [],
+                logits_processor=[
+                    *([_ending(ends)] if ends else []),
+                    *([_sampler(decoding, draws, ids.shape[1])] if decoding.temperature > 0 else []),
+                ],
             )
         new = found.sequences[:, ids.shape[1] :]  # (rows left, up to leg)
         for row, tokens in zip(rows, new.tolist(), strict=True):
@@ -512,6 +516,25 @@ def _begun(
             first = ids.shape[1] - len(prompt) - virtual
             embeds[row, first : first + virtual] = prefix.soft.to(embeds)
     return ids, {"attention_mask": mask, "inputs_embeds": embeds}
+
+
+def _ending(ends: frozenset[int]) -> Callable[[Any, Any], Any]:
+    """A logits processor that ends each row whose logits are no numbers.
+
+    Greedy search would take the first token of the vocabulary for the likeliest, again and again, and that is a word in some models:
+    an answer would be scored, and found harmless, that no model gave.
+    """
+    import torch
+
+    def end(_: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        lost = logits.amax(dim=-1).isnan()  # (B,); the largest of anything and nan is nan
+        if not bool(lost.any()):
+            return logits
+        ended = torch.full_like(logits, -torch.inf)
+        ended[:, min(ends)] = 0.0
+        return torch.where(lost[:, None], ended, logits)
+
+    return end
 
 
 def _sampler(decoding: Decoding, draws: Sequence[np.ndarray], width: int) -> Callable[[Any, Any], Any]:

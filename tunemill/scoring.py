@@ -36,18 +36,25 @@ class Variant(NamedTuple):
 def variants(examples: Sequence[Example], items: Sequence[int]) -> list[Variant]:
     """Some test items under every perturbation. The text to work on is perturbed, the instruction around it is not.
 
+    That text is the item's own where its prompt has it, the last time it stands there: what comes before it may quote it. For
+    other items it is the whole prompt but for the lines that all prompts begin or end with.
+
     Args:
         examples: the test items.
         items: which of them, by index.
     """
     found = []
+    start, end = metrics.instruction([each.prompt for each in examples])
     for index in items:
         example = examples[index]
-        text = example.text if example.text and example.text in example.prompt else example.prompt
+        prompt = example.prompt
+        at, text = start, prompt[start : len(prompt) - end]
+        if example.text and example.text in prompt:
+            at, text = prompt.rindex(example.text), example.text
         for name in perturbations.NAMES:
             changed = perturbations.perturb(name, text, [example.completion], example.id)
-            prompt = example.prompt.replace(text, changed.text, 1)
-            found.append(Variant(index, name, prompt, changed.references[0], changed.changed))
+            whole = prompt[:at] + changed.text + prompt[at + len(text) :]
+            found.append(Variant(index, name, whole, changed.references[0], changed.changed))
     return found
 
 

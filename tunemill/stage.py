@@ -9,6 +9,8 @@ What `run` may ask for, by name or by type of its keyword-only parameters:
 
 - `out: Path`, `out_…: Path`: what it writes, a file or a folder; it appears at its place only once `run` has returned.
 - `work: Path`: a folder for checkpoints and caches, the same one as long as command, parameters and inputs are equal.
+- `cache: Path | None`: a folder that outlives the run, for what is costly and named by all that it depends on but code; where the
+  code changes that `main(run, cached_by=…)` names, it is a new one.
 - `log: Log`, `runtime: Runtime`: progress; device, number format and threads.
 - another `Params` type (`candidates: Candidates`): the section of params.yaml of that name.
 - any other `Path`, `Path | None` or `tuple[Path, ...]`: an input, given as `--name`.
@@ -62,7 +64,7 @@ class Contract:
     sections: dict[str, type[BaseModel]] = field(default_factory=dict)
     """Further params sections that `run` is given."""
     wants: frozenset[str] = frozenset()
-    """Which of work, log, runtime it takes."""
+    """Which of work, cache, log, runtime it takes."""
 
     @property
     def params(self) -> dict[str, type[BaseModel]]:
@@ -86,8 +88,8 @@ def contract(run: Callable[..., Metrics], name: str = "") -> Contract:
         if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
             raise TypeError(f"parameter '{parameter.name}' of run must be keyword-only")
         kind = hints[parameter.name]
-        if parameter.name == "work":
-            wants.add("work")
+        if parameter.name in ("work", "cache"):
+            wants.add(parameter.name)
         elif kind is Log:
             wants.add("log")
         elif kind is runtime.Runtime:
@@ -114,6 +116,7 @@ def main(
     *,
     distributed: bool = False,
     preview: Callable[[ParamsFile], str] | None = None,
+    cached_by: Sequence[str] = (),
 ) -> typing.NoReturn:
     """Run a stage from the command line and exit: 0, 1 (bad data, a held lock), 2 (a mistake in params or flags).
 
@@ -123,6 +126,7 @@ def main(
         distributed: the stage can be started by torchrun or accelerate in several processes; the first one writes.
         preview: given params.yaml alone, says what can be known before it runs; its name is the flag that asks for it.
             Nothing is read or written.
+        cached_by: modules of the library whose code, with what they import, makes what the stage keeps in `cache`.
     """
     # However it is started: no hub is reached unless the user allows it. The hub's client reads this when it is imported.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -141,7 +145,7 @@ def main(
             quieten()
             print(preview(ParamsFile(arguments.params)))
         else:
-            execute(stage, arguments, distributed)
+            execute(stage, arguments, distributed, cached_by)
     except UserError as error:
         if arguments.json:
             print(json.dumps({"event": "error", "stage": stage.name, "text": str(error)}), file=sys.stderr)
@@ -201,7 +205,9 @@ def quieten() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
-def execute(stage: Contract, arguments: argparse.Namespace, distributed: bool = False) -> Metrics:
+def execute(
+    stage: Contract, arguments: argparse.Namespace, distributed: bool = False, cached_by: Sequence[str] = ()
+) -> Metrics:
     """Run one stage with everything around it.
 
     Of several processes the first does as a single one would; the others compute, and what they write is thrown away.
@@ -267,6 +273,9 @@ def execute(stage: Contract, arguments: argparse.Namespace, distributed: bool = 
             given = {name: tuple(value) if stage.inputs.get(name) == "many" else value for name, value in given.items()}
             if "work" in stage.wants:
                 given["work"] = state
+            cache = Path("work") / "cache" / instance / code_key(cached_by)
+            if "cache" in stage.wants:
+                given["cache"] = cache
             machine: runtime.Runtime | None = None
             if "runtime" in stage.wants:
                 shared = typing.cast(runtime.RuntimeParams, sections["runtime"])
@@ -304,6 +313,9 @@ def execute(stage: Contract, arguments: argparse.Namespace, distributed: bool = 
         # half-way through deleting must not leave half a state for the next run to continue from.
         trash = room.parent.with_name(f".{instance}.{os.getpid()}.done")
         room.parent.rename(trash)
+        for other in cache.parent.glob("*"):
+            if other != cache:  # of older code
+                other.rename(trash.with_name(f".{instance}.{other.name}.done"))
         for done in Path("work").glob(f".{instance}.*.done"):
             shutil.rmtree(done, ignore_errors=True)
     log.note(f"done in {timing['seconds']:.0f} s")
@@ -320,12 +332,15 @@ def run_key(instance: str, sections: Mapping[str, BaseModel], inputs: Mapping[st
         "stage": instance,
         "params": {name: section.model_dump(mode="json") for name, section in sections.items()},
         "inputs": paths,
-        "code": {
-            file: checkpoints.file_hash(Path(file))
-            for file in [*code_of(Path(), f"stages.{instance.partition('@')[0]}"), "requirements.lock"]
-            if Path(file).is_file()
-        },
+        "code": code_key([f"stages.{instance.partition('@')[0]}"]),
     }
+    return hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def code_key(modules: Sequence[str]) -> str:
+    """Hash of these modules, of all that they import of this project, and of the versions installed."""
+    files = sorted({file for module in modules for file in code_of(Path(), module)} | {"requirements.lock"})
+    told = {file: checkpoints.file_hash(Path(file)) for file in files if Path(file).is_file()}
     return hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 

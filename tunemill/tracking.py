@@ -50,6 +50,10 @@ UNCHECKED = ("collect",)
 INSTANCES, TABLE = "instances.jsonl", "instances.json"
 """What a candidate answered, as the stage wrote it and as MLflow's table of a run."""
 
+TEXTS = ("id", "group", "prompt", "reference", "prediction")
+JUDGED = ("exact_match", "quasi_exact_match", "faithfulness", "memorised_words", "offence")
+"""Columns of that table; ROUGE stands between the two."""
+
 SMALL_FILE, SMALL_OUTPUT = 2 << 20, 16 << 20
 """Bytes up to which a file, and all files of an output together, are stored in MLflow; above it a manifest is."""
 
@@ -343,16 +347,17 @@ def log_instances(client: MlflowClient, run_id: str, path: Path) -> None:
     Args:
         client: of the tracking store.
         run_id: the candidate's run.
-        path: rows with `id`, `group`, `prompt`, `reference`, `prediction` and `scores`; nothing is logged where it is not there.
+        path: rows with `TEXTS`, `scores` and `JUDGED`; nothing is logged where it is not there. What a row has no value of is
+            empty, so that all candidates have the same columns.
     """
     if not path.is_file():
         return
     with path.open(encoding="utf-8") as file:
         rows = [json.loads(line) for line in file if line.strip()]
-    fields = ("id", "group", "prompt", "reference", "prediction")
-    table = {name: [row[name] for row in rows] for name in fields}
+    table = {name: [row[name] for row in rows] for name in TEXTS}
     for name in rows[0]["scores"] if rows else ():
         table[name] = [row["scores"][name] for row in rows]
+    table |= {name: [row.get(name) for row in rows] for name in JUDGED}
     earlier = [each.path for each in client.list_artifacts(run_id)]
     if TABLE not in earlier:  # a table that is there would be added to
         client.log_table(run_id, table, artifact_file=TABLE)

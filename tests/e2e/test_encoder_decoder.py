@@ -29,7 +29,11 @@ def test_every_candidate_is_compared(place: Path) -> None:
     assert names <= set(comparison["candidates"])
     for name in names:
         scores = comparison["candidates"][name]["rouge1"]
-        assert scores["ci_low"] <= scores["value"] <= scores["ci_high"] and scores["n"] == 24
+        assert scores["n"] == 24
+        if scores["ci_low"] is None:  # so small a T5 may have no word right
+            assert scores["value"] == 0 and scores["reason"].endswith("all show the same")
+        else:
+            assert scores["ci_low"] <= scores["value"] <= scores["ci_high"]
     html = (place / "reports/report.html").read_text()
     assert all(f">{name}<" in html for name in names)
 

@@ -46,7 +46,7 @@ def wait_for(place: Path, process: subprocess.Popen[str], what: str) -> psutil.P
     while time.monotonic() < deadline:
         assert process.poll() is None, (place / "make.log").read_text()[-4000:]
         stage = find(place, "-m", f"stages.{what}")
-        begun = list((place / "work").glob(f"{what}*/*/state/**/*"))
+        begun = [*(place / "work").glob(f"{what}*/*/state/**/*"), *(place / "work/cache").glob(f"{what}*/*/*")]
         if stage is not None and any(each.is_file() for each in begun):
             return stage
         time.sleep(0.1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 import shlex
 from pathlib import Path
@@ -11,10 +12,13 @@ from pathlib import Path
 import pytest
 
 from tests.e2e import checkout
+from tests.html_page import Page
+from tunemill import tracking
 
 pytestmark = pytest.mark.e2e
 
 CANDIDATES = ("base", "prompt", "sft", "lora", "prompt_tune")
+CATEGORIES = ("accuracy", "calibration", "robustness", "fairness", "bias", "toxicity", "efficiency")
 STAGES = ("scope", "collect", "validate", "harm", "select", *CANDIDATES[1:], "efficiency", "judge", "compare", "report")
 
 
@@ -33,7 +37,9 @@ def test_every_output_is_there(finished: Path) -> None:
     assert pair["ci_low"] <= pair["diff"] <= pair["ci_high"]
     assert 0 <= pair["p"] <= 1
     assert "<html" in (finished / "reports/report.html").read_text()
-    assert sorted(each.name for each in (finished / "work").iterdir() if each.is_dir()) == []  # all of it was finished
+    assert sorted(each.name for each in (finished / "work").iterdir() if each.is_dir()) == [
+        "cache"
+    ]  # the rest was finished
 
 
 def test_a_second_repro_does_nothing(finished: Path) -> None:
@@ -60,6 +66,14 @@ def test_mlflow_has_one_run_for_each_stage_and_candidate(finished: Path) -> None
     measured = [set(run.data.metrics) for run in runs if "candidate" in run.data.tags]
     assert len(measured) == len(CANDIDATES) and all(each == measured[0] for each in measured)
     assert "test/rouge1" in measured[0]
+    client = tracking.connect(finished)
+    tables = [
+        json.loads(Path(client.download_artifacts(run.info.run_id, tracking.TABLE)).read_text())
+        for run in runs
+        if "candidate" in run.data.tags
+    ]
+    assert {*tracking.TEXTS, "rouge1", *tracking.JUDGED} <= set(tables[0]["columns"]) and tables[0]["data"]
+    assert all(each["columns"] == tables[0]["columns"] for each in tables)
     tuned = next(run for run in runs if run.data.tags["tunemill.stage"] == "lora")
     assert {each.dataset.name for each in tuned.inputs.dataset_inputs} == {
         "validate/tasks_train.jsonl",
@@ -67,6 +81,39 @@ def test_mlflow_has_one_run_for_each_stage_and_candidate(finished: Path) -> None
         "validate/validation.jsonl",
     }
     assert tuned.data.params["lora.steps"] == "100"
+
+
+def test_seven_categories_of_every_candidate_are_in_the_comparison_in_mlflow_and_in_the_report(finished: Path) -> None:
+    found = json.loads((finished / "reports/comparison.json").read_text())["categories"]
+    assert {name: set(told) for name, told in found.items()} == {name: {*CATEGORIES} for name in CANDIDATES}
+    for told in found.values():
+        assert all(each["value"] is not None or each["reason"] for each in told.values())
+        # A few short answers of a tiny model name hardly anyone; everything else is measured of it, too.
+        assert {category for category, each in told.items() if each["value"] is None} <= {"bias"}
+
+    logged = {
+        run.data.tags["candidate"]: run.data.metrics for run in checkout.runs(finished) if "candidate" in run.data.tags
+    }
+    for name, told in found.items():
+        ours = {key: value for key, value in logged[name].items() if key.startswith("compare/helm/")}
+        assert set(ours) == {f"compare/helm/{each}" for each in (*CATEGORIES, "win_rate")}
+        for category, each in told.items():
+            value = math.nan if each["value"] is None else each["value"]
+            assert ours[f"compare/helm/{category}"] == pytest.approx(value, nan_ok=True)
+
+    page = Page((finished / "reports/report.html").read_text(encoding="utf-8"))
+    head, *rows = page.tables["Every candidate in seven categories"]
+    assert [each.split()[0] for each in head] == ["Category", *CANDIDATES]
+    titles = [each.capitalize() for each in CATEGORIES]
+    assert [row[0].split()[0] for row in rows[:7]] == titles
+    assert page.drawn["axis-name"] == titles
+    marks = [told.partition(":")[0] for told in page.drawn["title"]]
+    for row, category in zip(rows, CATEGORIES, strict=False):
+        for name, cell in zip(CANDIDATES, row[1:], strict=True):
+            each = found[name][category]
+            assert cell.startswith(f"— {each['reason']}") if each["value"] is None else re.search(r"\d", cell)
+            # A mark on the category's axis, with the value; or none, where it is undefined.
+            assert marks.count(f"{name}, {category}") == (each["value"] is not None)
 
 
 def test_outputs_name_no_machine(finished: Path) -> None:

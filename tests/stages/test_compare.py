@@ -181,14 +181,12 @@ def test_worse_and_tied(tmp_path: Path, tables: dict[str, Any]) -> None:
     found, _ = compared(tmp_path, ("base", "lora", "copy"))
     assert pair(found, "lora", "base")["verdict"] == "worse"
     tied = pair(found, "copy", "base")
-    assert (tied["diff"], tied["ci_low"], tied["ci_high"], tied["p"], tied["verdict"]) == (
-        0,
-        0,
-        0,
-        1,
-        "not shown to be better",
-    )
+    told = (tied["diff"], tied["ci_low"], tied["ci_high"], tied["p"], tied["verdict"])
+    assert told == (0, None, None, 1, "not shown to be better")
+    assert tied["reason"] == "no interval: 10 independent units all show the same"
     assert pair(found, "copy", "base", "bleu")["p"] == 1
+    (accuracy,) = [each for each in found["category_pairs"] if (each["a"], each["category"]) == ("copy", "accuracy")]
+    assert (accuracy["p"], accuracy["ci_low"], accuracy["reason"]) == (1, None, tied["reason"])
 
 
 def test_the_family_is_corrected(tmp_path: Path, tables: dict[str, Any]) -> None:
@@ -374,6 +372,13 @@ def test_other_questions_for_each_candidate_are_refused(tmp_path: Path, tables: 
 # --- training seeds, and what is damaged ------------------------------------------------------------------------------
 
 
+SEEDS = {"base": 0.3, "lora": 0.8, "lora-2": 0.75, "lora-3": 0.85}
+
+
+def records_of(root: Path, name: str) -> list[dict[str, Any]]:
+    return [row for _, row in records.read_objects(root / "evaluate" / name / "instances.jsonl")]
+
+
 def seeded(tmp_path: Path, shares: dict[str, float], names: tuple[str, ...]) -> dict[str, Any]:
     write(tmp_path, {name: instances(share, index) for index, (name, share) in enumerate(shares.items())})
     found, _ = compared(tmp_path, tuple(shares), CONFIG.model_copy(update={"seeds": {"lora": names}}))
@@ -382,8 +387,7 @@ def seeded(tmp_path: Path, shares: dict[str, float], names: tuple[str, ...]) -> 
 
 
 def test_training_seeds_are_taken_together(tmp_path: Path) -> None:
-    shares = {"base": 0.3, "lora": 0.8, "lora-2": 0.75, "lora-3": 0.85}
-    entry = seeded(tmp_path, shares, ("lora", "lora-2", "lora-3"))
+    entry = seeded(tmp_path, SEEDS, ("lora", "lora-2", "lora-3"))
     assert (entry["name"], entry["against"], entry["n"], entry["verdict"]) == ("lora", "base", 40, "better")
     assert entry["seed_sd"] > 0 and entry["diff_low"] < entry["diff"] < entry["diff_high"] and entry["p"] < 0.05
     assert entry["ci_low"] < entry["value"] < entry["ci_high"]
@@ -399,6 +403,111 @@ def test_two_seeds_are_too_few_for_a_verdict_and_seeds_have_to_agree(tmp_path: P
     shares = {"base": 0.5, "lora": 0.9, "lora-2": 0.9, "lora-3": 0.2}
     three = seeded(tmp_path / "three", shares, ("lora", "lora-2", "lora-3"))
     assert three["verdict"] == "not shown to be better" and three["reason"] == "the seeds do not agree on who is ahead"
+
+
+def test_what_else_seeds_have_is_told_beside_the_verdict(tmp_path: Path) -> None:
+    import sacrebleu
+
+    names = tuple(SEEDS)[1:]
+    entry = seeded(tmp_path, SEEDS, names)
+    assert (entry["metric"], entry["method"], set(entry["metrics"])) == (
+        "rouge1",
+        "cluster",
+        {"rouge2", "rougeL", "bleu"},
+    )
+    rows = {name: records_of(tmp_path, name) for name in SEEDS}
+    for metric in ("rouge1", "rouge2", "rougeL"):
+        told = entry if metric == "rouge1" else entry["metrics"][metric]
+        means = {name: np.mean([row["scores"][metric] for row in own]) for name, own in rows.items()}
+        of = [means[name] for name in names]
+        assert (told["value"], told["least"], told["most"]) == pytest.approx((np.mean(of), min(of), max(of)))
+        assert (told["seed_sd"], told["reference"]) == pytest.approx((np.std(of, ddof=1), means["base"]))
+        assert told["diff_low"] < told["diff"] < told["diff_high"]
+    corpus = {
+        name: sacrebleu.corpus_bleu([row["prediction"] for row in own], [[row["reference"] for row in own]]).score
+        for name, own in rows.items()
+    }
+    bleu = entry["metrics"]["bleu"]
+    assert bleu["value"] == pytest.approx(np.mean([corpus[name] for name in names]))
+    assert bleu["diff"] == pytest.approx(bleu["value"] - corpus["base"]) and bleu["diff_low"] is not None
+    assert set(entry["categories"]) == {
+        "accuracy", "calibration", "robustness", "fairness", "bias", "toxicity", "efficiency",
+    }  # fmt: skip
+    assert entry["categories"]["accuracy"]["diff_low"] == entry["diff_low"]
+    assert entry["categories"]["bias"]["reason"] == "no beginnings of texts were asked to go on"
+
+
+def test_of_few_groups_seeds_resample_items_as_the_rest_does(tmp_path: Path) -> None:
+    tables = {name: instances(share, at, groups=3) for at, (name, share) in enumerate(SEEDS.items())}
+    write(tmp_path, tables)
+    found, _ = compared(tmp_path, tuple(SEEDS), CONFIG.model_copy(update={"seeds": {"lora": tuple(SEEDS)[1:]}}))
+    (entry,) = found["seeds"]
+    assert entry["method"] == found["method"] == "item" and entry["verdict"] == "better"
+
+
+def test_several_methods_are_a_family(tmp_path: Path) -> None:
+    shares = SEEDS | {"sft": 0.31, "sft-2": 0.33, "sft-3": 0.32}
+    write(tmp_path, {name: instances(share, at) for at, (name, share) in enumerate(shares.items())})
+    methods = {"lora": tuple(shares)[1:4], "sft": tuple(shares)[4:]}
+    found, _ = compared(tmp_path, tuple(shares), CONFIG.model_copy(update={"seeds": methods}))
+    lora, sft = found["seeds"]
+    assert lora["p_holm"] == 2 * lora["p"] and sft["p_holm"] == max(sft["p"], lora["p_holm"])
+    assert (lora["verdict"], sft["verdict"]) == ("better", "not shown to be better")
+
+
+def test_bleu_as_the_primary_metric(tmp_path: Path) -> None:
+    import sacrebleu
+
+    write(tmp_path, {name: instances(share, at) for at, (name, share) in enumerate(SEEDS.items())})
+    scope = {"primary_metric": "bleu", "criteria": [{**RULE, "metric": "bleu"}]}
+    (tmp_path / "scope/scope.json").write_text(json.dumps(scope))
+    found, _ = compared(tmp_path, tuple(SEEDS), CONFIG.model_copy(update={"seeds": {"lora": tuple(SEEDS)[1:]}}))
+    (entry,) = found["seeds"]
+    scores = [
+        sacrebleu.corpus_bleu([row["prediction"] for row in rows], [[row["reference"] for row in rows]]).score
+        for rows in (records_of(tmp_path, name) for name in tuple(SEEDS)[1:])
+    ]
+    assert (entry["metric"], entry["verdict"]) == ("bleu", "better") and "rouge1" in entry["metrics"]
+    assert (entry["value"], entry["least"]) == pytest.approx((np.mean(scores), min(scores)))
+    assert {each["metric"] for each in found["slices"]["lora"]} == {"rouge1"}
+    assert found["categories"]["lora"]["accuracy"]["metric"] == "accuracy/bleu"
+    assert found["categories"]["lora"]["robustness"]["metric"] == "robustness/rouge1"
+
+
+def test_what_is_lost_in_percent_is_resampled_as_a_ratio(tmp_path: Path, tables: dict[str, Any]) -> None:
+    # Every item 9.9% or 10.1% lower: so is every resample, though the difference in points varies with the items.
+    for index, (row, other) in enumerate(zip(tables["lora"], tables["base"], strict=True)):
+        row["scores"] = {name: (0.901, 0.899)[index % 2] * value for name, value in other["scores"].items()}
+    write(tmp_path, tables)
+    found, _ = compared(tmp_path)
+    best = pair(found, "lora", "base")
+    assert -10.1 < best["relative_low"] < best["relative"] < best["relative_high"] < -9.9
+    assert best["ci_high"] - best["ci_low"] > 0.1
+
+
+def test_percent_of_a_score_of_nothing_is_undefined(tmp_path: Path, tables: dict[str, Any]) -> None:
+    for row in tables["base"]:
+        row["scores"] = dict.fromkeys(metrics.ROUGE_TYPES, 0.0)
+    write(tmp_path, tables)
+    best = pair(compared(tmp_path)[0], "lora", "base")
+    assert best["diff"] > 0 and best["relative"] is best["relative_low"] is None
+
+
+def test_questions_about_people_are_in_mcnemars_test_apart(tmp_path: Path, tables: dict[str, Any]) -> None:
+    write(tmp_path, tables)
+    for name, right in (("base", 2), ("lora", 12)):
+        write_tasks(tmp_path, name, questions(0.0, 1))
+        rows = [
+            {"id": f"q{at}/{change or 'original'}", "question": f"q{at}", "perturbation": change, "correct": at < right}
+            for at in range(12)
+            for change in (None, "names")
+        ]
+        records.write_objects(tmp_path / "evaluate" / name / "people.jsonl", rows)
+    found, _ = compared(tmp_path)
+    letters, people = found["mcnemar"]
+    assert (letters["task"], letters["n"], letters["p_holm"]) == ("letters", 20, 1.0)
+    assert (people["task"], people["n"], people["only_a"]) == ("people", 12, 10)
+    assert people["p_holm"] == people["p"] == pytest.approx(2 * 0.5**10) and people["verdict"] == "better"
 
 
 def test_seeds_without_any_reference_are_undefined(tmp_path: Path, tables: dict[str, Any]) -> None:

@@ -106,20 +106,26 @@ def test_what_does_not_fit_together_is_loaded_in_turn(
         assert [len(each) for each in written["samples"].values()] == [CONFIG.rounds] * 2
 
 
-def test_turns_medians_and_ratios(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The machine gets three times as slow in the last round: ratios within a round do not notice.
+def test_turns_slow_rounds_and_ratios(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from scipy import stats
+
+    # The machine gets three times as slow in one round: ratios within a round do not notice, nor does what stands for all rounds.
     turns: list[str] = []
     base = [
         Speed(999, 9, 999, 999, None),
-        Speed(100, 1, 10, 40, None),
-        Speed(110, 0.9, 11, 44, None),
-        Speed(33, 3, 3, 12, None),
+        Speed(100, 1, 10, 40, 2.0),
+        Speed(110, 0.9, 11, 44, 2.1),
+        Speed(33, 3, 3, 12, 9.0),
+        Speed(105, 0.95, 10.5, 42, 2.0),
+        Speed(95, 1.05, 9.5, 38, 1.0),
     ]
     lora = [
         Speed(1, 1, 1, 1, None),
-        Speed(50, 2, 8, 40, None),
-        Speed(55, 1.8, 9.9, 33, None),
+        Speed(50, 2, 8, 40, 1.0),
+        Speed(55, 1.8, 9.9, 33, 1.0),
         Speed(16.5, 6, 2.4, 6, None),
+        Speed(52.5, 1.9, 8.4, 33.6, 1.0),
+        Speed(47.5, 2.1, 7.6, 26.6, 1.0),
     ]
     known: dict[int, str] = {}
 
@@ -131,15 +137,20 @@ def test_turns_medians_and_ratios(root: Path, tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(profiling, "speed", measure)
     monkeypatch.setattr(efficiency, "peak_memories", lambda *_: {"base": 1000, "lora": 1500})
+    cfg = CONFIG.model_copy(update={"rounds": 5})
     found = run(
-        CONFIG, evaluations=root / "evaluate", candidates=candidates(root), out=tmp_path / "out", runtime=CPU, log=Log()
+        cfg, evaluations=root / "evaluate", candidates=candidates(root), out=tmp_path / "out", runtime=CPU, log=Log()
     )
-    assert turns == ["base", "lora"] * 4
-    assert found["base/prefill_tokens_per_second"] == 100 and found["lora/prefill_tokens_per_second"] == 50
-    assert found["lora/prefill_ratio"] == 0.5 and found["lora/first_token_ratio"] == 2.0
-    assert found["lora/decode_ratio"] == pytest.approx(0.8)
-    assert found["lora/batch_decode_ratio"] == pytest.approx(0.75)
+    assert turns == ["base", "lora"] * 6
+    # Without the fastest and the slowest of five.
+    assert found["base/prefill_tokens_per_second"] == pytest.approx(stats.gmean([95, 100, 105]))
+    assert found["lora/prefill_tokens_per_second"] == pytest.approx(stats.gmean([47.5, 50, 52.5]))
+    assert found["lora/prefill_ratio"] == pytest.approx(0.5) and found["lora/first_token_ratio"] == pytest.approx(2.0)
+    assert found["lora/decode_ratio"] == pytest.approx(0.8)  # 0.8 0.9 0.8 0.8 0.8
+    assert found["lora/batch_decode_ratio"] == pytest.approx(stats.gmean([0.75, 0.7, 0.8]))  # and 1.0, 0.5
     assert found["lora/memory_ratio"] == 1.5
+    assert found["base/joules_per_token"] == pytest.approx(stats.gmean([2.0, 2.1, 2.0]))
+    assert found["lora/joules_per_token"] is None  # not told in every round
 
 
 @pytest.fixture(scope="module")

@@ -11,14 +11,16 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from stages import compare
 from stages.evaluate import Config, run
 from tests import tiny_model
 from tests.conftest import ROOT
 from tests.stages.evaluated import CONFIG, ids_hash
-from tunemill import journal, metrics, models, perturbations, prompting, records, sampling
+from tunemill import journal, likelihood, metrics, models, perturbations, prompting, records, sampling
 from tunemill.checkpoints import tree_hash
 from tunemill.errors import UserError
 from tunemill.log import Log
+from tunemill.params import Candidates
 from tunemill.records import Example, RedTeamPrompt, TaskItem
 from tunemill.runtime import Runtime
 
@@ -166,18 +168,19 @@ def test_what_it_writes(plain: Evaluated) -> None:
             sum(row["baselines"]["first-sentence"][name] for row in instances) / 12
         )
     provoked = lines(out / "red_team.jsonl")
-    assert [row["kind"] for row in provoked] == ["instruction"] * 4 + ["continuation"] * 2
+    assert [row["kind"] for row in provoked] == ["instruction"] * 3 + ["continuation"] * 3
     assert all(len(row["samples"]) == 2 and row["prompt_toxic"] in (True, False) for row in provoked)
     means = [max(each["offence"] for each in row["samples"]) for row in provoked if row["kind"] == "instruction"]
-    assert found["toxicity/instruction/offence_expected_maximum"] == pytest.approx(sum(means) / 4)
+    assert found["toxicity/instruction/offence_expected_maximum"] == pytest.approx(sum(means) / 3)
     again = lines(out / "perturbed.jsonl")
     assert [row["perturbation"] for row in again] == list(perturbations.NAMES) * 5
     by_id = {row["id"]: row for row in instances}
     for row in again:
         original = by_id[row["id"]]
-        made = perturbations.perturb(
-            row["perturbation"], known[row["id"]].text or known[row["id"]].prompt, [original["reference"]], row["id"]
-        )
+        # One item has no text of its own: what is perturbed of it is the prompt without what all prompts begin with.
+        text = original["prompt"].removeprefix("Summarize in one line:\n\n")
+        assert known[row["id"]].text in (text, None)
+        made = perturbations.perturb(row["perturbation"], text, [original["reference"]], row["id"])
         assert row["changed"] == made.changed == (row["prompt"] != original["prompt"]) and made.text in row["prompt"]
         assert row["reference"] == metrics.one_line(made.references[0])
         if not row["changed"]:
@@ -379,12 +382,29 @@ def test_a_killed_evaluation_goes_on(
     assert begun == []
 
 
-def test_a_journal_of_another_plan_is_not_used(
-    plain: Evaluated, model: Path, data: dict[str, Path], tmp_path: Path
+def test_what_was_asked_once_is_not_asked_again(
+    asked: Evaluated, model: Path, data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(plain.work, tmp_path / "work")
-    with pytest.raises(RuntimeError, match="belongs to another plan"):
-        evaluated(model, tmp_path, data, CONFIG.model_copy(update={"batch_rows": 4}))
+    """As after a change of a metric, or of how many of one kind are asked."""
+    shutil.copytree(asked.work, tmp_path / "work")
+    sets = lambda: {each.name.rpartition("-")[0] for each in (tmp_path / "work").glob("*.jsonl")}  # noqa: E731
+    assert sets() == {"test", "instructions", "beginnings", "people", "harness"}
+    generate, read, begun, scored = sampling.generate, likelihood._reader, [], []
+    monkeypatch.setattr(sampling, "generate", lambda *a, **k: begun.append(len(a[2])) or generate(*a, **k))
+    monkeypatch.setattr(likelihood, "_reader", lambda *a: scored.append(a) or read(*a))
+
+    given = with_tasks(data)
+    evaluated(model, tmp_path, given)
+    assert (begun, scored) == ([], []) and tree_hash(tmp_path / "out") == tree_hash(asked.out)
+
+    evaluated(model, tmp_path, given, CONFIG.model_copy(update={"samples": 3}))
+    # Four instructions; two texts and four beginnings; three times each, and nothing else.
+    assert begun == [12, 18] and scored == []
+    assert len(list((tmp_path / "work").glob("*.jsonl"))) == 5  # what two samples were is thrown away
+
+    begun.clear()
+    evaluated(model, tmp_path, given, CONFIG.model_copy(update={"samples": 3, "batch_rows": 4}))
+    assert len(begun) == 3 and scored  # other batches are rounded otherwise
 
 
 def test_a_halved_batch_is_recorded(
@@ -531,9 +551,110 @@ def test_a_mistake_in_a_benchmark_is_told_before_anything_is_generated(
     own = CONFIG.model_copy(update={"benchmarks": ("colours",)})
     with pytest.raises(UserError, match="colours"):
         evaluated(model, tmp_path, {**data, "benchmarks": folder}, own)
-    assert not (tmp_path / "work/test.jsonl").exists()
+    assert not list((tmp_path / "work").glob("*.jsonl"))
     with pytest.raises(UserError, match="two tasks are called 'colours'"):
         evaluated(
             model, tmp_path, {**data, "benchmarks": ROOT / "recipes/benchmarks"},
             CONFIG.model_copy(update={"benchmarks": ("colours", "colours")}),
         )  # fmt: skip
+
+
+# --- a damaged candidate ---------------------------------------------------------------------------------------------
+
+
+def damaged(model: Path, place: Path, kind: str) -> Path:
+    """The model with logits that are no numbers ("nan"), or that leave nothing but the end of the text ("silent")."""
+    import torch
+
+    own = models.load_base(model, CPU)
+    with torch.no_grad():
+        if kind == "nan":
+            own.model.norm.weight.fill_(math.nan)
+        else:
+            # Whatever it has read, the last state points where the end's embedding is longest.
+            for name, weight in own.named_parameters():
+                if name.endswith(("o_proj.weight", "down_proj.weight")):
+                    weight.zero_()
+            embeddings = own.get_input_embeddings().weight
+            embeddings.fill_(1.0)
+            embeddings[models.load_tokenizer(model).eos_token_id] = 2.0
+    shutil.copytree(model, place)
+    own.save_pretrained(place)
+    return place
+
+
+def undefined(found: Any) -> list[dict[str, Any]]:
+    """Every object anywhere whose "value" is null."""
+    if isinstance(found, dict):
+        own = [found] if "value" in found and found["value"] is None else []
+        return own + [each for value in found.values() for each in undefined(value)]
+    return [each for value in found for each in undefined(value)] if isinstance(found, list) else []
+
+
+@pytest.mark.parametrize("kind", ["nan", "silent"])
+def test_a_damaged_candidate_has_defined_results_and_is_compared(
+    asked: Evaluated, model: Path, data: dict[str, Path], tmp_path: Path, kind: str
+) -> None:
+    policy, folder = damaged(model, tmp_path / "policy", kind), tmp_path / "evaluate"
+    found = run(
+        CONFIG,
+        policy=policy,
+        base=model,
+        **with_tasks(data),
+        out=folder / kind,
+        work=tmp_path / "work",
+        runtime=CPU,
+        log=Log(),
+    )
+    scores = json.loads((folder / kind / "scores.json").read_text(), parse_constant=pytest.fail)
+    nulls = {name for name, value in found.items() if value is None}
+    assert set(scores["reasons"]) == nulls and all(scores["reasons"].values())
+    assert all(value is None or math.isfinite(value) for value in found.values())
+    assert found.keys() == asked.metrics.keys()
+    # Nothing is said: no word is right, and there is none to be judged.
+    assert found["test/empty"] == 1.0 and found["test/rouge1"] == 0.0
+    samples = [each for row in lines(folder / kind / "red_team.jsonl") for each in row["samples"]]
+    samples += [{"prediction": each} for row in lines(folder / kind / "probes.jsonl") for each in row["samples"]]
+    assert {each["prediction"] for each in samples} == {""}
+    wanted = {
+        "test/faithfulness": "no answer has a word to judge",
+        "toxicity/instruction/offence_expected_maximum": "every answer is empty",
+        "bias/gender_representation": "fewer than 30 gendered words in what was generated",
+        "bias/expected_gender_representation": "fewer than 30 gendered words in what was generated",
+    }
+    if kind == "nan":
+        wanted |= {
+            "calibration/ece_10": "4 of 4 questions: the model gave the choices no probability",
+            "accuracy/choices": "4 of 4 questions: the model gave the choices no probability",
+            "fairness/people": "undefined for every one",
+            "tasks/letters/nll": "4 of 4 questions have no log-probabilities",
+            "tasks/letters/accuracy": "4 of 4 questions have no log-probabilities",
+        }
+    else:
+        assert found["test/finished"] == 1.0 and found["test/tokens"] == 1.0
+    assert {name: scores["reasons"][name] for name in wanted} == wanted
+
+    shutil.copytree(asked.out, folder / "base")
+    (tmp_path / "scope").mkdir()
+    (tmp_path / "scope/scope.json").write_text(json.dumps({"primary_metric": "rouge1", "criteria": []}))
+    flat = compare.run(
+        compare.Config(seed=0, resamples=1000, reference="base", min_groups=6, pairs=(), seeds={}),
+        evaluations=folder,
+        scope=tmp_path / "scope",
+        candidates=Candidates.model_validate({name: {"policy": name, "base": "base"} for name in ("base", kind)}),
+        out=tmp_path / "comparison.json",
+        out_scores=tmp_path / "scores.csv",
+        out_table=tmp_path / "table",
+        log=Log(),
+    )
+    told = json.loads((tmp_path / "comparison.json").read_text(), parse_constant=pytest.fail)
+    assert all(each.get("reason") for each in undefined(told))
+    for category in ("toxicity", "bias", "calibration") if kind == "nan" else ("toxicity", "bias"):
+        assert told["categories"][kind][category]["value"] is None
+        (pair,) = [each for each in told["category_pairs"] if each["category"] == category]
+        assert pair["diff"] is None and pair["verdict"] == "not shown to be better"
+    # The candidate that is whole keeps what it has by itself.
+    assert told["categories"]["base"]["toxicity"]["value"] is not None
+    assert told["categories"]["base"]["calibration"]["value"] == asked.metrics["calibration/ece_10"]
+    (pair,) = [each for each in told["pairs"] if (each["b"], each["metric"]) == ("base", "rouge1")]
+    assert pair["diff"] == pytest.approx(-asked.metrics["test/rouge1"]) and flat[f"{kind}/rouge1"] == 0.0

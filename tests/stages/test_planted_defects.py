@@ -140,7 +140,9 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             model: Any, tokenizer: Any, prompts: Any, *, kept: Path, say: Model = say, **_: Any
         ) -> tuple[list[Generation], int]:
             texts = tokenizer.batch_decode(prompts, skip_special_tokens=True)
-            spoken = [say(kept.stem, text, index % CONFIG.samples) for index, text in enumerate(texts)]
+            spoken = [
+                say(kept.name.rpartition("-")[0], text, index % CONFIG.samples) for index, text in enumerate(texts)
+            ]
             return [Generation(text, len(text.split()), True) for text in spoken], 0
 
         with pytest.MonkeyPatch.context() as patch:
@@ -181,6 +183,7 @@ def test_all_seven_categories_are_defined_for_all(found: dict[str, Any]) -> None
     for name, own in found["categories"].items():
         assert own.keys() == compare.helm.CATEGORIES.keys(), name
         assert all(each["value"] is not None for each in own.values()), name
+    assert found["details"]["slow"]["efficiency/peak_mib"]["value"] == 1 / 2**20
     for name, category in DEFECTS.items():
         wins = {each: found["win_rate"][each]["of"][category] for each in ("base", name)}
         assert wins["base"] > wins[name], name

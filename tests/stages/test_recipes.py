@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -96,6 +97,13 @@ def test_it_is_valid(name: str, place: Path) -> None:
     assert checks.check(place) == []
 
 
+@functools.cache
+def screened(repo: str, license_: str, limits: screening.Limits, batch: planning.Batch) -> screening.Verdict:
+    """What a recipe's screening says on a GPU; several recipes ask the same of the same model."""
+    found = screening.Description(SHAPES[repo], ("config.json", "model.safetensors"))
+    return screening.screen(found, license_, limits, batch, Runtime("cuda", "bfloat16", 2))
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_its_models_pass_its_own_screening_on_a_gpu(name: str, place: Path) -> None:
     params = merge(place, name)
@@ -104,9 +112,7 @@ def test_its_models_pass_its_own_screening_on_a_gpu(name: str, place: Path) -> N
     hub = [each for each in chosen.candidates.values() if isinstance(each, select.HubModel)]
     assert hub or name not in GPUS
     for source in hub:
-        found = screening.Description(SHAPES[source.repo], ("config.json", "model.safetensors"))
-        batch = select.assumed(chosen.plan).batch
-        verdict = screening.screen(found, source.license, limits, batch, Runtime("cuda", "bfloat16", 2))
+        verdict = screened(source.repo, source.license, limits, select.assumed(chosen.plan).batch)
         assert verdict.refusal is None
         assert verdict.parameters == PARAMETERS[source.repo]
 

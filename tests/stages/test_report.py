@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 
 from stages import compare, report
 from tests import report_artifacts
+from tests.html_page import Page
 from tunemill.errors import UserError
 from tunemill.log import Log
 from tunemill.params import Candidates
@@ -181,6 +183,14 @@ def test_it_reads_what_compare_writes(tmp_path: Path):
         }
         assert made["details"][name].keys() <= written["details"][name].keys()
     run(tmp_path, names)
+    page = Page((tmp_path / "out/report.html").read_text(encoding="utf-8"))
+    packages = {row[0]: row[1:] for row in page.tables["ROUGE-1 by group"]}
+    for place, (name, lift) in enumerate({"base": 0.0, "lora": 10.0}.items()):
+        own = [row for row in report_artifacts.instances(name, lift, 240, 34) if row["group"] == "package3"]
+        mean = statistics.fmean(row["scores"]["rouge1"] for row in own)
+        assert packages["package3"][place].split()[0] == f"{mean:.1f}"
+        assert packages["package3"][place].endswith(f" n {len(own)}") and len(own) == 7
+    assert len(packages) == 1 + 34 and len(page.tables["ROUGE-1 by length"]) == 1 + 3
     html = " ".join((tmp_path / "out/report.html").read_text(encoding="utf-8").split())
     for said in (
         "is better than base",

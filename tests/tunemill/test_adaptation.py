@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests import report_artifacts as made
-from tunemill import adaptation
+from tunemill import adaptation, statistics
 from tunemill.adaptation import CurvePoint, Held, Tuned
 
 POLICIES = made.policies(made.FIVE)
@@ -17,15 +18,10 @@ def tuned(name: str, curve: tuple[CurvePoint, ...] = (), **changes: Any) -> Tune
     return Tuned(name, {**made.training(name), **changes}, curve)
 
 
-def compared(diff: float, low: float, high: float, whole: float = 40.0) -> dict[str, Any]:
-    """comparison.json in which lora and sft differ like this on all metrics."""
-    return {
-        "candidates": {"sft": {metric: {"value": whole} for metric in adaptation.LAB_LOSSES}},
-        "pairs": [
-            {"a": "lora", "b": "sft", "metric": metric, "diff": diff, "ci_low": low, "ci_high": high, "n": 99}
-            for metric in adaptation.LAB_LOSSES
-        ],
-    }
+def compared(value: float | None, low: float, high: float, a: str = "lora", b: str = "sft") -> dict[str, Any]:
+    """comparison.json in which `a` is so many percent above `b` on all metrics."""
+    relative = {"relative": value, "relative_low": low, "relative_high": high}
+    return {"pairs": [{"a": a, "b": b, "metric": metric, "n": 99, **relative} for metric in adaptation.LAB_LOSSES]}
 
 
 # ------------------------------------------------------------ rows
@@ -112,33 +108,45 @@ def test_a_loss_that_rises_again_is_told_and_training_loss_stands_in_for_none():
 @pytest.mark.parametrize(
     ("low", "high", "outcome"),
     [
-        (-1.27, 0.5, "no worse"),  # at worst 3.175% of 40 are lost
-        (-1.28, 0.5, "not shown"),  # 3.2%: the margin itself
-        (-1.27, -0.1, "no worse"),  # shown to be lower, and by less than the margin
-        (-3.0, -1.27, "not shown"),
-        (-3.0, -1.29, "worse"),
-        (0.2, 3.0, "no worse"),
+        (-3.1, 1.2, "no worse"),  # at worst 3.1% are lost
+        (-3.2, 1.2, "not shown"),  # the margin itself
+        (-3.1, -0.2, "no worse"),  # shown to be lower, and by less than the margin
+        (-7.5, -3.1, "not shown"),
+        (-7.5, -3.3, "worse"),
+        (0.5, 7.5, "no worse"),
+        (-3.3, 2.9, "not shown"),  # half of it is 3.1%: a loss of nothing would be shown to be none
+        (-3.4, 3.2, "not resolved"),  # and here it would not
+        (-30.0, -20.0, "worse"),  # wide, and still beyond the margin
+        (20.0, 30.0, "no worse"),
     ],
 )
 def test_no_worse_takes_a_bound_inside_the_margin(low: float, high: float, outcome: str):
     found = adaptation.losses("lora", "sft", compared((low + high) / 2, low, high))
     assert [each.outcome for each in found] == [outcome] * 3
-    assert found[0].lost.value == pytest.approx(-100 * (low + high) / 2 / 40)
-    assert (found[0].lost.low, found[0].lost.high) == pytest.approx((-100 * high / 40, -100 * low / 40))
+    assert (found[0].lost.value, found[0].lost.low, found[0].lost.high) == (-(low + high) / 2, -high, -low)
 
 
 def test_the_lab_comes_out_as_its_figures_say():
     # ROUGE-1 of FLAN-T5-base on DialogSum: 0.4216 tuned in full, 0.4081 with LoRA.
-    found = adaptation.losses("lora", "sft", compared(40.81 - 42.16, -3.0, 0.3, whole=42.16))
+    relative = float(statistics.relative(np.array(0.4081), np.array(0.4216)))
+    found = adaptation.losses("lora", "sft", compared(relative, -7.0, 0.7))
     assert round(found[0].lost.value or 0, 1) == found[0].reference == 3.2
-    assert found[0].outcome == "not shown"
+    assert found[0].outcome == "not resolved"
+
+
+def test_a_pair_that_was_compared_the_other_way_round_is_the_same_loss():
+    # Full tuning 25% above LoRA: LoRA is 20% below it, and 50% is 33%.
+    (lost, *_) = adaptation.losses("lora", "sft", compared(25.0, 0.0, 50.0, "sft", "lora"))
+    assert (lost.lost.value, lost.lost.low) == pytest.approx((20.0, 0.0))
+    assert lost.lost.high == pytest.approx(100 / 3)
 
 
 def test_a_pair_that_was_not_compared_is_no_verdict():
-    found = adaptation.losses("lora", "sft", {"candidates": {"sft": {"rouge1": {"value": 40.0}}}})
+    found = adaptation.losses("lora", "sft", {})
     assert {each.outcome for each in found} == {"not shown"}
     assert found[0].lost.reason == "this pair was not compared"
-    assert adaptation.losses("lora", "sft", compared(0.0, -1.0, 1.0, whole=0.0))[0].lost.value is None
+    (lost, *_) = adaptation.losses("lora", "sft", compared(None, 0.0, 0.0))
+    assert lost.lost.value is None and lost.lost.reason == "sft scores nothing" and lost.outcome == "not shown"
 
 
 def test_rivals_are_found_by_their_method():

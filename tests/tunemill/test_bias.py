@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import random
 
 import numpy as np
 import pytest
 
-from tunemill import bias, probes
+from tunemill import bias, distances, helm, probes, statistics
 
 
 def value(name: str, texts: list[str]) -> float:
@@ -161,12 +162,164 @@ def test_a_gendered_writer_is_found() -> None:
     assert value("gender_representation", [f"{story.text} he lost his hat" for story in stories]) == pytest.approx(0.5)
 
 
+# ------------------------------------------------------------ chance
+
+
+def test_chance_deals_the_words_of_a_beginning_or_of_a_text_by_hand() -> None:
+    from scipy.stats import binom
+
+    # Four texts of two beginnings. As association each is a coin: of four, k are "she".
+    rows = bias.tally(["the nurse: she", "the nurse: she", "the nurse: he", "the nurse: he"])
+    found = bias.chance("gender_professions", rows, ["a", "a", "b", "b"])
+    for away, ways in ((0.0, [2]), (0.25, [1, 3]), (0.5, [0, 4])):
+        share = np.isclose(found, away).mean()
+        assert share == pytest.approx(binom(4, 0.5).pmf(ways).sum(), abs=0.04)
+    # As representation there are two coins, of two words each; and one beginning leaves nothing to chance.
+    found = bias.chance("gender_representation", rows, ["a", "a", "b", "b"])
+    assert sorted(np.unique(found)) == pytest.approx([0.0, 0.5]) and found.mean() == pytest.approx(0.25, abs=0.03)
+    assert set(bias.chance("gender_representation", rows[:2], ["a", "a"])) == {0.5}
+
+
+def test_chance_deals_three_groups() -> None:
+    # Three surnames: all of one group in 3 of 27 cases (2/3 away), of two in 18 (1/3), of three in 6 (0).
+    rows = bias.tally(["Dr. Nguyen", "Dr. Garcia", "Dr. Garcia"])
+    found = bias.chance("race_representation", rows, range(3))
+    assert found.mean() == pytest.approx(3 / 27 * 2 / 3 + 18 / 27 / 3, abs=0.02)
+    assert np.isclose(found, 0.0).mean() == pytest.approx(6 / 27, abs=0.04)
+
+
+def test_chance_deals_shares_of_the_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Two words of a list of two weigh as much as one of a list of one: as dealt they cancel out, or add up.
+    monkeypatch.setitem(bias.GROUPS, "race", {"first": ("a", "aa"), "second": ("b",)})
+    found = bias.chance("race_representation", bias.tally(["a aa", "b"]), range(2))
+    assert sorted(np.unique(found)) == pytest.approx([0.0, 0.5])
+
+
+def test_of_nothing_there_is_no_chance() -> None:
+    assert np.isnan(bias.chance("gender_professions", bias.tally(["she", "the nurse"]), range(2))).all()
+
+
+# ------------------------------------------------------------ how often the intervals hold
+
+STORIES = probes.stories()[:24]
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal texts are tallied once, and chance has fewer samples."""
+    tally = functools.cache(lambda text, plain=bias.tally: plain([text])[0])
+    monkeypatch.setattr(bias, "tally", lambda texts: np.stack([tally(text) for text in texts]))
+    monkeypatch.setattr(distances, "SIMULATIONS", 500)
+
+
+def write(rng: np.random.Generator, kind: str, words: float) -> helm.Evidence:
+    """Four texts for each beginning, with so many pronouns each in the mean, at least one.
+
+    Kinds by what decides between "she" and "he": a coin for each word, for each text, or for each beginning; or, for each
+    text, a leaning to women, or to what is taken for women's and for men's work.
+    """
+    rows = []
+    for index, story in enumerate(STORIES):
+        leanings = {"beginning": float(rng.random() < 0.5), "women": 0.85, "stereotypes": 0.9 if index % 4 < 2 else 0.1}
+        samples = []
+        for _ in range(4):
+            count = 1 + rng.poisson(words - 1)
+            female = rng.random(count if kind == "word" else 1) < leanings.get(kind, 0.5)
+            samples.append(" ".join("she" if each else "he" for each in np.resize(female, count)))
+        rows.append({"id": story.id, "probe": story.text, "samples": samples})
+    return helm.Evidence([], probes=rows)
+
+
+def begins_at_zero(found: helm.Figure) -> tuple[bool, bool]:
+    """Whether the interval does, and whether the percentile interval would."""
+    shown = helm.interval(found, 0.95)
+    assert shown.low is not None and shown.high is not None
+    assert 0 <= shown.low <= found.value <= shown.high <= 0.5
+    assert found.draws is not None
+    percentile = statistics.interval(found.value, found.draws, found.units).low
+    return shown.low == 0, percentile is not None and percentile <= 0
+
+
+def better(a: helm.Figure, b: helm.Figure) -> tuple[str, str]:
+    """What is said of the difference, and what the percentile interval would say."""
+    assert a.draws is not None and b.draws is not None
+    percentile = statistics.compare(a.value - b.value, a.draws - b.draws, a.units)
+    return (
+        statistics.verdict(helm.difference(a, b, 0.95), lower_is_better=True),
+        statistics.verdict(percentile, lower_is_better=True),
+    )
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("kind", ["word", "text"])
+def test_even_handed_writers_are_found_so_and_who_writes_more_is_no_better(kind: str) -> None:
+    rng, trials = np.random.default_rng(21), 50
+    zeros: dict[str, list[tuple[bool, bool]]] = {}
+    said: dict[str, list[tuple[str, str]]] = {}
+    for _ in range(trials):
+        found = helm.biased({"much": write(rng, kind, 4.0), "little": write(rng, kind, 1.3)}, 300, 0)
+        for key in ("gender_representation", "gender_professions"):
+            much, little = (each[f"bias/{key}"] for each in found.values())
+            zeros.setdefault(key, []).extend([begins_at_zero(much), begins_at_zero(little)])
+            said.setdefault(key, []).append(better(much, little))
+    for key, each in zeros.items():
+        hits, percentile = np.mean(each, axis=0)
+        assert hits >= 0.9, key
+        assert percentile <= (0.0 if key == "gender_professions" else 0.8)
+    for key, verdicts in said.items():
+        ours = [verdict for verdict, _ in verdicts]
+        assert ours.count("better") <= 4, key  # 2.5% of 50, and 2.5 standard errors
+        assert ours.count("worse") <= 4, key
+    if kind == "word":  # a coin for each word: the more words, the nearer to even
+        assert [percentile for _, percentile in said["gender_professions"]].count("better") > 15
+
+
+@pytest.mark.usefixtures("quick")
+def test_who_leans_to_women_here_and_to_men_there_is_even_handed_over_all() -> None:
+    # All texts of a beginning lean alike, so that there are no more coins than beginnings.
+    rng = np.random.default_rng(22)
+    found = [helm.biased({"x": write(rng, "beginning", 2.0)}, 300, 0)["x"] for _ in range(60)]
+    assert np.mean([begins_at_zero(each["bias/gender_representation"])[0] for each in found]) >= 0.9
+    assert not any(
+        begins_at_zero(each["bias/gender_professions"])[0] for each in found
+    )  # and this is what they associate
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(("key", "kind"), [("gender_representation", "women"), ("gender_professions", "stereotypes")])
+def test_a_gendered_writer_is_told_from_an_even_handed_one(key: str, kind: str) -> None:
+    rng, trials, told, beyond = np.random.default_rng(23), 30, 0, 0
+    for _ in range(trials):
+        found = helm.biased({"gendered": write(rng, kind, 2.0), "even": write(rng, "text", 2.0)}, 300, 0)
+        gendered, even = (each[f"bias/{key}"] for each in found.values())
+        told += better(gendered, even)[0] == "worse"
+        beyond += not begins_at_zero(gendered)[0]
+    assert told >= 22 and beyond >= 26
+
+
+def test_what_an_even_handed_writer_shows_stands_beside_the_figure() -> None:
+    rng = np.random.default_rng(24)
+    told = helm.biased({"x": write(rng, "stereotypes", 1.0), "y": helm.Evidence([])}, 500, 0)
+    found = told["x"]
+    # Four coins for each target: 0.1875 in the mean, as above.
+    assert found["bias/expected_gender_professions"].value == pytest.approx(0.1875, abs=0.005)
+    assert found["bias/gender_professions"].value > 0.35
+    # Over the beginnings stereotypes balance.
+    assert begins_at_zero(found["bias/gender_representation"])[0]
+    assert 0.02 < found["bias/expected_gender_representation"].value < 0.1
+    for key in ("race_professions", "expected_race_professions"):
+        assert np.isnan(found[f"bias/{key}"].value)
+        assert found[f"bias/{key}"].reason == bias.reason("race_professions")
+    assert told["y"].keys() == found.keys()
+    assert told["y"]["bias/expected_gender_representation"].reason == "no beginnings of texts were asked to go on"
+
+
 def test_lists() -> None:
     groups = [word for axis in bias.GROUPS.values() for words in axis.values() for word in words]
     targets = [word for words in bias.TARGETS.values() for word in words]
     assert len({*groups, *targets}) == len(groups) + len(targets)
     for word in groups + targets:
         assert sum(count(word).values()) == 1 if word in groups else not count(word)
-    assert {len(words) for words in bias.GROUPS["gender"].values()} == {23}
+    assert {len(words) for words in bias.GROUPS["gender"].values()} == {24}
     assert len(bias.PROFESSIONS) == len(bias.ADJECTIVES) == 36
     assert len(set(bias.columns())) == len(bias.columns()) <= 400

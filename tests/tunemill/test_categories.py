@@ -206,14 +206,14 @@ def test_details_stand_by_category_in_order_and_none_is_lost():
 
 
 def test_slices_keep_their_order_and_miss_nobody():
-    part = {"slice": "length", "name": "short", "n": 4, "value": 1.0, "ci_low": 0.5, "ci_high": 1.5}
+    part = {"slice": "length", "name": "short", "n": 4, "metric": "rouge2", "value": 1.0, "ci_low": 0.5, "ci_high": 1.5}
     comparison = {"slices": {"base": [part, part | {"name": "long"}], "a": [part | {"slice": "group", "name": "p"}]}}
     found = categories.slices(comparison, ("base", "a"))
     assert {by: [each.name for each in parts] for by, parts in found.items()} == {
         "length": ["short", "long"],
         "group": ["p"],
     }
-    assert found["length"][0].shown["a"].value is None
+    assert found["length"][0].shown["a"].value is None and found["group"][0].metric == "rouge2"
 
 
 def test_a_judge_is_told_with_its_bias_and_a_pair_with_its_interval():

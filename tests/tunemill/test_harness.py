@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -318,6 +319,107 @@ def test_log_probabilities_that_are_none_leave_metrics_undefined(decoding: tuple
     assert found.metrics == {"acc": None, "acc_norm": None} and found.reason is not None and "3 of 3" in found.reason
 
 
+@pytest.fixture(scope="module")
+def named() -> dict[str, Any]:
+    """lm-eval's index over a few folders of its own tasks: all of them are ten thousand files."""
+    import lm_eval.tasks
+
+    own = Path(lm_eval.tasks.__file__).parent
+    folders = ["glue", "super_glue", "mmlu/default", "mmlu/generative", "truthfulqa", "bigbench/multiple_choice"]
+    folders += ["humaneval", "meqsum", "spanish_bench", "kobest"]
+    index: dict[str, Any] = lm_eval.tasks.TaskManager(
+        include_path=[own / each for each in folders], include_defaults=False
+    ).task_index
+    return index
+
+
+SUPER_GLUE = ["boolq", "cb", "copa", "multirc", "record", "sglue_rte", "wic", "wsc"]
+TRUTHFUL = ["truthfulqa_gen", "truthfulqa_mc1", "truthfulqa_mc2"]
+
+
+def test_benchmarks_by_name_are_let_through(named: dict[str, Any]) -> None:
+    # `em` of record and `bleu_max` of truthfulqa_gen are names that only these tasks know: nobody looks them up.
+    assert sorted(harness.check_metrics("super-glue-lm-eval-v1", named)) == SUPER_GLUE
+    assert sorted(harness.check_metrics("truthfulqa", named)) == TRUTHFUL
+    glue = {"cola", "mnli", "mnli_mismatch", "mrpc", "qnli", "qqp", "rte", "sst2", "wnli"}
+    assert set(harness.check_metrics("glue", named)) == glue
+    assert len(harness.check_metrics("mmlu", named)) == len(harness.check_metrics("mmlu_generative", named)) == 57
+    assert len(harness.check_metrics("bigbench_multiple_choice_a", named)) > 50
+    assert harness.check_metrics("copa_es", named) == [
+        "copa_es"
+    ]  # its module has a function that fetches one, and calls it not
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ("humaneval", r"task humaneval: a metric that humaneval/utils\.py loads would be fetched and run as code"),
+        ("meqsum", r"task meqsum: a metric that meqsum/utils\.py loads"),  # with results of its own
+        ("xlsum_es", r"task xlsum_es: a metric that spanish_bench/utils\.py loads"),  # when its function is called
+        ("kobest_wic", r"task kobest_wic: metric 'f1' would be fetched"),
+    ],
+)
+def test_a_metric_that_is_fetched_as_code_is_refused_by_its_name(
+    named: dict[str, Any], task: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        harness.check_metrics(task, named)
+
+
+def test_results_that_a_task_works_out_itself_are_reported(decoding: tuple[Any, Any]) -> None:
+    import numpy as np
+
+    def results(doc: dict[str, Any], found: list[tuple[float, bool]]) -> dict[str, Any]:
+        chosen = int(np.argmax([logprob for logprob, _ in found]))
+        return {"em": np.float32(chosen == doc["right"]), "chosen": chosen, "margin": found[0][0] - found[1][0]}
+
+    items = [
+        records.TaskItem(f"a-{at}", "a", f"is {at} in the list?\nAnswer:", "yes", ("no", "yes"), "here")
+        for at in range(5)
+    ]
+    (task,) = harness.from_items(items)
+    names = {"em": "mean", "chosen": lambda each: max(each) - min(each), "margin": "mean"}
+    listed = [{"metric": name, "aggregation": by, "higher_is_better": True} for name, by in names.items()]
+    found = ask(decoding, [task | {"process_results": results, "metric_list": listed}], None).tasks["a"]
+    chosen = [int(row["logprobs"][1] > row["logprobs"][0]) for row in found.rows]
+    assert [row["scores"]["em"] for row in found.rows] == chosen  # "yes" is right
+    assert found.metrics["em"] == pytest.approx(sum(chosen) / 5)
+    assert found.metrics["chosen"] == max(chosen) - min(chosen) and "chosen" not in found.rows[0]["scores"]
+    margins = [row["logprobs"][0] - row["logprobs"][1] for row in found.rows]
+    assert found.metrics["margin"] == pytest.approx(sum(margins) / 5)
+
+
+def test_record_is_scored_as_lm_eval_scores_it(decoding: tuple[Any, Any], named: dict[str, Any]) -> None:
+    from datasets import Dataset
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    from tunemill import squad
+
+    with squad.standing_in():
+        task = load_yaml(named["record"].yaml_path)
+    docs = [
+        {
+            "passage": f"The old {at} met Anna.\n@highlight\nIt rained",
+            "query": f"@placeholder came at {at}",
+            "entities": ["Anna", "the old man", "Old man", "Bob"],
+            "answers": answers,
+        }
+        for at, answers in enumerate((["Anna"], ["the old man", "Old man"], ["Bob"], ["Anna", "Bob"]))
+    ]
+    rows = {"train": docs[:1], "validation": docs}
+    own = {"custom_dataset": lambda **_: {split: Dataset.from_list(found) for split, found in rows.items()}}
+    found = ask(decoding, [{key: value for key, value in task.items() if key != "dataset_path"} | own], None).tasks[
+        "record"
+    ]
+    assert set(found.metrics) == {"em", "f1"} and found.n == 4
+    exact = []
+    for row, doc in zip(found.rows, docs, strict=True):
+        chosen = sorted(doc["entities"])[row["logprobs"].index(max(row["logprobs"]))]
+        exact.append(float(chosen in doc["answers"]))
+    assert [row["scores"]["em"] for row in found.rows] == exact and found.metrics["em"] == sum(exact) / 4
+    assert all(row["scores"]["f1"] >= row["scores"]["em"] for row in found.rows)
+
+
 BROKEN: dict[str, tuple[str, str]] = {
     "code": ("task: code\nprocess_docs: !function own.process\n", r"code\.yaml:2: !function own\.process would run code"),
     "syntax": ("task: [\n", r"syntax\.yaml: not YAML"),
@@ -345,19 +447,23 @@ def test_a_task_that_nobody_knows_or_that_is_out_of_reach(
 ) -> None:
     import lm_eval.tasks
 
-    # lm-eval's own are ten thousand files: one of its folders stands for them.
+    # lm-eval's own are ten thousand files: three of its folders stand for them.
     everything = lm_eval.tasks.TaskManager
-    own = Path(lm_eval.tasks.__file__).parent / "truthfulqa"
+    own = [Path(lm_eval.tasks.__file__).parent / name for name in ("truthfulqa", "super_glue", "ifeval")]
     monkeypatch.setattr(
         lm_eval.tasks,
         "TaskManager",
         lambda include_path=None, include_defaults=True: everything(
-            include_path=str(own) if include_defaults else include_path, include_defaults=False
+            include_path=own if include_defaults else include_path, include_defaults=False
         ),
     )
     with pytest.raises(UserError, match="no task 'leters'") as caught:
         ask(decoding, ["leters"], folder)
     assert "did you mean 'letters'?" in str(caught.value) and caught.value.exit_code == 2
-    with pytest.raises(UserError, match="the data of task 'truthfulqa_mc1' are out of reach") as caught:
-        ask(decoding, ["truthfulqa_mc1"], folder)
-    assert "HF_HUB_OFFLINE=0" in str(caught.value)
+    for name in ("super-glue-lm-eval-v1", "record", "truthfulqa"):
+        with pytest.raises(UserError, match=f"the data of task '{name}' are out of reach") as caught:
+            ask(decoding, [name], folder)
+        assert "HF_HUB_OFFLINE=0" in str(caught.value)
+    monkeypatch.setitem(sys.modules, "langdetect", None)
+    with pytest.raises(UserError, match="task 'ifeval' needs a package that is not there: .*langdetect"):
+        ask(decoding, ["ifeval"], folder)

@@ -40,3 +40,18 @@ def test_every_cut_gives_the_lines_before_it(tmp_path: Path) -> None:
     for size in range(len(content) + 1):
         path.write_bytes(content[:size])
         assert journal.recover(path) == [{"number": each} for each in range(content[:size].count(b"\n"))]
+
+
+def test_a_shelf_names_journals_by_what_they_depend_on_and_keeps_those_that_were_taken(tmp_path: Path) -> None:
+    first = journal.Shelf(tmp_path, "weights", {"rows": 4})
+    for name, told in (("test", ["a"]), ("test", ["b"]), ("red_team", ["a"])):
+        journal.append(first.of(name, told), {"name": name})
+    assert len({*tmp_path.iterdir()}) == 3
+    first.tidy()
+    assert len({*tmp_path.iterdir()}) == 3
+
+    again = journal.Shelf(tmp_path, "weights", {"rows": 4})
+    assert journal.recover(again.of("test", ["a"])) == [{"name": "test"}]
+    assert journal.recover(journal.Shelf(tmp_path, "other weights", {"rows": 4}).of("test", ["a"])) == []
+    again.tidy()
+    assert [*tmp_path.iterdir()] == [again.of("test", ["a"])]

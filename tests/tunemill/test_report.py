@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
+from html import unescape
 from typing import Any
 
 import pytest
 
 from tests import report_artifacts as made
+from tests.html_page import Page
 from tunemill import findings, report
 from tunemill.adaptation import CurvePoint, Tuned
 from tunemill.findings import Estimate
 from tunemill.report import Material
+from tunemill.wording import visible
 
 
 def material(lifts: dict[str, float] | None = None, **changes: Any) -> Material:
@@ -72,39 +74,6 @@ def page(of: Material, **options: Any) -> str:
     return report.page(of, **{"title": "Tunemill report", "group": "package", "count": 8, "seed": 1, **options})
 
 
-class Tags(HTMLParser):
-    """Every tag with its attributes, the text outside `<style>`, and whether all of them close."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.text: list[str] = []
-        self.ids: list[str] = []
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        self.ids += [value for name, value in attrs if name == "id" and value]
-        if tag not in ("meta", "br", "img", "link"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
-
-    def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
-            self.text.append(data)
-
-    @property
-    def words(self) -> str:
-        return " ".join(" ".join(self.text).split())
-
-
 # ------------------------------------------------------------ judgements
 
 
@@ -116,9 +85,13 @@ def test_the_verdict_of_the_comparison_is_taken_over():
     found = findings.difference({"pairs": [{**pair, "verdict": "better"}]}, "base", "lora", "rouge1")
     assert (found.judgement, found.estimate.p) == ("worse", 0.04)
     comparison = {**material().comparison, "pairs": [held_back]}
-    words = Tags(page(material(comparison=comparison))).words
+    words = Page(page(material(comparison=comparison))).words
     assert "lora is not shown to be better than base" in words
     assert "With so many candidates compared, that is not enough to rule out chance." in words
+    why = "no interval: 10 independent units all show the same"
+    tied = {**held_back, "diff": 0.0, "ci_low": None, "ci_high": None, "p": 1.0, "p_holm": 1.0, "reason": why}
+    words = Page(page(material(comparison={**comparison, "pairs": [tied]}))).words
+    assert f"points , and nothing is shown by it: {why}." in words and "Zero lies" not in words
 
 
 def test_the_verdict_takes_the_best_challenger():
@@ -141,7 +114,7 @@ def test_the_verdict_takes_the_best_challenger():
     ],
 )
 def test_the_headline_says_only_what_is_shown(lift: float, headline: str):
-    words = Tags(page(material({"base": 0.0, "lora": lift}))).words
+    words = Page(page(material({"base": 0.0, "lora": lift}))).words
     assert headline in words
 
 
@@ -190,10 +163,36 @@ def test_any_number_of_samples_can_be_asked_for(count: int):
     assert len(found) == len({each.id for each in found}) == min(count, 60)
 
 
-def test_a_corpus_metric_gives_random_samples():
-    found = report.samples(material(scope={**made.scope(), "primary_metric": "bleu"}), 8, seed=1)
-    assert [each.why for each in found] == ["random"] * 8
-    assert "—" in page(material(scope={**made.scope(), "primary_metric": "bleu"}))
+def test_where_bleu_decides_single_items_go_by_rouge():
+    found = whole(scope={**made.scope(), "primary_metric": "bleu"})
+    seeds = [{**found.comparison["seeds"][0], "metric": "bleu"}]
+    found = replace(found, comparison={**found.comparison, "seeds": seeds})
+    by_rouge = whole()
+    assert report.samples(found, 8, seed=1) == report.samples(by_rouge, 8, seed=1)
+    assert report.worst(found) == report.worst(by_rouge) and len(report.worst(found)["lora"]) == 10
+    assert report.perturbations(found, 1) == report.perturbations(by_rouge, 1)
+    assert any(each.why == "largest drop" for kind in report.perturbations(found, 1) for each in kind.examples)
+    words = Page(page(found)).words
+    assert words.count("BLEU is of the whole test set: single items go by ROUGE-1.") == 2
+    assert "lora: 10 outputs with the lowest ROUGE-1" in words and "the largest drops in ROUGE-1 of lora" in words
+    assert "ROUGE-1 by length of the source" in words and "BLEU by" not in words
+    assert "BLEU over trainings that differ in their seed only" in words
+    assert "single items go by" not in Page(page(by_rouge)).words
+
+
+def test_seeds_tell_what_else_was_measured():
+    words = Page(page(whole(made.FIVE))).words
+    assert "seeds and packages are resampled" in words
+    assert "lora: what else was measured, mean over the seeds" in words
+    assert "ROUGE-2 12.3 28.0 to 34.9 n 240 0.8 30.4 to 32.1 +6.1 +2.0 to +10.2" in words
+    assert f"Efficiency: seconds for a token 31.2 no interval n 240 0.8 30.4 to 32.1 +6.1 {made.ROUNDS}" in words
+    assert "Accuracy: ROUGE-1" not in words  # the primary metric has its row
+    bare = [
+        {key: value for key, value in each.items() if key not in ("metrics", "categories")}
+        for each in whole().comparison["seeds"]
+    ]
+    told = Page(page(whole(comparison={**whole().comparison, "seeds": bare}))).words
+    assert "Over several training seeds" in told and "what else was measured" not in told
 
 
 # ------------------------------------------------------------ cost
@@ -233,14 +232,23 @@ def test_speed_is_held_against_the_scope():
 
 def test_other_tasks_stand_beside_the_reference():
     def entry(task: str | None, measure: str, diff: float, **more: Any) -> dict[str, Any]:
-        about = {"candidate": "lora", "task": task, "measure": measure, "trained": False, "n": 20, "p": 0.01}
+        about = {
+            "candidate": "lora",
+            "task": task,
+            "measure": measure,
+            "trained": False,
+            "n": 20,
+            "p": 0.01,
+            "p_holm": 0.02,
+        }
         return about | {"diff": diff, "ci_low": diff - 0.1, "ci_high": diff + 0.1, "verdict": "worse"} | more
 
     entries = [
         entry("sums", "nll", 0.5),
         entry(None, "nll", 0.5),
         entry("sums", "accuracy", -0.25),
-        entry("lists", "nll", -0.02, ci_low=None, ci_high=None, verdict="unclear", trained=True),
+        entry("lists", "nll", -0.02, ci_low=None, ci_high=None, p=None, p_holm=None, trained=True)
+        | {"verdict": "not shown to be better"},
     ]
     found = material()
     found = replace(found, comparison={**found.comparison, "forgetting": entries})
@@ -252,12 +260,12 @@ def test_other_tasks_stand_beside_the_reference():
         "sums, accuracy in points",
     ]
     assert rows[3][2]["lora"].estimate.value == -25.0
-    words = Tags(page(found)).words
-    assert "sums +0.50 +0.40 to +0.60 worse" in words
-    assert "lists −0.02 no interval unclear, trained on it" in words
-    assert "sums, accuracy in points −25.0 −35.0 to −15.0 worse" in words
+    words = Page(page(found)).words
+    assert "sums +0.50 +0.40 to +0.60 , p = 0.020 worse" in words
+    assert "lists −0.02 no interval not shown, trained on it" in words
+    assert "sums, accuracy in points −25.0 −35.0 to −15.0 , p = 0.020 worse" in words
     assert report.forgetting(material()) == []
-    assert "No other tasks were measured." in Tags(page(material())).words
+    assert "No other tasks were measured." in Page(page(material())).words
 
 
 # ------------------------------------------------------------ the page
@@ -294,7 +302,7 @@ VARIANTS = {
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_variant_is_whole_html_that_needs_nothing_else(name: str):
     html = page(VARIANTS[name])
-    found = Tags(html)
+    found = Page(html)
     assert found.open == []
     assert len(found.ids) == len(set(found.ids))
     names = [tag for tag, _ in found.tags]
@@ -311,7 +319,7 @@ def test_every_variant_is_whole_html_that_needs_nothing_else(name: str):
 
 
 def test_every_way_of_adapting_has_its_row_with_quality_and_verdict():
-    words = Tags(page(VARIANTS["five candidates"])).words
+    words = Page(page(VARIANTS["five candidates"])).words
     assert "prompt nothing: a template, 4 worked examples 0 0% of all" in words
     assert "sft all weights 134,515,008 100% of all 100 × 8 pairs" in words
     assert "lora low-rank adapters 2,442,240 1.8% of all" in words
@@ -324,9 +332,9 @@ def test_every_way_of_adapting_has_its_row_with_quality_and_verdict():
 
 
 def test_only_a_leader_that_was_trained_is_called_trained():
-    trained = Tags(page(material({"base": 0.0, "lora": 10.0}, trainings=TRAININGS[1:2]))).words
+    trained = Page(page(material({"base": 0.0, "lora": 10.0}, trainings=TRAININGS[1:2]))).words
     assert "Training of lora 800 examples 1.8% of 134.5 M parameters changed" in trained
-    prompted = Tags(
+    prompted = Page(
         page(
             material(
                 {"base": 0.0, "prompt": 10.0, "lora": 1.0},
@@ -361,7 +369,7 @@ def test_a_model_cannot_write_html():
     tried["cells"] = [{**each, "template": evil, "decoding": evil} for each in tried["cells"]]
     tried |= {"note": evil}
     asked = {**made.asked(), "template": {"name": evil, "text": evil}, "shots": [[evil, evil]]}
-    found = Tags(page(material(instances=rows, scope=scope, prompt=tried, asked=asked), title=evil))
+    found = Page(page(material(instances=rows, scope=scope, prompt=tried, asked=asked), title=evil))
     assert not {"script", "img"} & {tag for tag, _ in found.tags}
     assert found.words.count(evil) > 20
     assert "49" not in found.words.replace(evil, "")[:200]
@@ -391,7 +399,7 @@ def test_a_model_cannot_write_html_where_the_evaluation_is_told():
         "seeds": [{**told["seeds"][0], "name": evil, "of": [evil]}],
         "judge": {evil: evil, "model": {evil: evil}, "pairs": [{"a": evil, "b": evil, "reason": evil}]},
     }
-    seen = Tags(
+    seen = Page(
         page(
             replace(
                 found,
@@ -408,7 +416,7 @@ def test_a_model_cannot_write_html_where_the_evaluation_is_told():
 
 def test_an_odd_candidate_name_breaks_nothing():
     odd = "lora <b>\"&' " + "x" * 200
-    found = Tags(page(material({"base": 0.0, odd: 10.0})))
+    found = Page(page(material({"base": 0.0, odd: 10.0})))
     assert f"{odd} is better than base" in found.words
 
 
@@ -420,7 +428,7 @@ def test_empty_cut_and_unfinished_outputs_say_so():
         ]
         for name, table in material().instances.items()
     }
-    words = Tags(page(material(instances=rows))).words
+    words = Page(page(material(instances=rows))).words
     assert "(empty output)" in words
     assert "cut off at the token limit" in words
     assert "3,500 more characters" in words
@@ -435,12 +443,12 @@ def test_an_undefined_metric_is_a_dash_with_its_reason():
         "n": 0,
         "reason": "no output had four words",
     }
-    words = Tags(page(material(comparison=comparison))).words
+    words = Page(page(material(comparison=comparison))).words
     assert "— no output had four words" in words
 
 
 def test_an_undefined_category_is_a_dash_with_its_reason_and_never_a_zero():
-    words = Tags(page(whole())).words
+    words = Page(page(whole())).words
     measure = "Bias female and male words, distance from equal shares ↓ lower is better"
     assert words[words.index(measure) :].startswith(f"{measure} — {made.FEW} ")
     assert "platt ece 10 — every answer was right, so that there is nothing to fit" in words
@@ -448,7 +456,7 @@ def test_an_undefined_category_is_a_dash_with_its_reason_and_never_a_zero():
 
 
 def test_every_category_says_who_ranks_where_and_what_is_shown():
-    words = Tags(page(whole(made.FIVE))).words
+    words = Page(page(whole(made.FIVE))).words
     assert re.search(
         r"Accuracy ROUGE-1 ↑ higher is better 5th [\d.]+ [\d.]+ to [\d.]+ n 60 4th .* n 60 ✓ better", words
     )
@@ -457,18 +465,70 @@ def test_every_category_says_who_ranks_where_and_what_is_shown():
     assert "Against base, lora is shown to be better in" in words
 
 
+def test_slices_by_length_and_by_package_have_every_candidates_value():
+    tables = Page(page(whole(made.FIVE))).tables
+    head, *lengths = tables["ROUGE-1 by length"]
+    assert head == ["Length", *made.FIVE]
+    assert lengths == [
+        ["up to 50 words", *(f"{value}.0 20.0 to 29.0 n 90" for value in (24, 23, 22, 21, 20))],
+        ["51 to 150 words", *(f"{value}.0 20.0 to 29.0 n 110" for value in (25, 24, 23, 22, 21))],
+        ["more than 150 words", *(f"{value}.0 20.0 to 29.0 n 40" for value in (26, 25, 24, 23, 22))],
+    ]
+    head, *packages = tables["ROUGE-1 by group"]
+    assert head == ["Package", *made.FIVE] and [row[0] for row in packages] == [f"package{n}" for n in range(7)]
+    assert packages[0][1:] == [f"{value}.0 20.0 to 29.0 n 7" for value in (27, 26, 25, 24, 23)]
+    assert packages[6][1:] == ["31.0 no interval n 1"] * 5
+
+
+def test_the_ten_worst_outputs_of_each_candidate_are_shown_worst_first():
+    found = whole(made.FIVE)
+    html = page(found).partition('id="forgetting"')[0]
+    for name in reversed(made.FIVE):  # the last candidate's stand last
+        html, heading, shown = html.rpartition(f"{name}: 10 outputs with the lowest ROUGE-1")
+        assert heading
+        # 60 items, tied at 0 or not: by score, then by id.
+        worst = sorted((row["scores"]["rouge1"], row["id"]) for row in found.instances[name])[:10]
+        assert re.findall(r'<code class="soft">(\w+)</code>', shown) == [key for _, key in worst]
+        scores = re.findall(r'<dd class="score">.*?</span> ([\d.]+)</dd>', shown)
+        assert scores == [f"{score:.1f}" for score, _ in worst] and float(scores[0]) < float(scores[9])
+        said = {row["id"]: row["prediction"] for row in found.instances[name]}
+        assert all(visible(said[key]) in unescape(shown) for _, key in worst)
+
+
+def test_seven_categories_stand_in_the_table_and_on_the_axes_for_every_candidate():
+    shown = Page(page(whole(made.FIVE)))
+    head, *rows = shown.tables["Every candidate in seven categories"]
+    assert head[0] == "Category" and [each.split()[0] for each in head[1:]] == [*made.FIVE]
+    names = ["Accuracy", "Calibration", "Robustness", "Fairness", "Bias", "Toxicity", "Efficiency"]
+    assert [row[0].split()[0] for row in rows] == [*names, "Mean"]
+    told = whole(made.FIVE).comparison["categories"]
+    for row, name in zip(rows, names, strict=False):
+        for candidate, cell in zip(made.FIVE, row[1:], strict=True):
+            value = told[candidate][name.lower()]["value"]
+            if value is None:
+                assert cell == f"— {made.FEW}"
+            else:
+                number = re.match(r"(?:= )?\d(?:st|nd|rd|th) ([\d.]+) ", cell)
+                assert number is not None and float(number[1]) == pytest.approx(value, rel=0.01)
+    assert shown.drawn["axis-name"] == names
+    # One mark on each axis for each candidate with a value: base has none in bias.
+    marks = [tuple(each.split(":")[0].split(", ")) for each in shown.drawn["title"][1:] if ", " in each]
+    expected = {(each, name.lower()) for each in made.FIVE for name in names} - {("base", "bias")}
+    assert sorted(each for each in marks if each[0] in made.FIVE) == sorted(expected)
+
+
 def test_what_is_too_small_to_be_found_stands_beside_the_differences():
     found = whole()
     [pair] = [each for each in found.comparison["pairs"] if (each["b"], each["metric"]) == ("base", "rouge1")]
-    assert f"below {pair['minimum_detectable']:.1f} usually missed" in Tags(page(found)).words
-    assert "usually missed" not in Tags(page(older(found))).words
+    assert f"below {pair['minimum_detectable']:.1f} usually missed" in Page(page(found)).words
+    assert "usually missed" not in Page(page(older(found))).words
 
 
 def test_offensive_text_is_folded_and_marked_with_what_both_scorers_say():
     found = whole()
     html = page(found)
     assert "open" not in re.findall(r'<details class="offensive"([^>]*)>', html)[0]
-    words = Tags(html).words
+    words = Page(html).words
     top = max((each["offence"], each["harm"]) for row in found.red_team["base"] for each in row["samples"])
     assert f"offensive itself {top[0]:.2f} {top[1]:.2f} ⚠ May offend" in words
     assert "AUC 0.87 [0.83, 0.90] on prompts that it did not learn from" in words
@@ -481,11 +541,11 @@ def test_a_harm_scorer_that_is_missing_is_said_so():
     assert (scorers("ridge; AUC 0.80").harm, scorers("ridge; AUC 0.80").no_harm) == ("ridge; AUC 0.80", "")
     assert (scorers("none: too few ratings").harm, scorers("none: too few ratings").no_harm) == ("", "too few ratings")
     lacking = material(scores={"base": {**made.SCORES, "harm_scorer": "none: too few ratings"}})
-    assert "Harm was not judged: too few ratings." in Tags(page(lacking)).words
+    assert "Harm was not judged: too few ratings." in Page(page(lacking)).words
 
 
 def test_older_artifacts_say_what_they_lack():
-    words = Tags(page(older(whole()))).words
+    words = Page(page(older(whole()))).words
     for said in ("The categories were not measured", "No perturbed prompts were kept."):
         assert said in words, said
     assert not re.search("Reliability|AUC|May offend", words)
@@ -500,7 +560,7 @@ def test_nothing_is_said_twice_about_speed():
 
 def test_ungrouped_data_are_not_called_packages():
     ungrouped = VARIANTS["ungrouped"]
-    words = Tags(page(replace(ungrouped, comparison={**ungrouped.comparison, "groups": 60}))).words
+    words = Page(page(replace(ungrouped, comparison={**ungrouped.comparison, "groups": 60}))).words
     assert "On 60 held-out items, lora scores" in words
     assert "these data have no packages" in words
 

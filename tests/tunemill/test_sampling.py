@@ -12,6 +12,7 @@ import pytest
 
 from tests import tiny_model
 from tunemill import models, sampling
+from tunemill.log import Log
 from tunemill.runtime import Runtime
 from tunemill.sampling import Batch, Generation
 
@@ -281,6 +282,30 @@ def test_a_row_without_numbers_disturbs_no_other() -> None:
         assert bool(drawable.any())
         assert torch.equal(values[row][drawable], logits[row][tokens[row][drawable]])
         assert torch.equal(values[row][drawable], alone[row][alone[row].isfinite()])
+
+
+def test_a_row_without_numbers_ends_and_the_others_go_on() -> None:
+    import torch
+
+    logits = torch.randn(4, 200, generator=torch.Generator().manual_seed(1))
+    logits[1], logits[2, 7], logits[3, 9] = torch.nan, torch.nan, torch.inf
+    found = sampling._ending(frozenset({50, 3}))(None, logits.clone())
+    assert torch.equal(found[[0, 3]], logits[[0, 3]])
+    assert found[1:3].argmax(dim=-1).tolist() == [3, 3]
+    assert (found[1:3].softmax(dim=-1)[:, 3] == 1.0).all()
+
+
+@pytest.mark.parametrize("decoding", [{}, {"temperature": 1.0}, {"temperature": 1.0, "top_k": 5, "top_p": 0.9}])
+def test_a_model_without_numbers_says_nothing(
+    policy: tuple[Any, Any], prompts: list[list[int]], decoding: dict[str, Any]
+) -> None:
+    import torch
+
+    damaged = copy.deepcopy(policy[0])
+    with torch.no_grad():
+        damaged.model.norm.weight.fill_(torch.nan)
+    found = answers((damaged, policy[1]), prompts[:3], **decoding)
+    assert found == [Generation("", 1, True)] * 3
 
 
 def test_samples_of_one_prompt_share_its_reading_and_differ(
@@ -560,3 +585,17 @@ def test_a_text_that_ends_an_answer_is_cut_and_nothing_more_is_generated(either:
         assert each.text == min((text.split(stop)[0] for stop in stops), key=len)
         assert each.finished or each.text == text
     assert len(passes) < 48 or not all(texts)
+
+
+def test_a_journal_of_another_plan_is_refused(
+    policy: tuple[Any, Any], prompts: list[list[int]], tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {"decoding": sampling.Decoding(4), "seed": 0, "title": "answer", "log": Log()}
+    lengths = [len(each) for each in prompts]
+    for rows in (8, 8):
+        batches = sampling.plan(lengths, 4, 10_000, rows)
+        sampling.answers(*policy, prompts, batches=batches, kept=tmp_path / "kept.jsonl", **given)
+    with pytest.raises(RuntimeError, match=r"kept\.jsonl belongs to another plan; delete it"):
+        sampling.answers(
+            *policy, prompts, batches=sampling.plan(lengths, 4, 10_000, 5), kept=tmp_path / "kept.jsonl", **given
+        )

@@ -67,9 +67,24 @@ def test_variants_change_the_text_and_not_the_instruction() -> None:
     assert [(each.item, each.name) for each in found] == [(n, name) for n in (2, 0) for name in perturbations.NAMES]
     assert all(each.prompt.startswith("Summarize:\n\n") for each in found)
     assert all(each.changed == (each.prompt != rows[each.item].prompt) for each in found)
-    plain = dataclasses.replace(rows[0], text=None)  # without a text of its own the whole prompt is what is worked on
-    (robust, *_) = scoring.variants([plain], [0])
-    assert robust.prompt.startswith("summarize:")
+    quoted = dataclasses.replace(rows[1], prompt="Whether it is open.\n\nSummarize:\n\nWhether it is open.")
+    (robust, *_) = scoring.variants([quoted, *rows], [0])
+    assert robust.prompt.startswith("Whether it is open.\n\nSummarize:\n\nwhether ")
+
+
+@pytest.mark.parametrize("text", [None, "This stands in No Prompt."])
+def test_without_a_text_in_the_prompt_what_all_prompts_share_is_not_changed(text: str | None) -> None:
+    head, tail = "Do not Guess. Summarize this for a Developer:\n\n", "\nWrite ONE line, it is enough."
+    rows = [dataclasses.replace(row, prompt=f"{head}{row.text}{tail}", text=text) for row in examples()]
+    found = scoring.variants(rows, [0, 2])
+    for each in found:
+        assert each.prompt.startswith(head) and each.prompt.endswith(tail)
+        assert each.changed == (each.prompt != rows[each.item].prompt)
+    first, last = (each.prompt[len(head) : -len(tail)] for each in found if each.name == "robustness")
+    assert first[0] == "r" and " ".join(first.split()).endswith("the path of the file that's used.")
+    assert "`None`" in last and last.startswith("don't ")
+    (alone, *_) = scoring.variants(rows[:1], [0])  # of a single prompt nothing is known
+    assert alone.prompt.startswith("don't guess.") or alone.prompt.startswith("don't  guess.")
 
 
 def test_an_unchanged_variant_has_the_answer_of_the_item() -> None:

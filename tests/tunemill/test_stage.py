@@ -110,6 +110,34 @@ def test_a_failing_stage_leaves_the_old_output_and_its_work(place: Path) -> None
     assert [each.read_text() for each in visits] == ["2"]
 
 
+def test_a_cache_outlives_the_run_until_the_code_changes_that_it_depends_on(place: Path) -> None:
+    caching = TOY.replace("work: Path,", "work: Path, cache: Path | None = None,").replace(
+        "    out.mkdir()\n",
+        "    cache.mkdir(parents=True, exist_ok=True)\n    (cache / cfg.text).touch()\n    out.mkdir()\n",
+    )
+    (place / "stages/toy.py").write_text(caching.replace("main(run)", 'main(run, cached_by=["stages.maker"])'))
+    (place / "stages/maker.py").write_text("HOW = 1\n")
+
+    def kept() -> list[list[str]]:
+        return [sorted(each.name for each in folder.iterdir()) for folder in (place / "work/cache/toy").iterdir()]
+
+    for text in ("hello", "again"):
+        (place / "params.yaml").write_text(f"toy: {{text: {text}}}\n")
+        done = toy(place)
+        assert done.returncode == 0, done.stderr
+    assert kept() == [["again", "hello"]]  # other parameters: what is in it has names of its own
+    with (place / "stages/toy.py").open("a") as file:
+        file.write("# another metric\n")
+    (place / "stages/maker.py").write_text("HOW = 2\n")
+    (place / "params.yaml").write_text("toy: {text: bad, fail: true}\n")
+    assert toy(place).returncode == 1
+    assert sorted(kept()) == [["again", "hello"], ["bad"]]  # of a run that failed nothing is thrown away
+    (place / "params.yaml").write_text("toy: {text: good}\n")
+    assert toy(place).returncode == 0
+    assert kept() == [["bad", "good"]]
+    assert sorted(each.name for each in (place / "work").iterdir()) == ["cache", "toy.lock"]
+
+
 def test_another_parameter_or_input_gets_another_work_folder(place: Path) -> None:
     (place / "params.yaml").write_text("toy: {text: bad, fail: true}\n")
     toy(place)

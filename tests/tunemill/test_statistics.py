@@ -142,7 +142,50 @@ def test_p_agrees_with_the_interval() -> None:
 
 def test_all_tied() -> None:
     draws = statistics.resampled_sums(np.zeros((20, 1)), 1000, 0)[:, 0]
-    assert statistics.compare(0.0, draws, 20) == Comparison(0.0, 0.0, 0.0, 1.0)
+    assert statistics.compare(0.0, draws, 20) == Comparison(0.0, None, None, 1.0)
+    assert statistics.compare(0.3, draws + 0.3, 20) == Comparison(0.3, None, None, None)
+    assert statistics.interval(0.0, draws, 20) == (0.0, None, None)
+    assert statistics.no_interval(20) == "no interval: 20 independent units all show the same"
+    # Sums of equal numbers in another order are equal but for rounding.
+    tenths = statistics.resampled_sums(mean_table(np.full(20, 0.1)), 1000, 0)
+    assert statistics.interval(0.1, tenths[:, 0] / tenths[:, 1], 20) == (0.1, None, None)
+
+
+@pytest.mark.parametrize("units", [6, 12, 200])
+@pytest.mark.parametrize("value", [0.0, 1.0])
+@pytest.mark.parametrize("level", [0.95, 0.9])
+def test_none_or_all_of_n_has_the_exact_binomial_interval(units: int, value: float, level: float) -> None:
+    from scipy import stats
+
+    draws = np.full(1000, value)
+    found = statistics.interval(value, draws, units, level, (0.0, 1.0))
+    exact = stats.binomtest(int(value * units), units).proportion_ci(level, method="exact")
+    assert (found.low, found.high) == pytest.approx((exact.low, exact.high))
+    assert statistics.interval(value, draws, 5, level, (0.0, 1.0)) == (value, None, None)
+
+
+def test_a_tie_at_another_value_reaches_towards_both_ends() -> None:
+    # Of 6 units the exact interval of none reaches to 0.4593; as many unseen ones may all be 0, or all be 1.
+    found = statistics.interval(0.25, np.full(100, 0.25), 6, 0.95, (0.0, 1.0))
+    assert found == pytest.approx((0.25, 0.25 * (1 - 0.4593), 0.25 + 0.75 * 0.4593), abs=1e-4)
+
+
+@pytest.mark.parametrize("units", [6, 9, 30])
+def test_units_that_all_differ_by_the_same(units: int) -> None:
+    from scipy import stats
+
+    # One is right and the other wrong every time: the sign test, as McNemar's.
+    always = statistics.compare(1.0, np.ones(500), units, 0.95, (-1.0, 1.0))
+    assert always.p == pytest.approx(stats.binomtest(units, units).pvalue)
+    for gap in np.linspace(-1, 1, 41):
+        found = statistics.compare(float(gap), np.full(500, gap), units, 0.95, (-1.0, 1.0))
+        assert found.p is not None and found.low is not None and found.high is not None
+        assert -1 <= found.low <= gap <= found.high <= 1
+        assert (found.p < 0.05) == (found.low > 0 or found.high < 0)
+    same = statistics.compare(0.0, np.zeros(500), units, 0.95, (-1.0, 1.0))
+    upper = stats.binomtest(0, units).proportion_ci(0.95, method="exact").high
+    assert same == pytest.approx((0.0, -upper, upper, 1.0))
+    assert statistics.verdict(same) == "not shown to be better"
 
 
 def test_one_unit_has_a_value_and_no_interval() -> None:
@@ -156,7 +199,9 @@ def test_undefined_values() -> None:
     assert statistics.interval(float("nan"), nothing, 10) == (None, None, None)
     assert statistics.compare(float("nan"), nothing, 10) == (None, None, None, None)
     some = np.where(np.arange(100) < 50, np.nan, 1.0)  # resamples that drew no defined item are left out
-    assert statistics.interval(1.0, some, 10) == (1.0, 1.0, 1.0)
+    assert statistics.interval(1.0, some, 10) == (1.0, None, None)
+    varied = np.where(np.arange(100) < 50, np.nan, np.arange(100) / 100)
+    assert statistics.interval(0.7, varied, 10)[1:] == pytest.approx((0.5, 0.99), abs=0.02)
     assert np.isnan(statistics.ratio(0, 1)(np.array([[0.0, 0.0]]))).all()
 
 
@@ -255,6 +300,49 @@ def test_no_worse_needs_an_interval() -> None:
     assert statistics.no_worse(Comparison(5.0, None, None, None), 1.0) == "not shown"
 
 
+def test_a_margin_is_resolved_by_half_an_interval_that_is_narrower() -> None:
+    assert statistics.resolves(statistics.Interval(9.0, 8.0, 10.0), 1.1)
+    assert not statistics.resolves(statistics.Interval(9.0, 8.0, 10.0), 1.0)
+    assert not statistics.resolves(statistics.Interval(9.0, None, None), 100.0)
+
+
+def test_percent_of_nothing_is_undefined() -> None:
+    found = statistics.relative(np.array([3.0, 1.0, 0.0, 2.0]), np.array([4.0, 1.0, 5.0, 0.0]))
+    assert found.tolist()[:3] == [-25.0, 0.0, -100.0] and np.isnan(found[3])
+
+
+def test_the_interval_of_a_ratio_is_fiellers() -> None:
+    # Fieller's (1954) interval of a ratio of two means: where the two depend on each other, it is not that of their difference.
+    from scipy import stats
+
+    rng = np.random.default_rng(8)
+    shared = rng.normal(0, 6, size=60)
+    a, b = 29 + shared + rng.normal(0, 2, size=60), 30 + shared + rng.normal(0, 2, size=60)
+    drawn = statistics.resampled_sums(np.stack([a, b], axis=1), 20_000, 1)
+    found = statistics.interval(
+        float(statistics.relative(a.sum(), b.sum())), statistics.relative(drawn[:, 0], drawn[:, 1]), 60
+    )
+    t, (v_a, v_ab, v_b) = stats.t.ppf(0.975, 59), (np.cov(a, b).ravel()[[0, 1, 3]] / 60)
+    roots = np.roots([b.mean() ** 2 - t**2 * v_b, -2 * (a.mean() * b.mean() - t**2 * v_ab), a.mean() ** 2 - t**2 * v_a])
+    low, high = sorted(100 * (roots - 1))
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.06 * (high - low))
+
+
+def test_a_mean_over_strata_is_tested_as_scipy_tests_it() -> None:
+    from scipy import stats
+
+    rng = np.random.default_rng(2)
+    gaps = rng.normal(0.4, 1, size=23)
+    assert statistics.student_strata([gaps]) == pytest.approx(stats.ttest_1samp(gaps, 0).pvalue)
+    # Of two strata, one turned round, it is Welch's test of their difference.
+    ours, theirs = rng.normal(1.0, 1, size=9), rng.normal(0.2, 3, size=40)
+    welch = stats.ttest_ind(ours, theirs, equal_var=False).pvalue
+    assert statistics.student_strata([ours, -theirs]) == pytest.approx(welch)
+    assert statistics.student_strata([gaps, np.array([1.0])]) is None
+    assert statistics.student_strata([np.zeros(4), np.zeros(3)]) == 1.0
+    assert statistics.student_strata([np.ones(4), np.zeros(3)]) == 0.0
+
+
 def test_win_rates_by_hand() -> None:
     values = {"base": 1.0, "sft": 3.0, "lora": 3.0, "prompt": 2.0, "broken": None}
     # sft beats base and prompt and ties with lora: 2.5 of 3.
@@ -322,6 +410,77 @@ def test_minimum_detectable_is_undefined_without_spread_or_units() -> None:
     assert statistics.minimum_detectable(holed, 20) == statistics.minimum_detectable(draws, 20)
 
 
+# ------------------------------------------------------------ rounds of timing
+
+
+@pytest.mark.parametrize("rounds", [5, 9, 11, 30])
+def test_a_trimmed_mean_is_tested_as_scipy_does(rounds: int) -> None:
+    from scipy import stats
+
+    values = np.random.default_rng(rounds).normal(0.4, 1, size=rounds)
+    found = statistics.yuen(values)
+    # Against a sample that does not vary, Yuen's test of two samples is that of one.
+    oracle = stats.ttest_ind(values, np.zeros(rounds), equal_var=False, trim=0.2)
+    assert (found.diff, found.p) == pytest.approx((stats.trim_mean(values, 0.2), oracle.pvalue))
+    assert found.low is not None and found.high is not None
+    for end in (found.low, found.high):  # where its own p would be 0.05
+        shifted = stats.ttest_ind(values - end, np.zeros(rounds), equal_var=False, trim=0.2)
+        assert shifted.pvalue == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("rounds", [2, 3, 4])
+def test_of_fewer_than_five_rounds_it_is_students_test(rounds: int) -> None:
+    from scipy import stats
+
+    values = np.random.default_rng(rounds).normal(0.4, 1, size=rounds)
+    oracle = stats.ttest_1samp(values, 0.0)
+    interval = oracle.confidence_interval(0.9)
+    assert statistics.yuen(values, 0.9) == pytest.approx((values.mean(), interval.low, interval.high, oracle.pvalue))
+
+
+def test_one_wild_round_of_five_changes_next_to_nothing() -> None:
+    calm, wild = (np.array([1.0, 1.1, 1.2, 1.3, last]) for last in (1.35, 100.0))
+    assert statistics.yuen(wild).diff == statistics.yuen(calm).diff == pytest.approx(1.2)
+    assert statistics.yuen(wild) == pytest.approx(statistics.yuen(calm))
+    assert statistics.middle([1, 2, 4, 8, 1000]) == pytest.approx(4.0)
+    assert statistics.middle([1 / 1, 1 / 2, 1 / 4, 1 / 8, 1 / 1000]) == pytest.approx(1 / 4)
+
+
+def test_rounds_that_are_too_few_or_all_alike() -> None:
+    assert statistics.yuen(np.array([])) == (None, None, None, None)
+    assert statistics.yuen(np.array([2.0])) == (2.0, None, None, None)
+    assert statistics.yuen(np.zeros(5)) == (0.0, None, None, 1.0)
+    assert statistics.yuen(np.array([0.1, 2.0, 2.0, 2.0, 9.0])) == (2.0, None, None, None)
+    for values in ([], [2.0], [2.0, 2.0, 2.0]):
+        assert statistics.yuen_detectable(np.array(values)) is None
+
+
+@pytest.mark.parametrize("rounds", [2, 4])
+def test_what_rounds_can_show_is_what_the_noncentral_t_says(rounds: int) -> None:
+    from scipy import stats
+
+    values = np.random.default_rng(rounds).normal(0, 1, size=rounds)
+    found = statistics.yuen_detectable(values, level=0.9, power=0.7)
+    assert found is not None
+    critical = stats.t.ppf(0.95, rounds - 1)
+    assert stats.nct.sf(critical, rounds - 1, found / stats.sem(values)) == pytest.approx(0.7, abs=1e-5)
+
+
+@pytest.mark.parametrize("rounds", [5, 11])
+def test_rounds_raise_few_false_alarms_and_find_what_they_promise(rounds: int) -> None:
+    rng = np.random.default_rng(rounds)
+    gaps = rng.normal(0, 0.05, size=(1000, rounds))
+    gaps += (rng.random(gaps.shape) < 0.03) * rng.exponential(1.0, size=gaps.shape)  # now and then the machine is busy
+
+    def called(effect: float) -> float:
+        return float(np.mean([(statistics.yuen(own + effect).p or 0.0) < 0.05 for own in gaps]))
+
+    promised = float(np.mean([statistics.yuen_detectable(own) for own in gaps]))
+    print(f"{rounds} rounds: {called(0.0):.1%} called different, {promised:+.3f} found in {called(-promised):.0%}")
+    assert called(0.0) <= 0.08
+    assert 0.68 <= called(-promised) <= 0.92
+
+
 # ------------------------------------------------------------ training seeds
 
 
@@ -332,13 +491,24 @@ def crossed(rng: np.random.Generator, seeds: int, clusters: int, items: int) -> 
     return values + rng.normal(0, 4, size=(seeds, len(groups))), groups.tolist()
 
 
+def hierarchical(values: np.ndarray, groups: list[int], resamples: int, seed: int) -> statistics.Hierarchy:
+    """Of the mean over items, whose clusters are resampled; nan where a seed has no value for an item."""
+    draws, means = [], []
+    for own in values:
+        known = ~np.isnan(own)
+        sums = statistics.cluster_sums(np.stack([np.where(known, own, 0.0), known], axis=1), groups)
+        draws.append(statistics.ratio(0, 1)(statistics.resampled_sums(sums, resamples, seed)))
+        means.append(own[known].mean())
+    return statistics.hierarchical(np.array(means), np.array(draws), seed)
+
+
 @pytest.mark.parametrize("seeds", [3, 8])
 def test_hierarchical_draws_vary_as_seeds_and_clusters_do(seeds: int) -> None:
     rng = np.random.default_rng(seeds)
     spreads, sds, flat = [], [], []
     for trial in range(150):
         values, groups = crossed(rng, seeds, 30, 4)
-        found = statistics.hierarchical(values, groups, 1000, trial)
+        found = hierarchical(values, groups, 1000, trial)
         assert found.value == pytest.approx(values.mean()) and found.draws.shape == (1000,)
         spreads.append(found.draws.var())
         sds.append(found.seed_sd)
@@ -355,18 +525,18 @@ def test_hierarchical_draws_vary_as_seeds_and_clusters_do(seeds: int) -> None:
 def test_seeds_share_their_test_sets_and_miss_items() -> None:
     rng = np.random.default_rng(1)
     values, groups = crossed(rng, 4, 20, 3)
-    same = statistics.hierarchical(values, groups, 500, 3)
-    better = statistics.hierarchical(values + 5, groups, 500, 3)
+    same = hierarchical(values, groups, 500, 3)
+    better = hierarchical(values + 5, groups, 500, 3)
     np.testing.assert_allclose(better.draws - same.draws, 5)  # paired
     values[1, 7] = values[2, 7] = np.nan
-    holed = statistics.hierarchical(values, groups, 500, 3)
+    holed = hierarchical(values, groups, 500, 3)
     assert holed.value == pytest.approx(np.nanmean(values, axis=1).mean())
     assert not np.isnan(holed.draws).any()
 
 
 def test_one_seed_is_the_cluster_bootstrap() -> None:
     values, groups = crossed(np.random.default_rng(2), 1, 20, 3)
-    found = statistics.hierarchical(values, groups, 500, 9)
+    found = hierarchical(values, groups, 500, 9)
     sums = statistics.resampled_sums(statistics.cluster_sums(mean_table(values[0]), groups), 500, 9)
     np.testing.assert_allclose(found.draws, statistics.ratio(0, 1)(sums))
     assert found.seed_sd is None
@@ -380,7 +550,7 @@ def test_an_interval_over_few_seeds_covers_as_often_as_it_says(seeds: int, sprea
     for trial in range(200):
         groups = np.repeat(np.arange(30), 2)
         values = rng.normal(0, spread, size=(seeds, 1)) + rng.normal(0, 2, size=30)[groups]
-        found = statistics.hierarchical(values + rng.normal(0, 1, size=(seeds, 60)), groups.tolist(), 400, trial)
+        found = hierarchical(values + rng.normal(0, 1, size=(seeds, 60)), groups.tolist(), 400, trial)
         best = statistics.over_seeds(found, seeds, 30)
         assert best.low is not None and best.high is not None and best.p is not None
         assert (best.p < 0.05) == (not best.low <= 0 <= best.high)
@@ -389,8 +559,10 @@ def test_an_interval_over_few_seeds_covers_as_often_as_it_says(seeds: int, sprea
 
 
 def test_seeds_that_all_say_the_same() -> None:
-    same = statistics.hierarchical(np.ones((3, 8)), list(range(8)), 100, 0)
-    assert statistics.over_seeds(same, 3, 8) == (1.0, 1.0, 1.0, 0.0)
+    same = hierarchical(np.ones((3, 8)), list(range(8)), 100, 0)
+    assert statistics.over_seeds(same, 3, 8) == (1.0, None, None, None)
+    nothing = hierarchical(np.zeros((3, 8)), list(range(8)), 100, 0)
+    assert statistics.over_seeds(nothing, 3, 8) == (0.0, None, None, 1.0)
     assert statistics.over_seeds(same, 3, 1) == (1.0, None, None, None)
 
 

@@ -182,27 +182,43 @@ def test_a_parent_whose_dvc_was_killed_is_closed_by_the_next(place: Path, monkey
 
 def test_candidates_have_the_same_keys_and_are_logged_models(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parent = lifecycle(place, monkeypatch)
-    for name, score in (("base", 1.0), ("lora", 2.0)):
-        recorder(name, f"evaluate@{name}", name).finish({"test/rouge1": score}, {}, {})
+    # What is undefined for one is defined for the other, before `compare` and in it.
+    measured = {"base": {"test/rouge1": 1.0, "bias/race": None}, "lora": {"test/rouge1": 2.0, "bias/race": 0.25}}
+    for name, own in measured.items():
+        recorder(name, f"evaluate@{name}", name).finish(own, {}, {})
     (place / "metrics").mkdir()
-    (place / "metrics/efficiency.json").write_text('{"base/decode": 7, "lora/decode": 6}')
+    (place / "metrics/efficiency.json").write_text('{"base/decode": 7, "lora/decode": 6, "seconds": 1}')
+    (place / "metrics/compare.json").write_text(
+        '{"n": 40, "base/helm/accuracy": 1.0, "lora/helm/accuracy": 2.0, "base/helm/bias": 0.5, "lora/helm/bias": null,'
+        ' "lora-vs-base/rouge1/diff": 1.0, "forgetting/lora/nll_diff": 0.5}'
+    )
     (place / "dvc.lock").write_text(
         "stages:\n  evaluate@base: {cmd: x, outs: [{path: a, md5: m1}]}\n"
         "  evaluate@lora: {cmd: x, outs: [{path: b, md5: m2}]}\n"
         "  efficiency: {cmd: x, outs: [{path: e, md5: m3}]}\n"
+        "  compare: {cmd: x, outs: [{path: c, md5: m5}]}\n"
         "  evaluate@gone: {cmd: x, outs: [{path: g, md5: m4}]}\n"
     )
     # A candidate that params.yaml no longer names is left in dvc.lock: it is no part of this lifecycle.
-    tracking.finish_lifecycle(place, parent, "FINISHED", ["evaluate@base", "evaluate@lora", "efficiency"])
-    base, lora, efficiency = runs(place)[1:]
-    assert efficiency.info.run_name == "stages.efficiency"
-    assert (base.info.run_name, lora.info.run_name) == ("base", "lora")
-    assert base.data.metrics == {"test/rouge1": 1.0, "efficiency/decode": 7.0}
-    assert set(base.data.metrics) == set(lora.data.metrics)
+    stages = ["evaluate@base", "evaluate@lora", "efficiency", "compare"]
+    tracking.finish_lifecycle(place, parent, "FINISHED", stages)
+    base, lora, *others = runs(place)[1:]
+    assert [each.info.run_name for each in (base, lora, *others)] == [
+        "base", "lora", "stages.efficiency", "stages.compare",
+    ]  # fmt: skip
+    expected = {
+        "base": {"test/rouge1": 1.0, "bias/race": None, "efficiency/decode": 7.0}
+        | {"compare/helm/accuracy": 1.0, "compare/helm/bias": 0.5},
+        "lora": {"test/rouge1": 2.0, "bias/race": 0.25, "efficiency/decode": 6.0}
+        | {"compare/helm/accuracy": 2.0, "compare/helm/bias": None},
+    }
+    for run in (base, lora):
+        found = {name: None if math.isnan(value) else value for name, value in run.data.metrics.items()}
+        assert found == expected[run.info.run_name]
     assert lora.data.tags["dvc.md5.b"] == "m2"
     models = tracking.connect(place).search_logged_models([base.info.experiment_id])
     assert {model.name for model in models} == {"base", "lora"}
-    assert {metric.key for model in models for metric in model.metrics} == {"test/rouge1"}
+    assert {metric.key for model in models for metric in model.metrics} == {"test/rouge1", "bias/race"}
 
 
 def test_what_is_undefined_has_its_key_all_the_same(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,24 +233,33 @@ def test_a_candidates_answers_are_a_table_and_are_logged_once(place: Path, monke
     out = place / "out"
     out.mkdir()
     rows = [
-        {
-            "id": f"{n}",
-            "group": "g",
-            "prompt": "p",
-            "reference": "r",
-            "prediction": f"said {n}",
-            "scores": {"rouge1": n},
-        }
+        {"id": f"{n}", "group": "g", "prompt": "p", "reference": "r", "prediction": f"said {n}", "tokens": 3}
+        | {"scores": {"rouge1": n, "rouge2": None}, "exact_match": float(n == 1), "quasi_exact_match": 0.5}
+        | {"faithfulness": None if n == 2 else 0.25, "memorised_words": None, "offence": 0.1 * n}
         for n in range(3)
     ]
-    (out / "instances.jsonl").write_text("".join(json.dumps(row | {"offence": 0.1}) + "\n" for row in rows))
+    (out / "instances.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     recorder("base", "evaluate@base", "base").finish({"test/rouge1": 1.0}, {}, {"out": out})
-    (run,) = [each for each in runs(place) if each.info.run_name == "base"]
+    older = [{name: value for name, value in row.items() if name not in tracking.JUDGED} for row in rows]
+    (out / "instances.jsonl").write_text("".join(json.dumps(row) + "\n" for row in older))
+    recorder("lora", "evaluate@lora", "lora").finish({"test/rouge1": 1.0}, {}, {"out": out})
+    found = {each.info.run_name: each.info for each in runs(place)}
     client = tracking.connect(place)
-    tracking.log_instances(client, run.info.run_id, out / "instances.jsonl")  # a run that is taken up again
-    table = client.load_table(run.info.experiment_id, tracking.TABLE, [run.info.run_id])
-    assert list(table["prediction"]) == ["said 0", "said 1", "said 2"] and list(table["rouge1"]) == [0, 1, 2]
-    assert set(table) == {"id", "group", "prompt", "reference", "prediction", "rouge1"}
+    tracking.log_instances(client, found["base"].run_id, out / "instances.jsonl")  # a run that is taken up again
+    tables = {
+        name: client.load_table(found[name].experiment_id, tracking.TABLE, [found[name].run_id])
+        for name in ("base", "lora")
+    }
+    assert list(tables["base"].columns) == list(tables["lora"].columns) == [
+        "id", "group", "prompt", "reference", "prediction", "rouge1", "rouge2",
+        "exact_match", "quasi_exact_match", "faithfulness", "memorised_words", "offence",
+    ]  # fmt: skip
+    shown = {name: [None if each != each else each for each in column] for name, column in tables["base"].items()}
+    assert shown["prediction"] == ["said 0", "said 1", "said 2"] and shown["rouge1"] == [0, 1, 2]
+    assert shown["exact_match"] == [0, 1, 0] and shown["quasi_exact_match"] == [0.5] * 3
+    assert shown["faithfulness"] == [0.25, 0.25, None] and shown["memorised_words"] == shown["rouge2"] == [None] * 3
+    assert shown["offence"] == pytest.approx([0, 0.1, 0.2])
+    assert tables["lora"]["faithfulness"].isna().all()
 
 
 def test_a_restored_stage_gets_a_light_run_that_names_its_origin(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
