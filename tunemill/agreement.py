@@ -1,0 +1,98 @@
+"""How far people agree: Krippendorff's alpha of scores, Kendall's W of rankings. Pure: labels in, numbers out.
+
+Both are 1 where all say the same. Alpha is 0 where they agree as often as chance would have them, and negative where they agree
+less; W is 0 where the mean ranks are all the same, and 1/m on average where m people rank at random. An undefined value is None:
+one person alone agrees with nobody.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import Literal
+
+Scale = Literal["nominal", "ordinal", "interval"]
+
+
+def krippendorff_alpha(units: Sequence[Sequence[float | None]], scale: Scale) -> float | None:
+    """Krippendorff's alpha (2011, "Computing alpha-reliability", section C): any number of people, values may be missing.
+
+    Args:
+        units: for each thing that was judged, what people said of it; None where one said nothing. Who said what does not count.
+        scale: what a disagreement weighs: `nominal`, 1 between any two values; `interval`, the square of how far they are apart;
+            `ordinal`, the square of how many values that were given lie between.
+
+    Returns:
+        Alpha; None where no unit has two values, or all values are the same, so that chance could not disagree.
+    """
+    paired = [[each for each in unit if each is not None] for unit in units]
+    paired = [unit for unit in paired if len(unit) > 1]
+    given = Counter(each for unit in paired for each in unit)
+    total = given.total()
+    if len(given) < 2:
+        return None
+    gap = _gaps(given, scale)
+    observed = math.fsum(
+        count * other * gap[a, b] / (len(unit) - 1)
+        for unit in paired
+        for counts in [Counter(unit)]
+        for a, count in counts.items()
+        for b, other in counts.items()
+    )
+    expected = math.fsum(given[a] * given[b] * gap[a, b] for a in given for b in given) / (total - 1)
+    return 1.0 - observed / expected
+
+
+def _gaps(given: Mapping[float, int], scale: Scale) -> dict[tuple[float, float], float]:
+    """What a disagreement between two values weighs."""
+    order = sorted(given)
+    upto = dict(
+        zip(order, accumulate(given[each] for each in order), strict=True)
+    )  # values given up to and including this
+
+    def gap(a: float, b: float) -> float:
+        low, high = min(a, b), max(a, b)
+        if a == b:
+            return 0.0
+        if scale == "nominal":
+            return 1.0
+        if scale == "interval":
+            return (high - low) ** 2
+        return (upto[high] - upto[low] + (given[low] - given[high]) / 2.0) ** 2
+
+    return {(a, b): gap(a, b) for a in order for b in order}
+
+
+def kendall_w(rankings: Sequence[Sequence[float]]) -> float | None:
+    """Kendall's coefficient of concordance, with his correction for ties (Kendall and Gibbons 1990, chapter 6).
+
+    Args:
+        rankings: for each person a rank or score of each of the same n things; equal ones are ties.
+
+    Returns:
+        W; None of fewer than two people or two things, or where everybody ties everything.
+
+    Raises:
+        ValueError: people ranked different numbers of things.
+    """
+    if len({len(each) for each in rankings}) > 1:
+        raise ValueError(f"rankings of {sorted({len(each) for each in rankings})} things")
+    people, things = len(rankings), len(rankings[0]) if rankings else 0
+    if people < 2 or things < 2:
+        return None
+    ranks = [midranks(each) for each in rankings]
+    sums = [math.fsum(own[thing] for own in ranks) for thing in range(things)]
+    spread = math.fsum((each - people * (things + 1) / 2.0) ** 2 for each in sums)
+    ties = sum(count**3 - count for each in rankings for count in Counter(each).values())
+    most = people**2 * (things**3 - things) - people * ties
+    return 12.0 * spread / most if most else None
+
+
+def midranks(values: Sequence[float]) -> list[float]:
+    """Ranks from 1, the smallest first; equal values share the mean of the ranks that they take."""
+    counts = Counter(values)
+    order = sorted(counts)
+    upto = dict(zip(order, accumulate(counts[each] for each in order), strict=True))
+    return [upto[each] - (counts[each] - 1) / 2.0 for each in values]
