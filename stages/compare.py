@@ -185,8 +185,7 @@ def run(
     # 6. Holm's correction over the declared family, then the verdicts.
     primary = goal["primary_metric"]
     family = [(name, cfg.reference, primary) for name in names if name != cfg.reference]
-    tested = [each for each in family if compared[each][method].p is not None]
-    holm = dict(zip(tested, statistics.holm([compared[each][method].p or 0.0 for each in tested]), strict=True))
+    holm = dict(zip(family, statistics.holm([compared[each][method].p for each in family]), strict=True))
     pairs = []
     for (a, b, metric), ways_found in compared.items():
         best, item = ways_found[method], ways_found["item"]
@@ -376,13 +375,8 @@ def across_seeds(
                 },
             }
         )
-    tested = [entry for entry in entries if entry["p"] is not None]
-    holm = dict(
-        zip([entry["name"] for entry in tested], statistics.holm([entry["p"] for entry in tested]), strict=True)
-    )
-    for entry in entries:
+    for entry, adjusted in zip(entries, statistics.holm([entry["p"] for entry in entries]), strict=True):
         best = statistics.Comparison(entry["diff"], entry["diff_low"], entry["diff_high"], entry["p"])
-        adjusted = holm.get(entry["name"])
         reason = entry.get("reason") or undecided(entry)
         verdict = "not shown to be better" if reason else statistics.verdict(best, adjusted, LEVEL)
         entry |= {"p_holm": adjusted, "verdict": verdict, **({"reason": reason} if reason else {})}

@@ -139,10 +139,8 @@ def run(
         pairs.append({"a": name, "b": cfg.against, **summary(usable, asked, cfg.resamples, cfg.seed)})
 
     # 5. Holm's correction over the candidates, then the verdicts.
-    tested = [pair for pair in pairs if pair["p"] is not None]
-    for pair, p_holm in zip(tested, statistics.holm([pair["p"] for pair in tested]), strict=True):
+    for pair, p_holm in zip(pairs, statistics.holm([pair["p"] for pair in pairs]), strict=True):
         pair["p_holm"] = p_holm
-    for pair in pairs:
         pair["verdict"] = verdict(pair)
         log.note(sentence(pair))
 

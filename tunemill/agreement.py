@@ -79,20 +79,14 @@ def kendall_w(rankings: Sequence[Sequence[float]]) -> float | None:
     """
     if len({len(each) for each in rankings}) > 1:
         raise ValueError(f"rankings of {sorted({len(each) for each in rankings})} things")
+    from scipy.stats import rankdata
+
     people, things = len(rankings), len(rankings[0]) if rankings else 0
     if people < 2 or things < 2:
         return None
-    ranks = [midranks(each) for each in rankings]
+    ranks = [rankdata(each).tolist() for each in rankings]
     sums = [math.fsum(own[thing] for own in ranks) for thing in range(things)]
     spread = math.fsum((each - people * (things + 1) / 2.0) ** 2 for each in sums)
     ties = sum(count**3 - count for each in rankings for count in Counter(each).values())
     most = people**2 * (things**3 - things) - people * ties
     return 12.0 * spread / most if most else None
-
-
-def midranks(values: Sequence[float]) -> list[float]:
-    """Ranks from 1, the smallest first; equal values share the mean of the ranks that they take."""
-    counts = Counter(values)
-    order = sorted(counts)
-    upto = dict(zip(order, accumulate(counts[each] for each in order), strict=True))
-    return [upto[each] - (counts[each] - 1) / 2.0 for each in values]

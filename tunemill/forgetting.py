@@ -173,14 +173,10 @@ def judge(family: Sequence[dict[str, Any]], sign: int, level: float) -> None:
         sign: 1 where more is better, -1 where less is.
         level: of confidence.
     """
-    tested = [each for each in family if each["p"] is not None]
-    for each in family:
-        each["p_holm"] = None
-    for each, p in zip(tested, statistics.holm([each["p"] for each in tested]), strict=True):
-        each["p_holm"] = p
-    for each in family:
+    for each, p in zip(family, statistics.holm([each["p"] for each in family]), strict=True):
         found = statistics.Comparison(each["diff"], each["ci_low"], each["ci_high"], each["p"])
-        each["verdict"] = each["verdict"] or statistics.verdict(found, each["p_holm"], level, lower_is_better=sign < 0)
+        told = each["verdict"] or statistics.verdict(found, p, level, lower_is_better=sign < 0)
+        each |= {"p_holm": p, "verdict": told}
 
 
 def _seed(seed: int, task: str) -> int:

@@ -597,10 +597,10 @@ def categories(found: Mapping[str, Figures], metric: str, reference: str, level:
         for name in others
     }
     # In each category the candidates are a family; accuracy's is that of the primary metric.
-    holm: dict[tuple[str, str], float] = {}
-    for category in keys:
-        tested = {(name, category): p for name in others if (p := gaps[name][keys[category]].p) is not None}
-        holm |= dict(zip(tested, statistics.holm(list(tested.values())), strict=True))
+    holm: dict[tuple[str, str], float | None] = {}
+    for category, key in keys.items():
+        adjusted = statistics.holm([gaps[name][key].p for name in others])
+        holm |= zip(((name, category) for name in others), adjusted, strict=True)
     for name in others:
         for category, key in keys.items():
             gap = gaps[name][key]
@@ -612,9 +612,9 @@ def categories(found: Mapping[str, Figures], metric: str, reference: str, level:
                     "category": category,
                     "metric": key,
                     **_gap(gap),
-                    "p_holm": holm.get((name, category)),
+                    "p_holm": holm[name, category],
                     "n": found[name][key].n,
-                    "verdict": statistics.verdict(gap, holm.get((name, category)), level, lower_is_better=lower),
+                    "verdict": statistics.verdict(gap, holm[name, category], level, lower_is_better=lower),
                     "minimum_detectable": detectable(
                         found[name][key], found[reference][key], statistics.within_family(level, len(others))
                     ),

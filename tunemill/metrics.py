@@ -309,14 +309,14 @@ def quasi_exact_match(references: Sequence[str], predictions: Sequence[str]) -> 
             found.append(None)
             continue
         forms = (
-            (_plain(each, articles=False), _plain(each, articles=True), one_line(each.lower()))
+            (plain(each, articles=False), plain(each, articles=True), one_line(each.lower()))
             for each in (reference, prediction)
         )
         found.append(next(float(wanted == given) for wanted, given in zip(*forms, strict=True) if wanted))
     return found
 
 
-def _plain(text: str, articles: bool) -> str:
+def plain(text: str, articles: bool) -> str:
     """Lower case, no punctuation, one space between words, with or without articles."""
     text = text.lower().translate(_NO_PUNCTUATION)
     return one_line(text if articles else _ARTICLE.sub(" ", text))

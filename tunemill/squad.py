@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import re
-import string
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from types import ModuleType
 
+from tunemill import metrics
+
 GONE = "transformers.data.metrics"
-_ARTICLE = re.compile(r"\b(a|an|the)\b")
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalize_answer(text: str) -> str:
     """Lower case, without ASCII punctuation, articles and extra white space."""
-    return " ".join(_ARTICLE.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
+    return metrics.plain(text, articles=False)
 
 
 def compute_exact(gold: str, prediction: str) -> int:

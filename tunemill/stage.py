@@ -273,9 +273,8 @@ def execute(
             given = {name: tuple(value) if stage.inputs.get(name) == "many" else value for name, value in given.items()}
             if "work" in stage.wants:
                 given["work"] = state
-            cache = Path("work") / "cache" / instance / code_key(cached_by)
             if "cache" in stage.wants:
-                given["cache"] = cache
+                given["cache"] = Path("work") / "cache" / instance / code_key(cached_by)
             machine: runtime.Runtime | None = None
             if "runtime" in stage.wants:
                 shared = typing.cast(runtime.RuntimeParams, sections["runtime"])
@@ -313,8 +312,8 @@ def execute(
         # half-way through deleting must not leave half a state for the next run to continue from.
         trash = room.parent.with_name(f".{instance}.{os.getpid()}.done")
         room.parent.rename(trash)
-        for other in cache.parent.glob("*"):
-            if other != cache:  # of older code
+        for other in Path("work", "cache", instance).glob("*"):
+            if other != given.get("cache"):  # of older code
                 other.rename(trash.with_name(f".{instance}.{other.name}.done"))
         for done in Path("work").glob(f".{instance}.*.done"):
             shutil.rmtree(done, ignore_errors=True)

@@ -13,7 +13,7 @@ claim that nothing else can happen: see `_unseen`.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 
 if TYPE_CHECKING:
     import numpy as np
@@ -464,16 +464,24 @@ def relative(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.where(np.asarray(b) == 0, np.nan, found)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+@overload
+def holm(p_values: Sequence[float]) -> list[float]: ...
+@overload
+def holm(p_values: Sequence[float | None]) -> list[float | None]: ...
+def holm(p_values: Sequence[float | None]) -> Sequence[float | None]:
     """Holm's (1979) adjusted p-values: the family-wise error rate holds whatever the dependence.
 
+    Args:
+        p_values: of a family; None where nothing was tested, which then is not one of the m.
+
     Returns:
-        In the order given; the k-th smallest is multiplied by m-k+1, made monotone, and cut at 1.
+        In the order given; the k-th smallest is multiplied by m-k+1, made monotone, and cut at 1. None stays None.
     """
-    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
-    adjusted, highest = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(order):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
+    tested = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
+    highest = 0.0
+    for rank, (p, index) in enumerate(tested):
+        highest = max(highest, min(1.0, (len(tested) - rank) * p))
         adjusted[index] = highest
     return adjusted
 

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stages.compare import Config, run
+from stages.compare import Config
+from tests.stages import comparing
 from tunemill import metrics, records
 from tunemill.errors import UserError
-from tunemill.log import Log
-from tunemill.params import Candidates
 
 CONFIG = Config(seed=1, resamples=2000, reference="base", min_groups=6, pairs=(), seeds={})
 SUMMARIES = [
@@ -78,17 +77,7 @@ def write(root: Path, tables: dict[str, list[dict[str, Any]]], criteria: list[di
 def compared(
     root: Path, names: tuple[str, ...] = ("base", "lora"), cfg: Config = CONFIG
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    found = run(
-        cfg,
-        evaluations=root / "evaluate",
-        scope=root / "scope",
-        candidates=Candidates.model_validate({name: {"policy": name, "base": "base"} for name in names}),
-        out=root / "comparison.json",
-        out_scores=root / "scores.csv",
-        out_table=root / "table",
-        log=Log(),
-    )
-    return json.loads((root / "comparison.json").read_text()), dict(found)
+    return comparing.compared(root, comparing.named(names), cfg)
 
 
 def pair(comparison: dict[str, Any], a: str, b: str, metric: str = "rouge1") -> dict[str, Any]:

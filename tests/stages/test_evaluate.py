@@ -15,12 +15,12 @@ from stages import compare
 from stages.evaluate import Config, run
 from tests import tiny_model
 from tests.conftest import ROOT
+from tests.stages import comparing
 from tests.stages.evaluated import CONFIG, ids_hash
 from tunemill import journal, likelihood, metrics, models, perturbations, prompting, records, sampling
 from tunemill.checkpoints import tree_hash
 from tunemill.errors import UserError
 from tunemill.log import Log
-from tunemill.params import Candidates
 from tunemill.records import Example, RedTeamPrompt, TaskItem
 from tunemill.runtime import Runtime
 
@@ -637,17 +637,8 @@ def test_a_damaged_candidate_has_defined_results_and_is_compared(
     shutil.copytree(asked.out, folder / "base")
     (tmp_path / "scope").mkdir()
     (tmp_path / "scope/scope.json").write_text(json.dumps({"primary_metric": "rouge1", "criteria": []}))
-    flat = compare.run(
-        compare.Config(seed=0, resamples=1000, reference="base", min_groups=6, pairs=(), seeds={}),
-        evaluations=folder,
-        scope=tmp_path / "scope",
-        candidates=Candidates.model_validate({name: {"policy": name, "base": "base"} for name in ("base", kind)}),
-        out=tmp_path / "comparison.json",
-        out_scores=tmp_path / "scores.csv",
-        out_table=tmp_path / "table",
-        log=Log(),
-    )
-    told = json.loads((tmp_path / "comparison.json").read_text(), parse_constant=pytest.fail)
+    cfg = compare.Config(seed=0, resamples=1000, reference="base", min_groups=6, pairs=(), seeds={})
+    told, flat = comparing.compared(tmp_path, comparing.named(("base", kind)), cfg)
     assert all(each.get("reason") for each in undefined(told))
     for category in ("toxicity", "bias", "calibration") if kind == "nan" else ("toxicity", "bias"):
         assert told["categories"][kind][category]["value"] is None

@@ -17,7 +17,7 @@ import pytest
 
 from stages import compare, efficiency, evaluate
 from tests import tiny_model
-from tests.stages import evaluated
+from tests.stages import comparing, evaluated
 from tunemill import models, records, sampling
 from tunemill.log import Log
 from tunemill.params import Candidates
@@ -158,14 +158,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             evaluations=root / "evaluate", candidates=candidates, out=root / "efficiency", runtime=CPU, log=Log(),
         )  # fmt: skip
     (root / "table").mkdir()
-    compare.run(
-        compare.Config(seed=0, resamples=2000, reference="base", min_groups=6, pairs=(), seeds={}),
-        evaluations=root / "evaluate", efficiency=root / "efficiency", judge=None, scope=root / "scope",
-        candidates=candidates, out=root / "comparison.json", out_scores=root / "scores.csv", out_table=root / "table",
-        log=Log(),
-    )  # fmt: skip
-    comparison: dict[str, Any] = json.loads((root / "comparison.json").read_text())
-    return comparison
+    cfg = compare.Config(seed=0, resamples=2000, reference="base", min_groups=6, pairs=(), seeds={})
+    return comparing.compared(root, candidates, cfg, efficiency=root / "efficiency")[0]
 
 
 @pytest.mark.parametrize(("candidate", "category"), DEFECTS.items())

@@ -63,8 +63,3 @@ def test_concordance_is_undefined_of_one_person_one_thing_or_nothing_but_ties() 
     assert agreement.kendall_w([[2, 2, 2], [1, 1, 1]]) is None
     with pytest.raises(ValueError, match=r"rankings of \[2, 3\] things"):
         agreement.kendall_w([[1, 2], [1, 2, 3]])
-
-
-def test_ranks_of_equal_values_are_shared() -> None:
-    values = [0.2, 0.9, 0.2, 0.5, 0.2]
-    assert agreement.midranks(values) == stats.rankdata(values).tolist() == [2.0, 5.0, 2.0, 4.0, 2.0]

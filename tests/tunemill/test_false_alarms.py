@@ -18,9 +18,8 @@ import pytest
 
 from stages import compare
 from tests import tiny_model
+from tests.stages import comparing
 from tunemill import losses, models, records, sampling, scoring, statistics
-from tunemill.log import Log
-from tunemill.params import Candidates
 from tunemill.records import Example
 from tunemill.runtime import Runtime
 from tunemill.sampling import Generation
@@ -124,17 +123,8 @@ def compared(
     (root / "scope").mkdir(exist_ok=True)
     (root / "scope/scope.json").write_text(json.dumps({"primary_metric": "rouge1", "criteria": []}))
     further = tuple(pair for pair in pairs if pair[1] != reference)
-    compare.run(
-        compare.Config(seed=0, resamples=resamples, reference=reference, min_groups=10, pairs=further, seeds={}),
-        evaluations=root / "evaluate",
-        scope=root / "scope",
-        candidates=Candidates.model_validate({name: {"policy": name, "base": "b"} for name in candidates}),
-        out=root / "comparison.json",
-        out_scores=root / "scores.csv",
-        out_table=root / "table",
-        log=Log(),
-    )
-    written = json.loads((root / "comparison.json").read_text())
+    cfg = compare.Config(seed=0, resamples=resamples, reference=reference, min_groups=10, pairs=further, seeds={})
+    written, _ = comparing.compared(root, comparing.named(candidates), cfg)
     assert (written["method"], written["groups"], written["items"]) == ("cluster", CLUSTERS, CLUSTERS * ITEMS)
     found = {(each["a"], each["b"]): each for each in written["pairs"] if each["metric"] == "rouge1"}
     return [found[pair] for pair in pairs]

@@ -13,7 +13,7 @@ import pytest
 
 from tests import tiny_model
 from tests.tunemill.conftest import Kills
-from tunemill import harness, likelihood, models, records, runtime
+from tunemill import harness, likelihood, models, records, runtime, task_code
 from tunemill.errors import UserError
 from tunemill.log import Log
 
@@ -339,13 +339,13 @@ TRUTHFUL = ["truthfulqa_gen", "truthfulqa_mc1", "truthfulqa_mc2"]
 
 def test_benchmarks_by_name_are_let_through(named: dict[str, Any]) -> None:
     # `em` of record and `bleu_max` of truthfulqa_gen are names that only these tasks know: nobody looks them up.
-    assert sorted(harness.check_metrics("super-glue-lm-eval-v1", named)) == SUPER_GLUE
-    assert sorted(harness.check_metrics("truthfulqa", named)) == TRUTHFUL
+    assert sorted(task_code.check_metrics("super-glue-lm-eval-v1", named)) == SUPER_GLUE
+    assert sorted(task_code.check_metrics("truthfulqa", named)) == TRUTHFUL
     glue = {"cola", "mnli", "mnli_mismatch", "mrpc", "qnli", "qqp", "rte", "sst2", "wnli"}
-    assert set(harness.check_metrics("glue", named)) == glue
-    assert len(harness.check_metrics("mmlu", named)) == len(harness.check_metrics("mmlu_generative", named)) == 57
-    assert len(harness.check_metrics("bigbench_multiple_choice_a", named)) > 50
-    assert harness.check_metrics("copa_es", named) == [
+    assert set(task_code.check_metrics("glue", named)) == glue
+    assert len(task_code.check_metrics("mmlu", named)) == len(task_code.check_metrics("mmlu_generative", named)) == 57
+    assert len(task_code.check_metrics("bigbench_multiple_choice_a", named)) > 50
+    assert task_code.check_metrics("copa_es", named) == [
         "copa_es"
     ]  # its module has a function that fetches one, and calls it not
 
@@ -363,7 +363,7 @@ def test_a_metric_that_is_fetched_as_code_is_refused_by_its_name(
     named: dict[str, Any], task: str, message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        harness.check_metrics(task, named)
+        task_code.check_metrics(task, named)
 
 
 def test_results_that_a_task_works_out_itself_are_reported(decoding: tuple[Any, Any]) -> None:

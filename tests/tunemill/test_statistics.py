@@ -211,6 +211,7 @@ def test_holm_by_hand() -> None:
     assert statistics.holm([0.6, 0.9]) == [1.0, 1.0]
     assert statistics.holm([0.2]) == [0.2]
     assert statistics.holm([]) == []
+    assert statistics.holm([0.01, None, 0.04]) == [0.02, None, 0.04]  # what was not tested is none of them
 
 
 @pytest.mark.parametrize(
