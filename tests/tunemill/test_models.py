@@ -95,7 +95,7 @@ def test_an_update_that_rounding_would_take_away_is_not_merged(tmp_path: Path, s
     from tunemill import tuning
 
     tiny_model.build(tmp_path / "model")
-    half = Runtime("cpu", "bfloat16", 1)
+    half = runtime.Runtime("cpu", "bfloat16", 1)
     base = models.load_base(tmp_path / "model", half)
     ids = torch.arange(60, 100)[None]
     policy = tuning.adapt(
@@ -116,5 +116,5 @@ def test_an_update_that_rounding_would_take_away_is_not_merged(tmp_path: Path, s
             assert torch.equal(loaded(ids).logits, wanted)
             assert not torch.equal(loaded(ids).logits, base(ids).logits)
         # In float32 nothing is lost, however small.
-        exact, _ = models.load_policy(tmp_path / "adapter", tmp_path / "model", Runtime("cpu", "float32", 1))
+        exact, _ = models.load_policy(tmp_path / "adapter", tmp_path / "model", runtime.Runtime("cpu", "float32", 1))
     assert not any("lora" in name for name, _ in exact.named_parameters())

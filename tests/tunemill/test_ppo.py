@@ -156,6 +156,43 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 @pytest.mark.slow
 def test_a_policy_learns_several_times_the_reward_within_the_limit(bench: Bench, tmp_path: Path) -> None:
+    cfg = bench.cfg.model_copy(
+        update={
+            "prompts": 128,
+            "response_tokens": 4,
+            "updates": 35,
+            "epochs": 4,
+            "minibatches": 1,
+            "micro_batch": 128,
+            "learning_rate": 1e-2,
+            "value_learning_rate": 1e-2,
+            "monitor_items": 32,
+            "monitor_updates": 35,
+            "checkpoint_updates": 35,
+        }
+    )
+    state = bench.run(tmp_path, cfg).state
+    assert state.stopped is None
+    first, last = state.curve[0], state.curve[-1]
+    assert last["reward"] > 3.0 * first["reward"] > 0.0
+    start, end = state.points[0], state.points[-1]
+    assert sum(end.rewards) > 3.0 * sum(start.rewards)  # on prompts that it did not learn on, too
+    assert 0.0 < last["kl"] < cfg.kl.limit
+    assert last["entropy"] < first["entropy"]
+
+
+def test_the_first_step_is_exact(bench: Bench, tmp_path: Path) -> None:
+    state = bench.run(tmp_path).state
+    first = state.curve[0]
+    assert (first["kl"], first["k3"]) == (0.0, 0.0)
+    assert first["first_step_kl"] == 0.0  # every ratio is 1, exactly
+    assert state.curve[1]["kl"] != 0.0
+    assert state.curve[1]["first_step_kl"] == 0.0  # of every later rollout, too
+    assert state.points[0].kl == 0.0
+
+
+def test_learning_a_reward_model_with_a_value_of_its_own(bench: Bench, tmp_path: Path) -> None:
+    folder = reward_folder(bench.start, tmp_path / "reward")
     cfg = bench.cfg.model_copy(update={"value": "adapter", "updates": 2})
     trained = bench.run(tmp_path / "work", cfg, folder=folder)
     assert len(trained.state.curve) == 2
