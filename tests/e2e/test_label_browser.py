@@ -389,6 +389,17 @@ def test_only_this_machine_by_its_own_name(server: Server) -> None:
         taken.stdout.close()
 
 
+def test_a_file_that_somebody_broke_is_named_on_the_page(visit: Any, server: Server) -> None:
+    page = visit(server, "ada")
+    (server.folder / "labels").mkdir()
+    (server.folder / "labels/ada.jsonl").write_text('{"id": "012\n')
+    page.reload()
+    page.get_by_text("labels/ada.jsonl:1: broken line").wait_for()
+    (server.folder / "labels/ada.jsonl").unlink()
+    page.reload()
+    arrive(page, 1)
+
+
 def test_what_cannot_be_written_is_not_called_saved(visit: Any, server: Server) -> None:
     page = visit(server, "ada")
     (server.folder / "labels").write_text("a file where the folder should be")
