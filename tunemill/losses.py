@@ -45,14 +45,14 @@ def collate(pairs: Sequence[Encoded], pad: int, start: int | None) -> dict[str, 
     prompts, completions = [pair.prompt for pair in pairs], [pair.completion for pair in pairs]
     if start is None:
         return {
-            "input_ids": _right_padded([[*prompt, *rest] for prompt, rest in pairs], pad),
-            "labels": _right_padded([[IGNORED] * len(prompt) + rest for prompt, rest in pairs], IGNORED),
+            "input_ids": right_padded([[*prompt, *rest] for prompt, rest in pairs], pad),
+            "labels": right_padded([[IGNORED] * len(prompt) + rest for prompt, rest in pairs], IGNORED),
         }
     return {
-        "input_ids": _right_padded(prompts, pad),
-        "attention_mask": _right_padded([[1] * len(prompt) for prompt in prompts], 0),
-        "decoder_input_ids": _right_padded([[start, *completion[:-1]] for completion in completions], pad),
-        "labels": _right_padded(completions, IGNORED),
+        "input_ids": right_padded(prompts, pad),
+        "attention_mask": right_padded([[1] * len(prompt) for prompt in prompts], 0),
+        "decoder_input_ids": right_padded([[start, *completion[:-1]] for completion in completions], pad),
+        "labels": right_padded(completions, IGNORED),
     }
 
 
@@ -140,7 +140,8 @@ def virtual_tokens(model: Any) -> int:
     return max((getattr(each, "num_virtual_tokens", None) or 0 for each in configs.values()), default=0)
 
 
-def _right_padded(rows: Sequence[Sequence[int]], pad: int) -> torch.Tensor:
+def right_padded(rows: Sequence[Sequence[int]], pad: int) -> torch.Tensor:
+    """Rows of ids as one tensor, (B, T), padded on the right."""
     import torch
 
     padded = torch.full((len(rows), max(map(len, rows))), pad, dtype=torch.long)

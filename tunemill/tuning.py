@@ -325,13 +325,14 @@ def micro_batches(batch_size: int, accumulation: int, processes: int) -> tuple[i
 # ── adapters ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def adapt(model: Any, adapter: Any, section: str) -> Any:
+def adapt(model: Any, adapter: Any, section: str, name: str = "default") -> Any:
     """Put a PEFT adapter on a model whose own weights stay frozen.
 
     Args:
         model: the base.
         adapter: a PEFT configuration without a task type, which follows from the model.
         section: of params.yaml, for messages.
+        name: of the adapter, among several.
 
     Raises:
         UserError: target modules match nothing or no layer that can be adapted, PEFT has no choice of its own where none are
@@ -346,7 +347,7 @@ def adapt(model: Any, adapter: Any, section: str) -> Any:
     targets = getattr(adapter, "target_modules", None)
     wanted = targets if isinstance(targets, str) else ", ".join(sorted(targets or ()))
     try:
-        policy = get_peft_model(model, adapter)
+        policy = get_peft_model(model, adapter, adapter_name=name)
     except ValueError as error:
         told = str(error)
         if "not found in the base model" in told:
