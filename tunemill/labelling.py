@@ -574,7 +574,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        return 130
+        return 0  # how it is meant to end
     return 0
 
 

@@ -385,7 +385,7 @@ def test_only_this_machine_by_its_own_name(server: Server) -> None:
         assert servers.fetch(told[0]) is not None
     finally:
         taken.send_signal(signal.SIGINT)
-        assert taken.wait(timeout=20) in (0, 130)
+        assert taken.wait(timeout=20) == 0
         taken.stdout.close()
 
 
