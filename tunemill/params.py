@@ -51,6 +51,20 @@ class RawText(Start):
     """Documents: a JSONL file, or plain text with a blank line between them, a file or a folder of .txt files."""
 
 
+class Preferred(Start):
+    """What one run of a stage that learns from pairs works on."""
+
+    preferences: str
+    """Pairs of answers, as stage `feedback` writes them: a JSONL file."""
+
+
+class Rewarded(Start):
+    """What one run of a stage that learns from a reward works on."""
+
+    reward: str
+    """Folder with a reward.json: of stage `reward`, or one of recipes/rewards."""
+
+
 class Extra(Params):
     """Stages that are off: every entry, name → what it works on, is one run."""
 
@@ -58,6 +72,16 @@ class Extra(Params):
     """Runs of `pretrain`."""
     ia3: dict[str, Start]
     """Runs of `ia3`."""
+    dpo: dict[str, Preferred]
+    """Runs of `dpo`."""
+    kto: dict[str, Preferred]
+    """Runs of `kto`."""
+    grpo: dict[str, Rewarded]
+    """Runs of `grpo`."""
+    rloo: dict[str, Rewarded]
+    """Runs of `rloo`."""
+    best_of: dict[str, Rewarded]
+    """Runs of `best_of`."""
 
 
 class StartFolder(RootModel[str]):

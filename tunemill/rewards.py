@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import ConfigDict, ValidationError
 
-from tunemill import toxicity
+from tunemill import backbone, losses, models, toxicity
 from tunemill.errors import UserError
+from tunemill.losses import Encoded
 from tunemill.params import Params
 from tunemill.runtime import Runtime
 
@@ -30,6 +31,12 @@ if TYPE_CHECKING:
 
 Texts = Callable[[Sequence[str], Sequence[str]], Sequence[float | None]]
 """Prompts and responses → a score for each; the more, the better."""
+
+Rows = Callable[[Sequence[Encoded]], list[float]]
+"""The same of prompts and responses as token ids."""
+
+ROWS = 16
+"""Responses that a reward model reads at once."""
 
 
 class Reward(NamedTuple):
@@ -144,6 +151,74 @@ def classifier(folder: Path, label: str, sign: int, runtime: Runtime) -> Texts:
             with torch.inference_mode():
                 logits = model(**read.to(model.device)).logits  # (B, labels)
             found += (sign * logits[:, known[label]].float()).tolist()
+        return found
+
+    return score
+
+
+def scorer(reward: Reward, start: Path, runtime: Runtime) -> Texts:
+    """Whatever the kind of reward, what scores texts: responses that ended by themselves.
+
+    Args:
+        reward: of `load`; the scores of a shuffled one are not shuffled yet.
+        start: folder of the starting policy: a reward model's adapter sits on it, and its tokenizer counts length.
+        runtime: device and number format.
+
+    Raises:
+        UserError: a reward model does not fit the starting policy.
+    """
+    if reward.texts is not None:
+        return reward.texts
+    tokenizer = models.load_tokenizer(start)
+    if reward.model is None:
+        return lambda _, responses: [float(len(models.render_completion(tokenizer, each))) for each in responses]
+    read = reader(reward.model, start, runtime)
+
+    def score(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        pairs = zip(prompts, responses, strict=True)
+        return read(
+            [
+                Encoded(models.render_prompt(tokenizer, prompt), models.render_completion(tokenizer, response))
+                for prompt, response in pairs
+            ]
+        )
+
+    return score
+
+
+def reader(folder: Path, start: Path, runtime: Runtime) -> Rows:
+    """A reward model by itself, on a copy of the starting policy's weights of its own: what scores token ids.
+
+    Args:
+        folder: of stage `reward`.
+        start: folder of the starting policy.
+        runtime: device and number format.
+
+    Raises:
+        UserError: it was trained with another tokenizer, or for a model of another width.
+    """
+    import torch
+    from peft import PeftModel
+
+    tokenizer = models.load_tokenizer(start)
+    backbone.check(folder, tokenizer)
+    base = models.load_base(start, runtime)
+    head = backbone.read_head(folder, base.config).to(runtime.device)
+    # Not merged: bfloat16 would round much of the adapter away.
+    model = PeftModel.from_pretrained(base, folder / "adapter", is_trainable=False).eval().get_base_model()
+    first, packed = losses.start_token(model), backbone.packable(model)
+
+    def score(rows: Sequence[Encoded]) -> list[float]:
+        # Rows that begin alike, and are alike in length, are read together.
+        order = sorted(range(len(rows)), key=lambda at: (len(rows[at].prompt), rows[at].prompt, len(rows[at]), at))
+        found = [0.0] * len(rows)
+        for at in range(0, len(order), ROWS):
+            places = order[at : at + ROWS]
+            batch = backbone.collate([rows[place] for place in places], tokenizer.pad_token_id, first, packed)
+            with torch.inference_mode():
+                states = backbone.end_states(model, batch.to(runtime.device))
+            for place, value in zip(places, backbone.linear(states, head).tolist(), strict=True):
+                found[place] = value
         return found
 
     return score
