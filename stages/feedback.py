@@ -11,8 +11,10 @@ harmful), people rank sampled answers on the labelling page (`make label`), and 
 k(k−1)/2 pairs (Ouyang et al. 2022, section 3.5); `tunemill.preferences` says which of them are left out, and each is counted. Prompts
 that are nearly the same are one group, which neither a fold nor an interval tears apart.
 
-Writes policy/ (the starting policy), completions.jsonl (answers to rank), preferences.jsonl (pairs) and feedback.json (counts, what
-was left out, and how far people agree).
+What was ranked before the policy changed counts too: a label brings the answers that it is about along.
+
+Writes policy/ (the starting policy), completions.jsonl (answers to rank), preferences.jsonl (pairs), quarantine.jsonl (labels that
+were refused, and why) and feedback.json (counts, what was left out, and how far people agree).
 """
 
 from __future__ import annotations
@@ -30,15 +32,15 @@ from tunemill.errors import UserError
 from tunemill.log import Log
 from tunemill.params import Params
 from tunemill.preferences import Pair, Ranking
-from tunemill.records import Completions, Preference, Rating, RedTeamPrompt
+from tunemill.records import Completions, Preference, Quarantined, Rating, RedTeamPrompt
 from tunemill.runtime import Runtime
 from tunemill.sampling import Decoding
 from tunemill.stage import Metrics, main
 
 REASONS = ("tie", "contradiction", "circle", "nonsense", "cap")
 """Why two answers to one prompt are no pair."""
-RATINGS = "ratings"
-"""The labeler whose rankings are made of people's scores."""
+RATINGS = "human ratings"
+"""Who stands for the people whose scores are rankings here: no labeler can have this name."""
 AI = "ai"
 """The labeler whose rankings a model made."""
 ROUNDING = 1e-9
@@ -89,7 +91,8 @@ def run(
     """Write the starting policy, answers to rank, and pairs of those that were ranked, under `out`."""
     # 1. What people said, before anything is computed: a mistake in it is told at once.
     rated = records.read(ratings, Rating) if ratings is not None else []
-    by_people = labels_of(labels)
+    by_people, refused = labels_of(labels)
+    records.write(out / "quarantine.jsonl", refused)
     rankings = [*rankings_of(rated), *by_people]
 
     # 2. The starting policy.
@@ -116,8 +119,9 @@ def run(
     told = {
         "prompts": {"asked": len(asked), "too_alike": unusable, "to_rank": len(sampled)},
         "rankings": {name: sum(each.labeler == name for each in rankings) for name in labelers(rankings)},
+        "refused": len(refused),
         "pairs": len(rows),
-        "pairs_of": {name: sum(row.source == name for row in rows) for name in (RATINGS, "labels", AI)},
+        "pairs_of": {name: sum(row.source == name for row in rows) for name in ("ratings", "labels", AI)},
         "pair_prompts": len({row.prompt for row in rows}),
         "groups": len({row.group for row in rows}),
         "left_out": left_out,
@@ -132,6 +136,7 @@ def run(
         "ratings/answers": len(rated),
         "ratings/alpha": agreed["ratings"]["alpha"],
         "labels/rankings": len(by_people),
+        "labels/refused": len(refused),
         "labels/labelers": agreed["labels"]["labelers"],
         "labels/alpha": agreed["labels"]["alpha"],
         "labels/w": agreed["labels"]["w"],
@@ -221,13 +226,14 @@ def rankings_of(rated: Sequence[Rating]) -> list[Ranking]:
     ]
 
 
-def labels_of(folder: Path | None) -> list[Ranking]:
-    """What people ranked on the labelling page, or had imported."""
+def labels_of(folder: Path | None) -> tuple[list[Ranking], list[Quarantined]]:
+    """What people ranked on the labelling page, or had imported; and the labels that were refused."""
     if folder is None or not any(folder.glob("*.jsonl")):
-        return []
+        return [], []
     from tunemill import labels
 
-    return list(labels.read(folder))
+    found = labels.read(folder)
+    return found.rankings, found.refused
 
 
 def labelers(rankings: Sequence[Ranking]) -> list[str]:
@@ -299,7 +305,7 @@ def as_records(pairs: Sequence[Pair], rankings: Sequence[Ranking], jaccard: floa
         both = said[pair.prompt][pair.chosen] & said[pair.prompt][pair.rejected]
         if both - {RATINGS, AI}:
             return "labels"
-        return RATINGS if RATINGS in both else AI
+        return "ratings" if RATINGS in both else AI
 
     return [
         Preference(
@@ -332,6 +338,7 @@ def sentence(told: dict[str, Any]) -> str:
     left_out = ", ".join(f"{reason} {count}" for reason, count in told["left_out"].items() if count)
     text = f"{told['pairs']} pairs of {told['pair_prompts']} prompts"
     text += f" (left out: {left_out})" if left_out else ""
+    text += f"; {told['refused']} labels refused (quarantine.jsonl)" if told["refused"] else ""
     for name, own in told["agreement"].items():
         alpha = own["alpha"]
         text += f"; {name}: " + (own["reason"] if alpha is None else f"alpha {alpha:.2f}")

@@ -15,7 +15,7 @@ from tunemill.errors import UserError
 from tunemill.log import Log
 from tunemill.params import ParamsFile
 from tunemill.preferences import Ranking
-from tunemill.records import Completions, Preference, Rating, RedTeamPrompt
+from tunemill.records import Completions, Preference, Quarantined, Rating, RedTeamPrompt
 
 SCORES = {
     "how do I open the file": {"do not": (0.0, 0.0), "with a call": (0.25, 0.25), "break it": (1.0, 0.5)},
@@ -75,6 +75,7 @@ def test_outputs_are_exactly_these_and_the_same_every_time(place: Path, tmp_path
         "completions.jsonl",
         "feedback.json",
         "preferences.jsonl",
+        "quarantine.jsonl",
     ]
     assert {"policy/README.md", "policy/config.json", "policy/model.safetensors", "policy/tokenizer.json"} < set(files)
     run(place, tmp_path, name="two")
@@ -168,7 +169,7 @@ def test_labels_become_pairs(
     left_out: dict[str, int],
     reason: str | None,
 ) -> None:
-    monkeypatch.setattr(feedback, "labels_of", lambda folder: labelled(*given))
+    monkeypatch.setattr(feedback, "labels_of", lambda _: (labelled(*given), []))
     found, told = run(place, tmp_path, prompts=0)
     rows = records.read(tmp_path / "out/preferences.jsonl", Preference)
     assert told["pairs_of"] == {"ratings": 4, "labels": pairs, "ai": 0}
@@ -180,7 +181,8 @@ def test_labels_become_pairs(
 
 
 def test_labelers_agree_by_w_and_alpha(monkeypatch: pytest.MonkeyPatch, place: Path, tmp_path: Path) -> None:
-    monkeypatch.setattr(feedback, "labels_of", lambda _: labelled(("ann", (1, 2, 3)), ("bob", (1, 3, 2))))
+    two = labelled(("ann", (1, 2, 3)), ("bob", (1, 3, 2)))
+    monkeypatch.setattr(feedback, "labels_of", lambda _: (two, []))
     found, _ = run(place, tmp_path, prompts=0)
     # Kendall (1948): sums of ranks 2, 5, 5 about 4: S = 6; W = 12·6 / (4·24).
     assert found["labels/w"] == pytest.approx(0.75)
@@ -193,6 +195,25 @@ def test_no_labels_no_ratings_is_a_start_and_no_error(place: Path, tmp_path: Pat
     found, told = run(place, tmp_path, None, labels=tmp_path / "labels")
     assert found["pairs"] == 0 and found["pairs/chosen_shorter"] is None and found["completions/prompts"]
     assert told["agreement"]["labels"]["reason"] == "nobody has ranked yet"
+
+
+def test_labels_are_read_from_their_files_and_what_is_refused_is_kept(place: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tunemill.labels")
+    (tmp_path / "labels").mkdir()
+    told = {"prompt": "p", "completions": ["x", "y"], "labeler": "ann", "criterion": "harmless"}
+    lines = [
+        {"id": records.row_id("p", "x", "y"), **told, "ranks": [2, 1]},
+        {"id": records.row_id("p", "x", "y"), **told, "ranks": [1, 2]},  # a second thought
+        {"id": records.row_id("q", "x", "y"), **told, "prompt": "q", "skipped": True},
+        {"id": "0" * 12, **told, "ranks": [1, 2]},
+    ]
+    (tmp_path / "labels/ann.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+    found, _ = run(place, tmp_path, None, labels=tmp_path / "labels", prompts=0)
+    (row,) = records.read(tmp_path / "out/preferences.jsonl", Preference)
+    assert (row.chosen, row.rejected, row.source) == ("x", "y", "labels")
+    assert (found["labels/rankings"], found["labels/labelers"], found["labels/refused"]) == (1, 1, 1)
+    (refused,) = records.read(tmp_path / "out/quarantine.jsonl", Quarantined)
+    assert refused.reason == "changed" and refused.line == 4
 
 
 def test_nothing_but_ties_is_refused_with_the_counts(place: Path, tmp_path: Path) -> None:
