@@ -2,7 +2,7 @@ r"""Reward: teach a model which of two answers people prefer, and measure it on 
 
     python -m stages.reward --policy artifacts/feedback/policy --preferences artifacts/feedback/preferences.jsonl
 
-Bradley-Terry with a low-rank adapter and a linear head on the starting policy's own weights (`tunemill.rewards`): PPO loads both
+Bradley-Terry with a low-rank adapter and a linear head on the starting policy's own weights (`tunemill.reward_models`): PPO loads both
 beside its other adapters, on the same base.
 
 How good it is, is measured by cross-validation over groups of near-duplicate prompts: a model is trained without each part of them and
@@ -90,23 +90,25 @@ def run(cfg: Config, *, policy: Path, preferences: Path, out: Path, work: Path, 
     """Train on `preferences`, measure by cross-validation, and write the reward model under `out`."""
     import numpy as np
 
-    from tunemill import backbone, cards, losses, models, rewards
+    from tunemill import backbone, cards, losses, models, reward_models
 
     # 1. Pairs as token ids, dealt into folds that keep near-duplicate prompts together.
     tokenizer = models.load_tokenizer(policy)
     preferred = records.read(preferences, Preference)
-    data = rewards.encode(tokenizer, preferred, cfg.max_tokens)
+    data = reward_models.encode(tokenizer, preferred, cfg.max_tokens)
     used = [preferred[at] for at in data.kept]
     check(cfg, used, data.left_out, preferences)
     folds = pairwise.deal([each.group for each in used], cfg.folds, cfg.seed)
 
     # 2. What the untrained model makes of every answer: the head starts from a regression on it.
     model = models.load_base(policy, runtime)
-    rewards.fits(model.config, data.rows)
-    pad = rewards.unused_token(tokenizer, data.rows)
+    reward_models.fits(model.config, data.rows)
+    pad = reward_models.unused_token(tokenizer, data.rows)
     states = remembered(
         work / "states.npy",
-        lambda: rewards.states(model, data.rows, pad, batch_tokens=cfg.batch_tokens, title="read the answers", log=log),
+        lambda: reward_models.states(
+            model, data.rows, pad, batch_tokens=cfg.batch_tokens, title="read the answers", log=log
+        ),
     )
     finite(states, "the states of the starting policy")
     chosen, rejected = (np.array([getattr(pair, name) for pair in data.pairs]) for name in ("chosen", "rejected"))
@@ -118,11 +120,11 @@ def run(cfg: Config, *, policy: Path, preferences: Path, out: Path, work: Path, 
         seed_everything(cfg.seed)  # of the adapter's new weights
         gaps = states[chosen[items]] - states[rejected[items]]
         head = pairwise.fit(gaps, probabilities[items], weights[items], cfg.head_penalty)
-        trainee = rewards.attach(model, adapter(cfg), torch_row(head))
-        settings = rewards.Settings(
+        trainee = reward_models.attach(model, adapter(cfg), torch_row(head))
+        settings = reward_models.Settings(
             steps, cfg.batch_size, cfg.learning_rate, cfg.warmup_steps, cfg.max_grad_norm, cfg.checkpoint_steps
         )
-        points = rewards.train(
+        points = reward_models.train(
             trainee,
             tokenizer,
             data,
@@ -146,7 +148,7 @@ def run(cfg: Config, *, policy: Path, preferences: Path, out: Path, work: Path, 
         if fold not in done:
             trainee, points = taught(known, cfg.fold_steps, f"fold-{fold}", f"fold {fold + 1} of {cfg.folds}")
             rows = sorted({*chosen[held_out].tolist(), *rejected[held_out].tolist()})
-            read = rewards.states(
+            read = reward_models.states(
                 model,
                 [data.rows[row] for row in rows],
                 pad,
@@ -184,8 +186,9 @@ def run(cfg: Config, *, policy: Path, preferences: Path, out: Path, work: Path, 
     # 5. The model that is kept learns from all pairs.
     trainee, points = taught(np.arange(len(used)), cfg.steps, "all", "training on all pairs")
     finite(trainee.head.cpu().numpy(), "the head")
-    rewards.save(trainee, out / "adapter")
+    reward_models.save(trainee, out / "adapter")
     told = {
+        "kind": "model",  # among the rewards of `tunemill.rewards`
         "vocabulary": backbone.vocabulary(tokenizer),
         "constant": bool((margins == 0).all()),
         "pairs": len(used),
