@@ -121,23 +121,6 @@ def by_task(path: Path) -> dict[str, list[tuple[str, str]]]:
 
 
 @dataclass(frozen=True)
-class Completions:
-    """Answers to one prompt, to be ranked.
-
-    Attributes:
-        id: 12 hexadecimal digits, a hash of prompt and completions.
-        prompt: what was asked.
-        completions: what was answered, all different.
-        source: name of the set that the prompt is from.
-    """
-
-    id: str
-    prompt: str
-    completions: tuple[str, ...]
-    source: str
-
-
-@dataclass(frozen=True)
 class Preference:
     """Two answers to one prompt, the better one first.
 
