@@ -19,7 +19,7 @@ from typing import Any
 from tunemill.dependencies import module_of
 from tunemill.endpoints import key_of
 from tunemill.errors import UserError, nearest
-from tunemill.params import Candidates, Extra, Launch, ParamsFile, StartFolder
+from tunemill.params import AlignStart, Candidates, Extra, Launch, ParamsFile, StartFolder
 from tunemill.sources import FileSource
 from tunemill.stage import contract
 
@@ -29,9 +29,13 @@ ADAPTERS = ("lora", "prompt_tune")
 STARTED = ("prompt", "sft", *ADAPTERS)
 """Stages that start from the model that `start` names."""
 TUNING = ("pretrain", "sft", *ADAPTERS, "ia3")
-RESULTS = {"select": "model", "prompt": "model", "pretrain": "model", "sft": "model"} | dict.fromkeys(
-    (*ADAPTERS, "ia3"), "adapter"
-)
+RESULTS = {
+    "select": "model",
+    "prompt": "model",
+    "pretrain": "model",
+    "sft": "model",
+    "feedback": "policy",
+} | dict.fromkeys((*ADAPTERS, "ia3"), "adapter")
 """Stage → what it calls the checkpoint that it writes; those of further seeds end in `-<seed>`."""
 
 Keys = tuple[str | int, ...]
@@ -69,6 +73,7 @@ def check(root: Path) -> list[str]:
     """
     setup = Setup(root, ParamsFile(root / "params.yaml"))
     sections: dict[str, Any] = {"candidates": Candidates, "launch": Launch, "start": StartFolder, "extra": Extra}
+    sections["align_start"] = AlignStart
     faults = list(in_graph(setup, sections))
     for name, kind in sections.items():
         try:
@@ -250,6 +255,10 @@ def in_folders(setup: Setup) -> Iterator[str]:
             }
     for name, candidate in setup.candidates.items():
         named |= {("candidates", name, key): getattr(candidate, key) for key in ("policy", "base")}
+    adapted: dict[Keys, Any] = {("candidates", name): candidate for name, candidate in setup.candidates.items()}
+    if "align_start" in setup.values and "feedback" in used(setup):
+        adapted["align_start",] = setup.values["align_start"]
+        named |= {("align_start", key): getattr(adapted["align_start",], key) for key in ("policy", "base")}
     if "judge" in setup.values:
         named["judge", "folder"] = setup.values["judge"].folder
     wrong = {
@@ -264,12 +273,12 @@ def in_folders(setup: Setup) -> Iterator[str]:
             expected="a folder that is there, or one under " + ", ".join(results),
             known=results,
         )
-    for name, candidate in setup.candidates.items():
+    for at, candidate in adapted.items():
         keys = origin(candidate.policy, setup)
-        if keys not in named or {keys, ("candidates", name, "base")} & wrong or candidate.base == named[keys]:
+        if keys not in named or {keys, (*at, "base")} & wrong or candidate.base == named[keys]:
             continue
         yield setup.told(
-            ("candidates", name, "base"),
+            (*at, "base"),
             f"an adapter of {Path(candidate.policy).parts[1]} sits on '{named[keys]}', not on '{candidate.base}'",
             expected=f"the model that `{'.'.join(map(str, keys))}` names",
         )
@@ -412,6 +421,8 @@ def used(setup: Setup) -> set[str]:
         found.add(parts[1])
         if parts[1] in STARTED and "start" in setup.values:
             waiting.append(setup.values["start"].root)
+        if parts[1] == "feedback" and "align_start" in setup.values:
+            waiting += dict(setup.values["align_start"]).values()
         run = runs.get(parts[1], {}).get(parts[2]) if len(parts) > 2 else None
         waiting += dict(run).values() if run is not None else []
     return found

@@ -66,6 +66,10 @@ class StartFolder(RootModel[str]):
     model_config = ConfigDict(frozen=True)
 
 
+class AlignStart(Candidate):
+    """What alignment starts from, an adapter merged into its base: `feedback` writes it; dvc.yaml uses it."""
+
+
 class Launch(RootModel[str]):
     """How the tuning stages are started: `python`, or a launcher that starts several processes; dvc.yaml uses it."""
 
