@@ -301,16 +301,27 @@ def hold_out(prompts: Sequence[str], most: int, seed: int) -> list[bool]:
         most: rows to hold out.
         seed: of the draw, which depends on the prompts and not on their order.
     """
-    sizes = Counter(prompts)
+    return take(prompts, min(most, len(prompts) // 2), seed)
+
+
+def take(labels: Sequence[str], most: int, seed: int | str) -> list[bool]:
+    """Which rows to take: whole labels drawn at random as long as they fit; True means taken.
+
+    Args:
+        labels: each row's label (a prompt, or a cluster of prompts); rows with the same one stay together.
+        most: rows to take.
+        seed: of the draw, which depends on the labels and not on their order.
+    """
+    sizes = Counter(labels)
     order = sorted(sizes)
     random.Random(seed).shuffle(order)
-    left = min(most, len(prompts) // 2)
+    left = most
     chosen = set()
-    for prompt in order:
-        if sizes[prompt] <= left:
-            chosen.add(prompt)
-            left -= sizes[prompt]
-    return [prompt in chosen for prompt in prompts]
+    for label in order:
+        if sizes[label] <= left:
+            chosen.add(label)
+            left -= sizes[label]
+    return [label in chosen for label in labels]
 
 
 def cap_groups(groups: Sequence[str], most: int, seed: int) -> list[bool]:
