@@ -438,6 +438,29 @@ def clusters(texts: Sequence[str], jaccard: float | None, shingle_words: int = 3
     return [root(index) for index in range(len(texts))]
 
 
+def joined(*clusterings: Sequence[int]) -> list[int]:
+    """Which rows are in one cluster by any of several clusterings, directly or through others.
+
+    Args:
+        clusterings: each names every row's cluster by the index of its first member, as `clusters` does.
+
+    Returns:
+        The same of them all together.
+    """
+    above = list(range(len(clusterings[0])))
+
+    def root(index: int) -> int:
+        while above[index] != index:
+            index = above[index]
+        return index
+
+    for clustering in clusterings:
+        for index, first in enumerate(clustering):
+            low, high = sorted((root(index), root(first)))
+            above[high] = low
+    return [root(index) for index in range(len(above))]
+
+
 def _index(jaccard: float, permutations: int) -> Any:
     """Finds sketches that may be alike: by a lower threshold than asked, as what it finds is compared exactly."""
     from datasketch import MinHashLSH
