@@ -86,7 +86,7 @@ def check(root: Path) -> list[str]:
             faults.append(
                 setup.told((name,), f"unknown section '{name}'", expected=among, fix="remove it", known=sections)
             )
-    for look in (in_launch, in_sources, in_folders, in_names, in_judge, in_mixtures, in_training):
+    for look in (in_launch, in_sources, in_shares, in_folders, in_names, in_judge, in_mixtures, in_training):
         faults += look(setup)
     return faults
 
@@ -217,6 +217,8 @@ def in_sources(setup: Setup) -> Iterator[str]:
     if "collect" in setup.values:
         cfg = setup.values["collect"]
         tables = {("collect", "examples"): cfg.examples, ("collect", "ratings"): cfg.ratings}
+        if cfg.refusals is not None:
+            tables["collect", "refusals"] = cfg.refusals
         tables |= {("collect", "red_team", name, "rows"): each.rows for name, each in cfg.red_team.items()}
         tables |= {("collect", "tasks", name, "rows"): each.rows for name, each in cfg.tasks.items()}
     for keys, table in tables.items():
@@ -239,6 +241,22 @@ def in_sources(setup: Setup) -> Iterator[str]:
                 f"no model in '{model.path}'",
                 expected="a folder with config.json, safetensors weights and a tokenizer",
                 fix="put it there, where git does not ignore it, or name it from the root of the file system",
+            )
+
+
+def in_shares(setup: Setup) -> Iterator[str]:
+    """Red-team sets that are to be split and are not collected."""
+    if "collect" not in setup.values or "validate" not in setup.values:
+        return
+    known = [*setup.values["collect"].red_team]
+    for name in setup.values["validate"].red_team:
+        if name not in known:
+            yield setup.told(
+                ("validate", "red_team", name),
+                f"no red-team set '{name}'",
+                expected="one of " + ", ".join(known),
+                fix="name sets as collect.red_team does, or take the entry out",
+                known=known,
             )
 
 

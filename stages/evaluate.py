@@ -218,7 +218,7 @@ def run(
     people = questions.people_rows(about_people, likelihoods)
 
     # 4. Score.
-    scorers = toxicity.scorers(harm, runtime)
+    scorers = toxicity.judges(harm, runtime)
     known = (
         metrics.training_index(each.completion for each in records.read(train, Example)) if train is not None else None
     )

@@ -28,6 +28,7 @@ OPEN_SECTIONS = (
     "extra.ia3",
     "collect.red_team",
     "collect.tasks",
+    "validate.red_team",
     "select.candidates",
     "compare.seeds",
     "prompt.templates",

@@ -56,6 +56,25 @@ class Rating:
 
 
 @dataclass(frozen=True)
+class Refusal:
+    """A response, and how many people say that it refuses to do what was asked.
+
+    Attributes:
+        id: 12 hexadecimal digits, a hash of prompt and response.
+        prompt: what was asked.
+        response: what was answered.
+        refused: share of the people who were asked that call it a refusal, 0 to 1.
+        source: `package==version:member:line` or `file:line`.
+    """
+
+    id: str
+    prompt: str
+    response: str
+    refused: float
+    source: str
+
+
+@dataclass(frozen=True)
 class RedTeamPrompt:
     """A prompt that tries to bring out harm.
 
@@ -164,7 +183,7 @@ class Quarantined:
     row: dict[str, Any]
 
 
-Record = TypeVar("Record", Example, Rating, RedTeamPrompt, TaskItem, Completions, Preference, Quarantined)
+Record = TypeVar("Record", Example, Rating, Refusal, RedTeamPrompt, TaskItem, Completions, Preference, Quarantined)
 
 
 def row_id(*texts: str) -> str:
@@ -174,7 +193,7 @@ def row_id(*texts: str) -> str:
 
 def write(
     path: Path,
-    rows: Iterable[Example | Rating | RedTeamPrompt | TaskItem | Completions | Preference | Quarantined],
+    rows: Iterable[Example | Rating | Refusal | RedTeamPrompt | TaskItem | Completions | Preference | Quarantined],
 ) -> None:
     """Write rows as JSON Lines, the whole file or nothing."""
     write_objects(path, (dataclasses.asdict(row) for row in rows))
