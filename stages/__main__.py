@@ -35,7 +35,7 @@ RESULTS = {
     "pretrain": "model",
     "sft": "model",
     "feedback": "policy",
-} | dict.fromkeys((*ADAPTERS, "ia3"), "adapter")
+} | dict.fromkeys((*ADAPTERS, "ia3", "ppo"), "adapter")
 """Stage → what it calls the checkpoint that it writes; those of further seeds end in `-<seed>`."""
 
 Keys = tuple[str | int, ...]
