@@ -448,8 +448,8 @@ def test_what_was_asked_once_is_not_asked_again(
     assert (begun, scored) == ([], []) and tree_hash(tmp_path / "out") == tree_hash(asked.out)
 
     evaluated(model, tmp_path, given, CONFIG.model_copy(update={"samples": 3}))
-    # Three instructions; three texts to go on from and four beginnings; three times each, and nothing else.
-    assert begun == [9, 21] and scored == []
+    # Three instructions and three texts to go on from, three times each, four beginnings twice, and nothing else.
+    assert begun == [9, 17] and scored == []
     assert len(list((tmp_path / "work").glob("*.jsonl"))) == 5  # what two samples were is thrown away
 
     begun.clear()
