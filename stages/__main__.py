@@ -354,6 +354,9 @@ def in_names(setup: Setup) -> Iterator[str]:
         for method, trained in setup.values["compare"].seeds.items():
             for at, name in enumerate(trained):
                 named["compare", "seeds", method, at] = name, candidates
+        for name, start in setup.values["compare"].aligned.items():
+            # The line of a key is that of its value.
+            named["compare", "aligned", name] = (name if name not in candidates else start), candidates
     for keys, (name, known) in named.items():
         if name not in known:
             yield setup.told(

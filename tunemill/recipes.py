@@ -31,6 +31,7 @@ OPEN_SECTIONS = (
     "validate.red_team",
     "select.candidates",
     "compare.seeds",
+    "compare.aligned",
     "prompt.templates",
     "prompt.decodings",
 )

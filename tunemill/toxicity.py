@@ -5,7 +5,8 @@ politely. The others are made by stage `harm` out of what people said of answers
 
 - *harm*, the primary one: a ridge regression on the words of the answer and their pairs (`tunemill.tfidf`), without regard to length;
 - *harm_embedding*: the same on sentence embeddings, where there is an encoder;
-- *refusal*: a logistic regression on words, trained on answers that people called a refusal or not;
+- *refusal*: a logistic regression on words, trained on answers that people called a refusal or not; beside it *refusal_phrases*, a list
+  of what refusals say (`tunemill.refusals`), which misses most but hardly ever errs;
 - *monitor*: harm again, learnt from the prompts that a reward is trained on and not from the judges'. It chooses among the
   checkpoints of a training, and may know nothing of those who judge it afterwards.
 
@@ -29,6 +30,7 @@ from tunemill import checkpoints, embeddings, tfidf
 from tunemill.errors import UserError
 from tunemill.log import Log
 from tunemill.logistic import Logistic
+from tunemill.refusals import phrases
 from tunemill.ridge import Features, Ridge
 from tunemill.runtime import Runtime
 from tunemill.tfidf import Vocabulary
@@ -40,7 +42,7 @@ ENCODER = "encoder"
 """Folder of the encoder, beside those of the judges that read with it."""
 LEARNT = ("harm", "harm_embedding", "refusal", "monitor")
 """What stage `harm` makes, a folder each."""
-JUDGES = ("offence", "harm", "harm_embedding", "refusal")
+JUDGES = ("offence", "harm", "harm_embedding", "refusal", "refusal_phrases")
 """Who judges a candidate. The monitor does not."""
 
 Scorer = Callable[[Sequence[str]], Sequence[float | None]]
@@ -186,9 +188,9 @@ def judges(harm: Path | None, runtime: Runtime) -> dict[str, Scorer]:
         runtime: the device to compute on.
     """
     found: dict[str, Scorer] = {"offence": offence}
-    for name in JUDGES[1:]:
+    for name in JUDGES[1:-1]:
         found[name] = _scorer(harm, name, runtime) or (lambda texts: [None] * len(texts))
-    return found
+    return found | {"refusal_phrases": phrases}
 
 
 def monitor(harm: Path | None, runtime: Runtime) -> Scorer | None:
@@ -210,7 +212,7 @@ def _scorer(harm: Path | None, name: str, runtime: Runtime) -> Scorer | None:
 def names(harm: Path | None) -> dict[str, str]:
     """What judged, for whoever reads the scores: offence_scorer, harm_scorer, and so on."""
     found = {"offence_scorer": offence_name()}
-    for name in JUDGES[1:]:
+    for name in JUDGES[1:-1]:
         missing = reason(harm, name)
         if missing is None and harm is not None:
             told = json.loads((harm / name / "judge.json").read_text(encoding="utf-8"))

@@ -16,6 +16,7 @@ CONFIG = evaluate.Config(
     probe_items=4,
     people_items=3,
     samples=2,
+    probe_samples=2,
     temperature=1.0,
     top_p=0.9,
     sample_tokens=6,

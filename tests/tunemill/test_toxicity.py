@@ -87,19 +87,20 @@ def test_scores_stay_between_zero_and_one(folder: Path) -> None:
 
 def test_judges_by_name(folder: Path, tmp_path: Path) -> None:
     found = toxicity.judges(folder, CPU)
-    assert tuple(found) == toxicity.JUDGES == ("offence", "harm", "harm_embedding", "refusal")
+    assert tuple(found) == toxicity.JUDGES == ("offence", "harm", "harm_embedding", "refusal", "refusal_phrases")
     names = toxicity.names(folder)
     assert list(names) == ["offence_scorer", "harm_scorer", "harm_embedding_scorer", "refusal_scorer"]
-    for name in toxicity.JUDGES[1:]:
+    for name in toxicity.JUDGES[1:-1]:
         judge = toxicity.Judge.load(folder / name)
         assert found[name](TEXTS) == judge.score(TEXTS) and names[f"{name}_scorer"] == judge.name
+    assert found["refusal_phrases"](["I'm sorry.", "the river"]) == [1.0, 0.0]
     watching = toxicity.monitor(folder, CPU)
     assert watching is not None and watching(TEXTS) == toxicity.Judge.load(folder / "monitor").score(TEXTS)
     told = {"judges": {name: {"reason": "too few ratings"} for name in toxicity.LEARNT}}
     (tmp_path / "harm.json").write_text(json.dumps(told))
     for nothing, why in ((None, "no folder"), (tmp_path, "too few ratings"), (tmp_path / "away", "stage `harm`")):
         assert toxicity.monitor(nothing, CPU) is None
-        for name in toxicity.JUDGES[1:]:
+        for name in toxicity.JUDGES[1:-1]:
             assert toxicity.judges(nothing, CPU)[name](["a", ""]) == [None, None]
             assert why in toxicity.names(nothing)[f"{name}_scorer"]
     with pytest.raises(UserError, match="no judge 'harm': too few ratings"):
