@@ -143,6 +143,7 @@ def watch(trainer: Any, clock: Clock, temperature: float) -> list[dict[str, Any]
             ends = (answered[:, context:] == trainer.processing_class.eos_token_id).any(1)
             finished = float(ends.float().mean())
             rows.append({"kl": sum(divergences) / len(divergences), "lengths": lengths, "finished": finished})
+            rows[-1]["tokens"] = sum(lengths) / len(lengths)
         return answered, scores
 
     ppo_trainer.batch_generation = noting
@@ -297,11 +298,11 @@ def train(arguments: argparse.Namespace, out: str) -> dict[str, Any]:
     }
 
 
-def main() -> int:
-    """Train and print one line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def options(description: str) -> argparse.ArgumentParser:
+    """What both sides are told."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="checkpoint of the starting policy")
-    parser.add_argument("--reward", type=Path, required=True, help="checkpoint of a sequence classifier with one label")
+    parser.add_argument("--reward", type=Path, required=True, help="the reward model")
     parser.add_argument("--prompts", type=Path, required=True, help="JSON Lines: token ids of a prompt in each")
     parser.add_argument("--updates", type=int, default=2)
     parser.add_argument("--batch", type=int, default=16, help="prompts, and responses, of an update")
@@ -317,12 +318,18 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=17)
     parser.add_argument("--lr", type=float, default=1e-5)
     parser.add_argument("--kl-coef", type=float, default=0.05)
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--missing-eos-penalty", type=float, default=None)
+    return parser
+
+
+def main() -> int:
+    """Train and print one line of JSON."""
+    parser = options(__doc__ or "")
     parser.add_argument("--mean", type=float, default=0.0, help="what is taken off every score")
     parser.add_argument(
         "--std", type=float, default=1.0, help="what every score is divided by; rewards are printed without both"
     )
-    parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--missing-eos-penalty", type=float, default=None)
     arguments = parser.parse_args()
     # Set before torch is imported: OpenMP reads it once.
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
