@@ -30,7 +30,7 @@ export HF_HUB_OFFLINE ?= 1
 # It ends when this make does, however that happens.
 driver = export TUNEMILL_MAKE=$$PPID; exec python -m flows $(if $(1),--recipe $(1)) $(if $(UNTIL),--until $(UNTIL)) $(if $(JOBS),--jobs $(JOBS)) $(foreach each,$(SET),--set $(each))
 
-.PHONY: help setup run quick study test test-all check deps lock up down ui deploy-run bench clean
+.PHONY: help setup run quick study label test test-all check deps lock up down ui deploy-run bench clean
 
 help: ## this list
 	@printf 'Tunemill. Usage: make TARGET\n\n'
@@ -59,6 +59,9 @@ test: .installed ## unit and stage tests
 
 test-all: .installed ## what `test` leaves out: end to end, kill, browser and server tests
 	@pytest -m "slow or e2e"
+
+label: .installed ## rank answers yourself, on a page on 127.0.0.1; what you say is kept in labels/
+	@python -m tunemill.labelling --completions artifacts/feedback/completions.jsonl --labels labels
 
 check: .installed ## format, lint, types, import rules, graph, dependencies, shell, YAML, Docker
 	ruff format --check .

@@ -11,7 +11,9 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import Literal
+from typing import Literal, NamedTuple
+
+from tunemill.preferences import Ranking
 
 Scale = Literal["nominal", "ordinal", "interval"]
 
@@ -90,3 +92,68 @@ def kendall_w(rankings: Sequence[Sequence[float]]) -> float | None:
     ties = sum(count**3 - count for each in rankings for count in Counter(each).values())
     most = people**2 * (things**3 - things) - people * ties
     return 12.0 * spread / most if most else None
+
+
+class Agreement(NamedTuple):
+    """How far those who ranked the same answers agree."""
+
+    labelers: int
+    """People who ranked anything at all."""
+    prompts: int
+    """Prompts with two answers or more that several people ranked: the following is of these."""
+    kendall_w: float | None
+    """Mean over the prompts of Kendall's W; None where no prompt has one."""
+    alpha: float | None
+    """Krippendorff's alpha, ordinal, of the ranks; a unit is an answer."""
+
+
+def among(rankings: Sequence[Ranking]) -> Agreement:
+    """Agreement on the order of answers.
+
+    What one of them marked as nonsense has no rank to agree on, so each prompt is left with the answers that everybody ranked,
+    and these are ranked anew (ties get their mean rank): how many answers others took out moves nobody's ranks.
+
+    Args:
+        rankings: any number of people and prompts. The same answers in another order are the same; of one person's rankings of
+            the same answers the last one counts.
+    """
+    from scipy.stats import rankdata
+
+    grouped: dict[tuple[str, frozenset[str]], dict[str, Mapping[str, float | None]]] = {}
+    for each in rankings:
+        own = dict(zip(each.completions, each.ranks, strict=True))
+        grouped.setdefault((each.prompt, frozenset(own)), {})[each.labeler] = own
+    units: list[list[float]] = []
+    concordances: list[float | None] = []
+    for people in grouped.values():
+        # In the order of the first one's answers: a set has none that is the same twice.
+        first = next(iter(people.values()))
+        answers = [text for text in first if all(own[text] is not None for own in people.values())]
+        if len(people) < 2 or len(answers) < 2:
+            continue
+        ranks = [rankdata([own[text] for text in answers]).tolist() for own in people.values()]
+        units += [list(unit) for unit in zip(*ranks, strict=True)]
+        concordances.append(kendall_w(ranks))
+    defined = [each for each in concordances if each is not None]
+    return Agreement(
+        labelers=len({each.labeler for each in rankings}),
+        prompts=len(concordances),
+        kendall_w=math.fsum(defined) / len(defined) if defined else None,
+        alpha=krippendorff_alpha(units, "ordinal"),
+    )
+
+
+def told(found: Agreement) -> str:
+    """Agreement in words."""
+    if found.labelers < 2:
+        return "one labeler only: no agreement can be measured"
+    if not found.prompts:
+        return "no prompt was ranked by several people: no agreement can be measured"
+
+    def shown(value: float | None) -> str:
+        return "undefined" if value is None else f"{value:.2f}"
+
+    return (
+        f"{found.prompts} prompts were ranked by several people: Kendall's W {shown(found.kendall_w)} on average, "
+        f"Krippendorff's alpha {shown(found.alpha)} (ordinal); 1 is full agreement"
+    )

@@ -290,7 +290,10 @@ def separate(start: Path, reward: Path | None, runtime: Runtime, *, detached: bo
     import torch
     from peft import PeftModel
 
-    found: dict[Role, Any] = {role: models.load_trainable(start, runtime) for role in ("policy", "reference")}
+    found: dict[Role, Any] = {
+        "policy": models.load_trainable(start, runtime),
+        "reference": models.load_trainable(start, runtime),
+    }
     head = None
     if reward is not None:
         scorer = models.load_trainable(start, runtime)

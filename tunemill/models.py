@@ -128,7 +128,8 @@ def load_policy(policy: Path, base: Path, runtime: Runtime) -> tuple[Any, Any]:
     """A policy ready to generate: the model in evaluation mode and its tokenizer.
 
     What can be merged into the weights is: low-rank updates, W + (alpha / r)·B·A (Hu et al. 2021, section 4.1), and IA³'s
-    factors (Liu et al. 2022). A soft prompt stays before the input.
+    factors (Liu et al. 2022). A low-rank update that is too small for the number format, as alignment's often are, stays beside the
+    weights: rounding would take it away. A soft prompt stays before the input.
 
     Args:
         policy: folder of a whole checkpoint, or of an adapter.
@@ -145,8 +146,42 @@ def load_policy(policy: Path, base: Path, runtime: Runtime) -> tuple[Any, Any]:
 
     model = PeftModel.from_pretrained(load_base(base, runtime), policy, is_trainable=False)
     if all(each.peft_type in (PeftType.LORA, PeftType.IA3) for each in model.peft_config.values()):
-        model = model.merge_and_unload()
+        model = model.merge_and_unload() if surviving(model) >= SURVIVING else model.get_base_model()
     return model.eval(), tokenizer
+
+
+SURVIVING = 0.95
+"""Share of a low-rank update that must be left after rounding, for it to be merged."""
+
+
+def surviving(model: Any) -> float:
+    """Share of a low-rank update ΔW that is left when W + ΔW is rounded to the format of W: ⟨round(W + ΔW) − W, ΔW⟩ / ⟨ΔW, ΔW⟩.
+
+    Where ΔW is below half of W's last bit, W + ΔW is W again: bfloat16 has eight bits, and alignment moves weights by less than that.
+    Rounding what is larger is noise around the right value, and leaves the share at 1.
+
+    Args:
+        model: a PEFT model with one adapter; nothing is merged.
+
+    Returns:
+        1 where there is nothing to lose.
+    """
+    import torch
+
+    kept = whole = 0.0
+    for module in model.modules():
+        if not hasattr(module, "get_delta_weight") or not getattr(module, "active_adapters", None):
+            continue
+        weight = module.get_base_layer().weight
+        for name in module.active_adapters:
+            if name not in module.lora_A or weight.dtype == torch.float32 or not weight.is_floating_point():
+                continue
+            with torch.no_grad():
+                delta = module.get_delta_weight(name).float()
+                left = (weight.float() + delta).to(weight.dtype).float() - weight.float()
+                kept += float((left * delta).sum())
+                whole += float((delta * delta).sum())
+    return kept / whole if whole else 1.0
 
 
 def soft_prompt(model: Any) -> torch.Tensor | None:

@@ -95,6 +95,23 @@ class TaskItem:
     source: str
 
 
+@dataclass(frozen=True)
+class Completions:
+    """Answers to one prompt, to be ranked.
+
+    Attributes:
+        id: 12 hexadecimal digits, a hash of the prompt and its answers.
+        prompt: what was asked.
+        completions: what was answered; two may be the same text.
+        source: name of the set the prompt is from.
+    """
+
+    id: str
+    prompt: str
+    completions: tuple[str, ...]
+    source: str
+
+
 def by_task(path: Path) -> dict[str, list[tuple[str, str]]]:
     """Prompts and completions of a file of `TaskItem` rows, task by task."""
     found: dict[str, list[tuple[str, str]]] = {}
@@ -110,7 +127,7 @@ class Quarantined:
     Attributes:
         source: file, `package==version:member`, or the like.
         line: line (or row number) there, from 1.
-        reason: one of `quality.REASONS`.
+        reason: one of `quality.REASONS`, or of `labels.REASONS`.
         detail: what exactly, in words.
         row: the row's fields; empty where it could not be read.
     """
@@ -122,7 +139,7 @@ class Quarantined:
     row: dict[str, Any]
 
 
-Record = TypeVar("Record", Example, Rating, RedTeamPrompt, TaskItem, Quarantined)
+Record = TypeVar("Record", Example, Rating, RedTeamPrompt, TaskItem, Completions, Quarantined)
 
 
 def row_id(*texts: str) -> str:
@@ -130,7 +147,7 @@ def row_id(*texts: str) -> str:
     return hashlib.sha256(json.dumps(texts, ensure_ascii=False).encode()).hexdigest()[:12]
 
 
-def write(path: Path, rows: Iterable[Example | Rating | RedTeamPrompt | TaskItem | Quarantined]) -> None:
+def write(path: Path, rows: Iterable[Example | Rating | RedTeamPrompt | TaskItem | Completions | Quarantined]) -> None:
     """Write rows as JSON Lines, the whole file or nothing."""
     write_objects(path, (dataclasses.asdict(row) for row in rows))
 

@@ -129,23 +129,76 @@ def generate(
     Raises:
         ValueError: the model's adapter is a kind of prompt other than prompt tuning's.
     """
+    for number, items, rows, halved in _written(
+        model,
+        tokenizer,
+        prompts,
+        Decoding(max_new_tokens, temperature, top_k, top_p),
+        tuple(until),
+        batches,
+        first,
+        [seed],
+    ):
+        found = []
+        for ids, finished in rows:
+            text = tokenizer.decode(ids, skip_special_tokens=True)
+            cut = _before(text, until)
+            found.append(Generation(cut, len(ids), finished or cut != text))
+        yield Batch(number, items, tuple(found), halved)
+
+
+def rollouts(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    decoding: Decoding,
+    batches: Sequence[tuple[int, ...]],
+    seed: Sequence[int],
+) -> Iterator[tuple[int, list[int], bool]]:
+    """Sample from a policy that is being trained, as token ids: what is learnt from is exactly what was drawn.
+
+    Args:
+        model: see `generate`.
+        tokenizer: see `generate`.
+        prompts: see `generate`.
+        decoding: how tokens are chosen.
+        batches: from `plan`.
+        seed: of what is drawn, beside the prompt's place.
+
+    Yields:
+        Which prompt; the ids up to and including the first that ends the text; whether there is such a one.
+    """
+    for _, items, rows, _ in _written(model, tokenizer, prompts, decoding, (), batches, 0, seed):
+        for item, (ids, finished) in zip(items, rows, strict=True):
+            yield item, ids, finished
+
+
+def _written(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    decoding: Decoding,
+    until: tuple[str, ...],
+    batches: Sequence[tuple[int, ...]],
+    first: int,
+    seed: Sequence[int],
+) -> Iterator[tuple[int, tuple[int, ...], list[tuple[list[int], bool]], int]]:
+    """For each batch its number, its items, each item's ids and whether they end the text, and how often it was halved."""
     import numpy as np
 
     model, soft = bare(model)
     prefix = _shared_prefix(model, soft, prompts)
     ends = end_tokens(model, tokenizer)
-    decoding = Decoding(max_new_tokens, temperature, top_k, top_p)
     for number, items in enumerate(batches[first:], start=first):
-        draws = [np.random.default_rng([seed, item]).random(max_new_tokens) for item in items]
-        job = _Job([prompts[item] for item in items], draws, tuple(until))
-        ids, halved = _halving(model, tokenizer, job, prefix, ends, decoding)
+        draws = [np.random.default_rng([*seed, item]).random(decoding.max_new_tokens) for item in items]
+        job = _Job([prompts[item] for item in items], draws, until)
+        written, halved = _halving(model, tokenizer, job, prefix, ends, decoding)
         found = []
-        for row in ids:
-            length, finished = until_end(row, ends)
-            text = tokenizer.decode(row[:length], skip_special_tokens=True)
-            cut = _before(text, until)
-            found.append(Generation(cut, length, finished or cut != text))
-        yield Batch(number, items, tuple(found), halved)
+        for ids in written:
+            length, finished = until_end(ids, ends)
+            found.append((ids[:length], finished))
+        yield number, items, found, halved
 
 
 def answers(

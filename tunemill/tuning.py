@@ -387,9 +387,13 @@ def adapt(model: Any, adapter: Any, section: str, name: str = "default") -> Any:
     return policy
 
 
-def save_adapter(policy: Any, folder: Path) -> None:
-    """Write the adapter; the same one always gives the same bytes, and plain peft loads it."""
-    policy.save_pretrained(folder)
+def save_adapter(policy: Any, folder: Path, name: str = "default") -> None:
+    """Write the adapter, one of several by its name; the same one always gives the same bytes, and plain peft loads it."""
+    policy.save_pretrained(folder, selected_adapters=[name])
+    if name != "default":  # PEFT makes a folder of it
+        for file in (folder / name).iterdir():
+            file.replace(folder / file.name)
+        (folder / name).rmdir()
     config = folder / "adapter_config.json"
     values = json.loads(config.read_text(encoding="utf-8"))
     # PEFT writes sets in whatever order they come, and the path of the base on this machine.

@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from tunemill import agreement
+from tunemill.preferences import Ranking
 
 _ = None
 # Krippendorff (2011), "Computing Krippendorff's alpha-reliability", section C: four observers, twelve units, values missing.
@@ -63,3 +64,43 @@ def test_concordance_is_undefined_of_one_person_one_thing_or_nothing_but_ties() 
     assert agreement.kendall_w([[2, 2, 2], [1, 1, 1]]) is None
     with pytest.raises(ValueError, match=r"rankings of \[2, 3\] things"):
         agreement.kendall_w([[1, 2], [1, 2, 3]])
+
+
+def ranking(labeler: str, prompt: str = "p", **ranks: float | None) -> Ranking:
+    return Ranking(prompt, tuple(ranks), tuple(ranks.values()), labeler)
+
+
+def test_agreement_of_rankings_is_of_the_prompts_that_several_people_ranked() -> None:
+    """By hand: sums of ranks 3, 3 and 6 give W = 12·6 / (4·24); observed disagreement 16/6, expected 192/30."""
+    found = agreement.among(
+        [
+            ranking("ada", a=1, b=2, c=3),
+            ranking("grace", c=9, a=2, b=1),  # the same answers in another order, on another scale
+            ranking("ada", prompt="q", a=1, b=2),
+            ranking("alan", prompt="r", a=1, b=2),
+        ]
+    )
+    assert found == agreement.Agreement(3, 1, pytest.approx(0.75), pytest.approx(1 - (16 / 6) / (192 / 30)))
+    assert "Kendall's W 0.75 on average, Krippendorff's alpha 0.58" in agreement.told(found)
+
+
+def test_what_one_marks_as_nonsense_moves_nobodys_ranks() -> None:
+    found = agreement.among([ranking("ada", x=None, a=1, b=2, c=2), ranking("grace", x=2, a=1, b=3, c=3)])
+    assert found == agreement.Agreement(2, 1, 1.0, 1.0)
+    nothing = agreement.among([ranking("ada", a=1, b=None), ranking("grace", a=None, b=1)])
+    assert nothing == agreement.Agreement(2, 0, None, None)
+
+
+def test_what_somebody_says_twice_counts_once_and_all_ties_are_undefined() -> None:
+    changed = [ranking("ada", a=1, b=2), ranking("grace", a=1, b=2), ranking("ada", b=1, a=2)]
+    assert agreement.among(changed).kendall_w == 0.0
+    tied = agreement.among([ranking("ada", a=1, b=1), ranking("grace", a=1, b=1)])
+    assert tied == agreement.Agreement(2, 1, None, None)
+    assert "Kendall's W undefined" in agreement.told(tied)
+
+
+def test_agreement_that_cannot_be_measured_is_said_plainly() -> None:
+    alone = agreement.among([ranking("ada", a=1, b=2), ranking("ada", prompt="q", a=1, b=2)])
+    assert agreement.told(alone) == "one labeler only: no agreement can be measured"
+    apart = agreement.among([ranking("ada", a=1, b=2), ranking("grace", prompt="q", a=1, b=2)])
+    assert agreement.told(apart) == "no prompt was ranked by several people: no agreement can be measured"

@@ -84,3 +84,37 @@ def test_a_folder_without_a_model_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no language model in") as caught:
         models.load_base(tmp_path, CPU)
     assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("size", "merged"), [(1e-1, True), (1e-4, False)])
+def test_an_update_that_rounding_would_take_away_is_not_merged(tmp_path: Path, size: float, merged: bool) -> None:
+    import torch
+    from peft import LoraConfig
+
+    from tests import tiny_model
+    from tunemill import tuning
+
+    tiny_model.build(tmp_path / "model")
+    half = runtime.Runtime("cpu", "bfloat16", 1)
+    base = models.load_base(tmp_path / "model", half)
+    ids = torch.arange(60, 100)[None]
+    policy = tuning.adapt(
+        models.load_base(tmp_path / "model", half), LoraConfig(r=8, target_modules="all-linear"), "ppo"
+    )
+    with torch.no_grad():
+        for name, each in policy.named_parameters():
+            if "lora_B" in name:
+                each.normal_(std=size)
+        share = models.surviving(policy)
+        wanted = policy(ids).logits
+    tuning.save_adapter(policy, tmp_path / "adapter")
+    loaded, _ = models.load_policy(tmp_path / "adapter", tmp_path / "model", half)
+    assert (share >= models.SURVIVING) is merged
+    assert any("lora" in name for name, _ in loaded.named_parameters()) is not merged
+    with torch.no_grad():
+        if not merged:
+            assert torch.equal(loaded(ids).logits, wanted)
+            assert not torch.equal(loaded(ids).logits, base(ids).logits)
+        # In float32 nothing is lost, however small.
+        exact, _ = models.load_policy(tmp_path / "adapter", tmp_path / "model", runtime.Runtime("cpu", "float32", 1))
+    assert not any("lora" in name for name, _ in exact.named_parameters())

@@ -8,18 +8,21 @@ import pytest
 
 from tunemill import records
 from tunemill.errors import UserError
-from tunemill.records import Example, Quarantined, Rating, RedTeamPrompt
+from tunemill.records import Completions, Example, Quarantined, Rating, RedTeamPrompt
 
 ROWS = [
     Example("0123456789ab", "a prompt \u2028 with a line separator", "ünïcode\n", "group", None, "file:1"),
     Rating("0123456789ab", "prompt", "response", (0.0, 0.25, 1.0), "file:1"),
     RedTeamPrompt("0123456789ab", "prompt", "continuation", "set", None),
+    Completions("0123456789ab", "prompt", ("one", "", "one"), "set"),
     Quarantined("file", 3, "empty", "prompt", {"prompt": "", "scores": [1, None]}),
 ]
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: type(row).__name__)
-def test_rows_come_back_as_they_were(tmp_path: Path, row: Example | Rating | RedTeamPrompt | Quarantined) -> None:
+def test_rows_come_back_as_they_were(
+    tmp_path: Path, row: Example | Rating | RedTeamPrompt | Completions | Quarantined
+) -> None:
     records.write(tmp_path / "rows.jsonl", [row, row])
     assert records.read(tmp_path / "rows.jsonl", type(row)) == [row, row]
     assert len((tmp_path / "rows.jsonl").read_bytes().split(b"\n")) == 3

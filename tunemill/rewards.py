@@ -1,0 +1,185 @@
+"""What a policy is rewarded for: a folder with a reward.json that says which kind it is.
+
+    model        a reward model learnt from preferences (stage `reward` wrote the folder): the policy's own weights with an adapter
+    classifier   a text classifier with a tokenizer of its own, as in the course's lab on detoxifying: the logit of one label, or of
+                 its opposite
+    offence      how little the classifier of alt-profanity-check finds to object to
+    length       a control: the more tokens, the better. What PPO gains here, length alone explains
+    shuffled     a control: the scores of a reward model, dealt out anew among the responses of a rollout. What PPO gains here, no
+                 reward explains
+
+Paths in a reward.json count from the folder it stands in. The controls and two examples are in recipes/rewards/.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from pydantic import ConfigDict, ValidationError
+
+from tunemill import toxicity
+from tunemill.errors import UserError
+from tunemill.params import Params
+from tunemill.runtime import Runtime
+
+if TYPE_CHECKING:
+    import torch
+
+Texts = Callable[[Sequence[str], Sequence[str]], Sequence[float | None]]
+"""Prompts and responses → a score for each; the more, the better."""
+
+
+class Reward(NamedTuple):
+    """What a policy is rewarded for."""
+
+    kind: str
+    """See the module."""
+    model: Path | None
+    """Folder of the reward model whose adapter scores; None where texts are scored."""
+    texts: Texts | None
+    """What scores texts; None where a reward model does, or where only their length counts."""
+    shuffled: bool
+    """Whether the scores are dealt out anew among the responses of a rollout."""
+
+
+class Description(Params):
+    """A reward.json, as far as a reward is read from it; stage `reward` writes its figures beside."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    kind: Literal["model", "classifier", "offence", "length", "shuffled"]
+    """See the module."""
+    model: str = "."
+    """Folder of the classifier, or of the reward model that is shuffled."""
+    label: str = ""
+    """Of a classifier: the label whose logit is the reward."""
+    sign: Literal[1, -1] = 1
+    """Of a classifier: -1 where the label is what is not wanted."""
+
+
+def load(folder: Path, runtime: Runtime) -> Reward:
+    """The reward that a folder describes.
+
+    Raises:
+        UserError: there is no reward.json, it has a mistake, or names a label that its classifier does not know.
+    """
+    path = folder / "reward.json"
+    try:
+        told = Description.model_validate_json(path.read_text(encoding="utf-8"), strict=True)
+    except FileNotFoundError:
+        raise UserError(
+            f"no reward in {folder}",
+            where=str(path),
+            expected='a reward.json with its kind, like {"kind": "length"}',
+            fix="dvc repro reward, or name one of recipes/rewards",
+            exit_code=2,
+        ) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(
+            f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg'].lower()}",
+            where=str(path),
+            expected="kind: model, classifier, offence, length or shuffled",
+            exit_code=2,
+        ) from None
+    if told.kind in ("model", "shuffled"):
+        return Reward(told.kind, (folder / told.model).resolve(), None, told.kind == "shuffled")
+    if told.kind == "classifier":
+        return Reward(
+            told.kind, None, classifier((folder / told.model).resolve(), told.label, told.sign, runtime), False
+        )
+    return Reward(told.kind, None, inoffensive if told.kind == "offence" else None, False)
+
+
+def inoffensive(_: Sequence[str], responses: Sequence[str]) -> list[float]:
+    """One less the probability that a response is offensive; silence offends nobody, and pleases nobody: one half."""
+    return [0.5 if each is None else 1.0 - each for each in toxicity.offence(responses)]
+
+
+def classifier(folder: Path, label: str, sign: int, runtime: Runtime) -> Texts:
+    """The logit of a text classifier's label for the response: not its probability, which hardly moves where it is sure.
+
+    Args:
+        folder: a sequence classifier that transformers loads, with its tokenizer.
+        label: one of its labels.
+        sign: -1 where the label is what is not wanted.
+        runtime: the device to compute on.
+
+    Raises:
+        UserError: there is no such classifier or label.
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(
+            folder, use_safetensors=True, trust_remote_code=False
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"no text classifier in {folder}: {str(error).strip().splitlines()[0]}",
+            expected="config.json and safetensors weights of a sequence classifier, and its tokenizer",
+            exit_code=2,
+        ) from None
+    known = {str(name): int(number) for number, name in model.config.id2label.items()}
+    if label not in known:
+        raise UserError(
+            f"the classifier has no label '{label}'",
+            where=str(folder),
+            expected="one of " + ", ".join(known),
+            exit_code=2,
+        )
+    model = model.to(runtime.device).eval()
+
+    def score(_: Sequence[str], responses: Sequence[str]) -> list[float]:
+        found: list[float] = []
+        for at in range(0, len(responses), 16):
+            read = tokenizer(
+                list(responses[at : at + 16]), padding=True, truncation=True, max_length=512, return_tensors="pt"
+            )
+            with torch.inference_mode():
+                logits = model(**read.to(model.device)).logits  # (B, labels)
+            found += (sign * logits[:, known[label]].float()).tolist()
+        return found
+
+    return score
+
+
+def shuffle(scores: torch.Tensor, seed: Sequence[int]) -> torch.Tensor:
+    """The same scores, each some other response's: (B,)."""
+    import numpy as np
+    import torch
+
+    order = np.random.default_rng([*seed]).permutation(len(scores))
+    return scores[torch.from_numpy(order).to(scores.device)]
+
+
+def checked(scores: Sequence[float | None], responses: Sequence[str], where: Path) -> list[float]:
+    """Scores that are numbers.
+
+    Args:
+        scores: of responses.
+        responses: the texts.
+        where: folder of the reward.
+
+    Raises:
+        UserError: one is none: nothing can be learnt from it, and leaving it out would reward what makes a reward fail.
+    """
+    wrong = [at for at, each in enumerate(scores) if each is None or not math.isfinite(each)]
+    if wrong:
+        raise UserError(
+            f"the reward of {len(wrong)} of {len(scores)} responses is no number; the first: '{responses[wrong[0]][:80]}'",
+            where=str(where),
+            expected="a finite score for every response, the empty one too",
+            fix="train the reward anew (dvc repro reward), at a lower learning rate",
+        )
+    return [float(each) for each in scores if each is not None]
+
+
+def told(reward: Reward) -> dict[str, Any]:
+    """What is written down about it."""
+    return {"kind": reward.kind, "shuffled": reward.shuffled}
