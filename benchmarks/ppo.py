@@ -224,7 +224,7 @@ def main() -> int:
                 runs[name].append(found)
                 print(name, found, file=sys.stderr, flush=True)
     table = {name: summary(found) for name, found in runs.items()}
-    reached = min(row["kl"] for row in table.values())
+    reached = max(0.0, min(row["kl"] for row in table.values()))
     for name, row in table.items():
         row["reward_at_equal_kl"] = reward_at(runs[name], reached)
     first = arguments.variants[0]
