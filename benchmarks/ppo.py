@@ -137,7 +137,7 @@ def measure(
     else:
         command = [python, PEER / "run.py", "--reward", place / "classifier"]
         if scale is not None:
-            command += ["--mean", scale[0], "--std", scale[1]]
+            command += [f"--mean={scale[0]}", f"--std={scale[1]}"]
     command += ["--model", arguments.policy, "--prompts", place / "prompts.jsonl"]
     for name in ("updates", "batch", "response", "epochs", "minibatches", "rank", "alpha", "dtype", "threads"):
         command += [f"--{name}", getattr(arguments, name)]
