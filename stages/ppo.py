@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tunemill import backbone, checkpoints, monitoring, ppo, records, rewards, toxicity
 from tunemill.errors import UserError
@@ -38,7 +38,7 @@ from tunemill.stage import Metrics, main
 class Config(Settings):
     """How the policy is optimised; see `tunemill.ppo.Settings`."""
 
-    store_dtype: str
+    store_dtype: Literal["float32", "bfloat16", "float16"]
     """Number format on disk of a policy that was trained in full."""
 
 

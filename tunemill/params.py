@@ -51,19 +51,32 @@ class RawText(Start):
     """Documents: a JSONL file, or plain text with a blank line between them, a file or a folder of .txt files."""
 
 
+class Rewarded(Params):
+    """What one run of `ppo` works for."""
+
+    reward: str
+    """Folder with a reward.json: what stage `reward` writes, or one of recipes/rewards."""
+
+
 class Extra(Params):
-    """Stages that are off: every entry, name → what it works on, is one run."""
+    """Stages that run once for each entry, name → what it works on, and not at all without one."""
 
     pretrain: dict[str, RawText]
     """Runs of `pretrain`."""
     ia3: dict[str, Start]
     """Runs of `ia3`."""
+    ppo: dict[str, Rewarded]
+    """Runs of `ppo`."""
 
 
 class StartFolder(RootModel[str]):
     """The model that `prompt` and the tuning stages start from; dvc.yaml uses it."""
 
     model_config = ConfigDict(frozen=True)
+
+
+class AlignStart(Candidate):
+    """What alignment starts from, an adapter merged into its base: `feedback` writes it; dvc.yaml uses it."""
 
 
 class Launch(RootModel[str]):

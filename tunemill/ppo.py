@@ -10,10 +10,10 @@ One update:
 3. *Estimate*: the score, normalised, at the last token, −β · KL at every token; generalised advantages, whitened over the rollout.
 4. *Learn*: some epochs over the rollout in minibatches, with clipped losses.
 
-What is particular here: rows are put into micro-batches by length once for each rollout, so that little is padding and every pass
-computes a row in the same company; epochs shuffle which micro-batches make a minibatch. A loss is a mean over all tokens of its
-minibatch, over all processes, so that neither micro-batches nor processes change the step. All chance comes from (seed, update), so a
-run that was killed goes on from its last checkpoint as if nothing had been.
+What is particular here: rows are put into micro-batches once for each rollout, packed without padding where the model allows it
+(`tunemill.backbone`), so that every pass computes a row in the same company; epochs shuffle which micro-batches make a minibatch. A
+loss is a mean over all tokens of its minibatch, over all processes, so that neither micro-batches nor processes change the step. All
+chance comes from (seed, update), so a run that was killed goes on from its last checkpoint as if nothing had been.
 """
 
 from __future__ import annotations
@@ -229,16 +229,22 @@ class Piece(NamedTuple):
     batch: Batch
 
 
-def pieces(episodes: Sequence[Episode], size: int, pad: int, start: int | None, device: Any) -> list[Piece]:
-    """Micro-batches of responses of like length; each has the same rows in every pass."""
+def pieces(episodes: Sequence[Episode], size: int, pad: int, actors: Actors) -> list[Piece]:
+    """Micro-batches; each has the same rows in every pass: those of like length, or where they are packed those of one prompt."""
     import torch
 
-    order = sorted(range(len(episodes)), key=lambda each: (len(episodes[each].row), each))
+    with actors.role("policy") as policy:
+        start, packed = losses.start_token(policy), backbone.packable(policy)
+    device = actors.device
+    order = sorted(
+        range(len(episodes)),
+        key=lambda each: (episodes[each].row.prompt if packed else len(episodes[each].row), each),
+    )
     parts = [order[at : at + size] for at in range(0, len(order), size)]
     return [
         Piece(
             torch.tensor(part, device=device),
-            backbone.collate([episodes[row].row for row in part], pad, start).to(device),
+            backbone.collate([episodes[row].row for row in part], pad, start, packed).to(device),
         )
         for part in parts
     ]
@@ -742,8 +748,7 @@ class _Run(NamedTuple):
         """Steps 1 and 2."""
         ids = [each for _, each in prompts]
         episodes = roll_out(self.actors, self.tokenizer, ids, chosen, self.cfg, seed, self.runtime)
-        start = losses.start_token(self.actors)
-        parts = pieces(episodes, self.cfg.micro_batch, self.tokenizer.pad_token_id, start, self.actors.device)
+        parts = pieces(episodes, self.cfg.micro_batch, self.tokenizer.pad_token_id, self.actors)
         texts = [prompts[each.prompt][0] for each in episodes], self.written(episodes)
         found = read(self.actors, episodes, parts, texts, self.reward, self.cfg, self.runtime, self.where)
         return episodes, parts, found

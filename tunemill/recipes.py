@@ -28,8 +28,10 @@ OPEN_SECTIONS = (
     "extra.ia3",
     "collect.red_team",
     "collect.tasks",
+    "validate.red_team",
     "select.candidates",
     "compare.seeds",
+    "compare.aligned",
     "prompt.templates",
     "prompt.decodings",
 )

@@ -230,3 +230,63 @@ def test_a_reward_model_of_another_width_is_refused(start: Path, tmp_path: Path)
         backbone.share(start, reward, adapter(), CPU, detached=False)
     with pytest.raises(UserError, match="no reward model"):
         backbone.share(start, tmp_path, adapter(), CPU, detached=False)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2", "gemma"])
+def test_packed_rows_are_read_as_if_each_were_alone(family: str, attention: str) -> None:
+    """Rows share a beginning, some a whole prompt; one prompt is the beginning itself."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes: dict[str, Any] = {
+        "vocab_size": 100,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 64,
+    }
+    if family == "gpt2":
+        sizes = {"vocab_size": 100, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(family, **sizes), attn_implementation=attention
+    ).eval()
+    assert backbone.packable(model)
+    shared = [3, 4, 5, 6]
+    rows = [
+        Encoded([*shared, 7, 8], [9, 10, 11, 2]),
+        Encoded([*shared, 7, 8], [12, 2]),
+        Encoded([*shared, 20, 21, 22], [13]),
+        Encoded(shared, [14, 15, 2]),
+        Encoded([*shared, 7, 8], [16, 17, 18, 19, 2]),
+    ]
+    padded, packed = (backbone.collate(rows, 0, None, each) for each in (False, True))
+    assert packed.tokens == 4 + 2 + 3 + 4 + 2 + 1 + 3 + 5
+    assert padded.tokens == 5 * 11
+    with torch.no_grad():
+        one, other = (backbone.chosen(model, each, temperature=0.8, states=True) for each in (padded, packed))
+        assert torch.allclose(one.logprobs, other.logprobs, atol=1e-5)
+        assert torch.allclose(one.entropy, other.entropy, atol=1e-5)
+        assert one.states is not None
+        assert other.states is not None
+        assert torch.allclose(one.states[padded.mask], other.states[packed.mask], atol=1e-5)
+        assert torch.allclose(
+            backbone.chosen_states(model, padded)[padded.mask],
+            backbone.chosen_states(model, packed)[packed.mask],
+            atol=1e-5,
+        )
+        assert torch.allclose(backbone.end_states(model, padded), backbone.end_states(model, packed), atol=1e-5)
+
+
+def test_what_cannot_be_packed_is_padded(start: Path) -> None:
+    from tests import tiny_model
+
+    model = models.load_base(start, CPU)
+    assert backbone.packable(model) is not model.config.is_encoder_decoder
+    assert not backbone.packable(
+        tiny_model.forgetful(100)
+    )  # it sees sixteen tokens back: a mask of pairs would hide that
