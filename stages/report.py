@@ -172,7 +172,7 @@ def read_optimised(evaluations: Path, names: tuple[str, ...]) -> list[aligned.Ru
             candidate=name,
             record=read_json(folder / "ppo.json"),
             training=read_json(folder / "training.json"),
-            curve=read_table(folder / "curve.csv"),
+            curve=read_table(folder / "updates.csv"),
             monitor=read_table(folder / "monitor.csv"),
             samples=read_rows(folder / "samples.jsonl"),
         )

@@ -663,7 +663,7 @@ def optimised(seed: int, harm_change: float = -0.031, count: int = 48) -> dict[s
     return {
         "ppo.json": json.dumps(record, indent=1),
         "training.json": json.dumps(trained | {"dtype": "float32", "seeds": [seed], "tasks": []}, indent=1),
-        "curve.csv": "\n".join(curve) + "\n",
+        "updates.csv": "\n".join(curve) + "\n",
         "monitor.csv": "\n".join(monitor) + "\n",
         "samples.jsonl": "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in samples),
     }

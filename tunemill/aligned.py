@@ -21,7 +21,7 @@ from tunemill.monitoring import ERRORS
 from tunemill.wording import brief, number, plural, visible
 
 Row = Mapping[str, float | None]
-"""One line of curve.csv or monitor.csv: a number for each column, None where the field is empty."""
+"""One line of updates.csv or monitor.csv: a number for each column, None where the field is empty."""
 
 SYSTEMS = {
     "reward": "reward model",
@@ -273,7 +273,7 @@ def reliability(rows: Sequence[Row]) -> list[tuple[float, float, float, str]]:
 
 @dataclass(frozen=True)
 class Run:
-    """One policy that PPO made: ppo.json, training.json, curve.csv, monitor.csv and samples.jsonl."""
+    """One policy that PPO made: ppo.json, training.json, updates.csv, monitor.csv and samples.jsonl."""
 
     candidate: str
     record: Json
@@ -425,7 +425,7 @@ PANELS = (
     ("Tokens in a response", "tokens", "tokens"),
     ("Harm, by the monitor judge", None, "harm"),
 )
-"""What is drawn over the updates: title, column of curve.csv, column of monitor.csv."""
+"""What is drawn over the updates: title, column of updates.csv, column of monitor.csv."""
 
 
 def panels(run: Run) -> list[Panel]:
