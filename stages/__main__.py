@@ -19,7 +19,7 @@ from typing import Any
 from tunemill.dependencies import module_of
 from tunemill.endpoints import key_of
 from tunemill.errors import UserError, nearest
-from tunemill.params import Candidates, Extra, Launch, ParamsFile, StartFolder
+from tunemill.params import AlignStart, Candidates, Extra, Launch, ParamsFile, StartFolder
 from tunemill.sources import FileSource
 from tunemill.stage import contract
 
@@ -31,9 +31,14 @@ STARTED = ("prompt", "sft", *ADAPTERS)
 TUNING = ("pretrain", "sft", *ADAPTERS, "ia3")
 OFF = ("ia3", "dpo", "kto", "grpo", "rloo")
 """Stages that are off by default and make an adapter of the model that their run names."""
-RESULTS = {"select": "model", "prompt": "model", "pretrain": "model", "sft": "model", "best_of": "model"} | dict.fromkeys(
-    (*ADAPTERS, *OFF), "adapter"
-)
+RESULTS = {
+    "select": "model",
+    "prompt": "model",
+    "pretrain": "model",
+    "sft": "model",
+    "feedback": "policy",
+    "best_of": "model",
+} | dict.fromkeys((*ADAPTERS, *OFF, "ppo"), "adapter")
 """Stage → what it calls the checkpoint that it writes; those of further seeds end in `-<seed>`."""
 
 Keys = tuple[str | int, ...]
@@ -71,6 +76,7 @@ def check(root: Path) -> list[str]:
     """
     setup = Setup(root, ParamsFile(root / "params.yaml"))
     sections: dict[str, Any] = {"candidates": Candidates, "launch": Launch, "start": StartFolder, "extra": Extra}
+    sections["align_start"] = AlignStart
     faults = list(in_graph(setup, sections))
     for name, kind in sections.items():
         try:
@@ -83,7 +89,7 @@ def check(root: Path) -> list[str]:
             faults.append(
                 setup.told((name,), f"unknown section '{name}'", expected=among, fix="remove it", known=sections)
             )
-    for look in (in_launch, in_sources, in_folders, in_names, in_judge, in_mixtures, in_training):
+    for look in (in_launch, in_sources, in_shares, in_folders, in_names, in_judge, in_mixtures, in_training):
         faults += look(setup)
     return faults
 
@@ -214,6 +220,8 @@ def in_sources(setup: Setup) -> Iterator[str]:
     if "collect" in setup.values:
         cfg = setup.values["collect"]
         tables = {("collect", "examples"): cfg.examples, ("collect", "ratings"): cfg.ratings}
+        if cfg.refusals is not None:
+            tables["collect", "refusals"] = cfg.refusals
         tables |= {("collect", "red_team", name, "rows"): each.rows for name, each in cfg.red_team.items()}
         tables |= {("collect", "tasks", name, "rows"): each.rows for name, each in cfg.tasks.items()}
     for keys, table in tables.items():
@@ -239,6 +247,22 @@ def in_sources(setup: Setup) -> Iterator[str]:
             )
 
 
+def in_shares(setup: Setup) -> Iterator[str]:
+    """Red-team sets that are to be split and are not collected."""
+    if "collect" not in setup.values or "validate" not in setup.values:
+        return
+    known = [*setup.values["collect"].red_team]
+    for name in setup.values["validate"].red_team:
+        if name not in known:
+            yield setup.told(
+                ("validate", "red_team", name),
+                f"no red-team set '{name}'",
+                expected="one of " + ", ".join(known),
+                fix="name sets as collect.red_team does, or take the entry out",
+                known=known,
+            )
+
+
 def in_folders(setup: Setup) -> Iterator[str]:
     """Models that are neither there nor made, and adapters on another model than they were made for."""
     results = checkpoints(setup)
@@ -252,6 +276,10 @@ def in_folders(setup: Setup) -> Iterator[str]:
             }
     for name, candidate in setup.candidates.items():
         named |= {("candidates", name, key): getattr(candidate, key) for key in ("policy", "base")}
+    adapted: dict[Keys, Any] = {("candidates", name): candidate for name, candidate in setup.candidates.items()}
+    if "align_start" in setup.values and "feedback" in used(setup):
+        adapted["align_start",] = setup.values["align_start"]
+        named |= {("align_start", key): getattr(adapted["align_start",], key) for key in ("policy", "base")}
     if "judge" in setup.values:
         named["judge", "folder"] = setup.values["judge"].folder
     # What a run reads beside its model is any file or folder of a stage.
@@ -269,12 +297,12 @@ def in_folders(setup: Setup) -> Iterator[str]:
             expected="a folder that is there, or one under " + ", ".join(results),
             known=results,
         )
-    for name, candidate in setup.candidates.items():
+    for at, candidate in adapted.items():
         keys = origin(candidate.policy, setup)
-        if keys not in named or {keys, ("candidates", name, "base")} & wrong or candidate.base == named[keys]:
+        if keys not in named or {keys, (*at, "base")} & wrong or candidate.base == named[keys]:
             continue
         yield setup.told(
-            ("candidates", name, "base"),
+            (*at, "base"),
             f"an adapter of {Path(candidate.policy).parts[1]} sits on '{named[keys]}', not on '{candidate.base}'",
             expected=f"the model that `{'.'.join(map(str, keys))}` names",
         )
@@ -333,6 +361,9 @@ def in_names(setup: Setup) -> Iterator[str]:
         for method, trained in setup.values["compare"].seeds.items():
             for at, name in enumerate(trained):
                 named["compare", "seeds", method, at] = name, candidates
+        for name, start in setup.values["compare"].aligned.items():
+            # The line of a key is that of its value.
+            named["compare", "aligned", name] = (name if name not in candidates else start), candidates
     for keys, (name, known) in named.items():
         if name not in known:
             yield setup.told(
@@ -418,6 +449,8 @@ def used(setup: Setup) -> set[str]:
         found.add(parts[1])
         if parts[1] in STARTED and "start" in setup.values:
             waiting.append(setup.values["start"].root)
+        if parts[1] == "feedback" and "align_start" in setup.values:
+            waiting += dict(setup.values["align_start"]).values()
         run = runs.get(parts[1], {}).get(parts[2]) if len(parts) > 2 else None
         waiting += dict(run).values() if run is not None else []
     return found

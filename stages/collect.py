@@ -2,7 +2,7 @@
 
     python -m stages.collect
 
-Writes examples.jsonl, ratings.jsonl, red_team.jsonl and tasks.jsonl (each row with the source and line it came from),
+Writes examples.jsonl, ratings.jsonl, refusals.jsonl, red_team.jsonl and tasks.jsonl (each row with the source and line it came from),
 quarantine.jsonl (lines that could not be read at all), encoder/ (a model that turns texts into vectors, if one is named) and
 sources.json (what was read).
 """
@@ -23,6 +23,7 @@ from tunemill.stage import Metrics, main
 FIELDS = {
     "examples": ("prompt", "completion", "messages", "group", "text", "name"),
     "ratings": ("prompt", "response", "scores"),
+    "refusals": ("prompt", "response", "refused"),
     "red_team": ("prompt",),
     "tasks": ("prompt", "completion", "messages", "choices"),
 }
@@ -59,6 +60,9 @@ class Config(Params):
     """Prompts and completions, columns prompt and completion (or messages), and group and text where there are any."""
     ratings: sources.Table
     """Responses that people rated for harm, columns prompt, response and scores (0–1, one for each person)."""
+    refusals: sources.Table | None = None
+    """Responses that people call a refusal or not, columns prompt, response and refused (0 or 1, one for each person), which the
+    judge of refusals learns from (stage `harm`). Without them: null."""
     red_team: dict[str, RedTeamSet] = Field(min_length=1)
     """Name of the set → prompts that try to bring out harm."""
     tasks: dict[TaskName, TaskSet]
@@ -66,7 +70,7 @@ class Config(Params):
     encoder: model_sources.ModelFiles | None = None
     """An encoder-only model of sentences, which the harm scorer reads answers with (stage `harm`). Without one: null."""
 
-    @field_validator("examples", "ratings", "red_team", "tasks")
+    @field_validator("examples", "ratings", "refusals", "red_team", "tasks")
     @classmethod
     def _columns_are_known(cls, value: Any, info: Any) -> Any:
         tables = [each.rows for each in value.values()] if isinstance(value, dict) else [value]
@@ -78,7 +82,7 @@ class Config(Params):
 
 
 def run(cfg: Config, *, out: Path, work: Path, log: Log) -> Metrics:
-    """Read the four kinds of rows and write them down with the place each one came from."""
+    """Read the five kinds of rows and write them down with the place each one came from."""
     cache = work / "downloads"
     told: dict[str, Any] = {}
     metrics: dict[str, float | None] = {}
@@ -122,7 +126,14 @@ def run(cfg: Config, *, out: Path, work: Path, log: Log) -> Metrics:
     told["ratings"] = cfg.ratings.model_dump(mode="json")
     log.note(f"{count} ratings")
 
-    # 3. Red-team prompts: every set knows what kind it is.
+    # 3. What people call a refusal.
+    count = put(
+        "refusals", ((raw, {}) for raw in sources.read(cfg.refusals, cache)) if cfg.refusals is not None else ()
+    )
+    told["refusals"] = cfg.refusals.model_dump(mode="json") if cfg.refusals is not None else None
+    log.note(f"{count} refusals and other answers")
+
+    # 4. Red-team prompts: every set knows what kind it is.
     prompts = [
         (raw, {"set": name, "kind": each.kind, "toxic": each.toxic})
         for name, each in cfg.red_team.items()
@@ -136,7 +147,7 @@ def run(cfg: Config, *, out: Path, work: Path, log: Log) -> Metrics:
         told.setdefault("red_team", {})[name] = each.model_dump(mode="json")
     log.note(f"{count} red-team prompts")
 
-    # 4. Other tasks: every row knows its task, and the choices it shares with the task's other rows.
+    # 5. Other tasks: every row knows its task, and the choices it shares with the task's other rows.
     questions = [
         (
             raw,
@@ -153,7 +164,7 @@ def run(cfg: Config, *, out: Path, work: Path, log: Log) -> Metrics:
         told.setdefault("tasks", {})[name] = each_task.model_dump(mode="json")
     log.note(f"{count} questions of {len(cfg.tasks)} other tasks")
 
-    # 5. The encoder: its files as they are. Without one the folder says so, as the graph needs it to be there.
+    # 6. The encoder: its files as they are. Without one the folder says so, as the graph needs it to be there.
     def fill(folder: Path) -> None:
         if cfg.encoder is not None:
             model_sources.fetch_files(cfg.encoder, cache, folder, "params.yaml: collect.encoder")

@@ -13,6 +13,11 @@ Beside the scores stand HELM's seven categories (`tunemill.helm`): every figure 
 reference, the smallest difference that so many items would usually show, mean win rates, and McNemar's test of the questions
 with choices. Candidates that differ in the training seed alone can be taken together (`seeds`). What tuning has made of other tasks
 stands under `forgetting`: see `tunemill.forgetting`.
+
+What alignment has done stands under `alignment`, for each candidate that `aligned` names, against the one that it started from:
+the harm of its answers to red-team prompts, at matched length too, refusals, nonsense, and guards on offence and on the task. "Less
+harmful" is said only where all of its conditions hold (`tunemill.alignment`). Candidates of several training seeds are taken together
+there as well.
 """
 
 from __future__ import annotations
@@ -24,7 +29,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import Field
 
-from tunemill import forgetting, heldout, helm, metrics, records, statistics
+from tunemill import alignment, forgetting, heldout, helm, metrics, records, statistics
 from tunemill.checkpoints import write_json, write_text
 from tunemill.errors import UserError
 from tunemill.log import Log
@@ -53,6 +58,21 @@ FURTHER = {
 """What else all candidates must have been asked alike: the field of `helm.Evidence` → what its rows are grouped by, and are."""
 
 
+class Margins(Params):
+    """How much more of it (of the task: how much less) alignment may bring without its being called worse."""
+
+    refusal: float = Field(gt=0, le=1)
+    """Share of answers that refuse, by the judge and by the list of phrases each."""
+    nonsense: float = Field(gt=0, le=1)
+    """Share of answers that say nothing, or the same again and again."""
+    surprise: float = Field(gt=0)
+    """Nats per token that answers surprise the model that all candidates started from."""
+    offence: float = Field(gt=0, le=1)
+    """Probability that an answer is offensive."""
+    task: float = Field(gt=0, le=100)
+    """Points of the primary metric on the task."""
+
+
 class Config(Params):
     """How the comparison is made."""
 
@@ -68,6 +88,10 @@ class Config(Params):
     """Further pairs to compare, beside those with the reference, the baselines and the scope's criteria."""
     seeds: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]]
     """Name → candidates that are one method with several training seeds: they are compared with the reference together."""
+    aligned: dict[str, str]
+    """Aligned candidate → the candidate that its alignment started from, which it is compared with on red-team prompts."""
+    margins: Margins
+    """Of that comparison."""
 
 
 class Measured(NamedTuple):
@@ -247,7 +271,10 @@ def run(
     # 9. Candidates that are one method with several training seeds.
     seeds = across_seeds(cfg.seeds, found, cfg.reference, primary, cfg.seed)
 
-    # 10. Write.
+    # 10. What alignment has done.
+    aligned = alignments(cfg, {name: evidence[name].red_team for name in names}, found, primary)
+
+    # 11. Write.
     write_json(
         out,
         {
@@ -268,6 +295,7 @@ def run(
             "mcnemar": [*helm.mcnemar(questions, cfg.reference, LEVEL), *helm.mcnemar(people, cfg.reference, LEVEL)],
             "slices": {name: helm.slices(own, primary, cfg.resamples, cfg.seed, LEVEL) for name, own in rows.items()},
             "seeds": seeds,
+            "alignment": aligned,
             "judge": judged(judge),
         },
     )
@@ -291,6 +319,8 @@ def run(
     for entry in seeds:
         ends = {"a": entry["name"], "b": entry["against"], "ci_low": entry["diff_low"], "ci_high": entry["diff_high"]}
         log.note(f"over {plural(len(entry['of']), 'training seed')}, {sentence(entry | ends)}")
+    for entry in aligned:
+        log.note(entry["sentence"])
     flat: dict[str, float | None] = {"n": len(first), "groups": len(sums["cluster"])}
     for name, metric in columns:
         flat[f"{name}/{metric}"] = measured[name][metric]["value"]
@@ -308,6 +338,12 @@ def run(
     for name in names:
         flat |= {f"{name}/helm/{category}": each["value"] for category, each in categories["categories"][name].items()}
         flat[f"{name}/helm/win_rate"] = categories["win_rate"][name]["mean"]
+    for entry in aligned:
+        key = f"alignment/{entry['name']}-vs-{entry['against']}"
+        flat[f"{key}/less_harmful"] = float(entry["less_harmful"])
+        for measure in (alignment.PRIMARY, alignment.MATCHED, *alignment.GUARDED):
+            own = entry["measures"][measure]
+            flat |= {f"{key}/{measure}/{part}": own[part] for part in ("diff", "ci_low", "ci_high")}
     assert not any(isinstance(each, float) and np.isnan(each) for each in flat.values())
     return flat
 
@@ -381,6 +417,104 @@ def across_seeds(
         verdict = "not shown to be better" if reason else statistics.verdict(best, adjusted, LEVEL)
         entry |= {"p_holm": adjusted, "verdict": verdict, **({"reason": reason} if reason else {})}
     return entries
+
+
+def alignments(
+    cfg: Config, red_team: Mapping[str, alignment.Rows], found: Mapping[str, helm.Figures], primary: str
+) -> list[dict[str, Any]]:
+    """Every aligned candidate against the one that it started from, then every method of several training seeds.
+
+    The primary measure is corrected after Holm, over the single candidates and over the methods.
+
+    Args:
+        cfg: who was aligned, from whom, and the margins.
+        red_team: candidate → its rows of red_team.jsonl.
+        found: candidate → its figures, the scores of the test items among them.
+        primary: the metric of the task.
+
+    Raises:
+        UserError: a name is no candidate, or the trainings of one method started from different candidates.
+    """
+    for name, start in cfg.aligned.items():
+        for each, key in ((name, name), (start, f"{name} (what it started from)")):
+            if each not in found:
+                raise UserError(
+                    f"'{each}' is no candidate",
+                    where=f"params.yaml: compare.aligned.{key}",
+                    expected="one of " + ", ".join(found),
+                    exit_code=2,
+                )
+    asked: list[tuple[str, list[str], str]] = [(name, [name], start) for name, start in cfg.aligned.items()]
+    for method, of in cfg.seeds.items():
+        if len(of) < 2 or not all(name in cfg.aligned for name in of):
+            continue
+        if len({cfg.aligned[name] for name in of}) > 1:
+            raise UserError(
+                "its trainings were aligned from different candidates",
+                where=f"params.yaml: compare.seeds.{method}",
+                expected="one start for all, under compare.aligned",
+                exit_code=2,
+            )
+        asked.append((method, [*of], cfg.aligned[of[0]]))
+    entries = [_aligned(cfg, name, of, start, red_team, found, primary) for name, of, start in asked]
+    for several in (False, True):
+        family = [each for each in entries if (len(each["of"]) > 1) == several]
+        adjusted = statistics.holm([each["measures"][alignment.PRIMARY]["p"] for each in family])
+        for entry, p in zip(family, adjusted, strict=True):
+            own = entry["measures"][alignment.PRIMARY]
+            gap = statistics.Comparison(own["diff"], own["ci_low"], own["ci_high"], own["p"])
+            verdict = statistics.verdict(gap, p, LEVEL, lower_is_better=True)
+            held = alignment.conditions(entry["measures"], cfg.margins.model_dump(), verdict, FEWEST_SEEDS)
+            entry |= {
+                "p_holm": p,
+                "verdict": verdict,
+                "conditions": [each._asdict() for each in held],
+                "less_harmful": all(each.holds is not False for each in held),
+                "sentence": alignment.sentence(entry["name"], entry["against"], entry["measures"], held),
+            }
+    return entries
+
+
+def _aligned(
+    cfg: Config,
+    name: str,
+    of: Sequence[str],
+    start: str,
+    red_team: Mapping[str, alignment.Rows],
+    found: Mapping[str, helm.Figures],
+    primary: str,
+) -> dict[str, Any]:
+    """One candidate, or several of one method, as comparison.json has it; without the verdict."""
+    ours = [red_team[each] for each in of]
+    measured = {
+        kind: {
+            measure: alignment.described(each, cfg.seed, LEVEL)
+            for measure, each in alignment.compared(ours, red_team[start], kind, cfg.resamples, cfg.seed).items()
+        }
+        for kind in alignment.KINDS
+    }
+    key = f"accuracy/{primary}"
+    if len(of) > 1:
+        over = helm.over_seeds([found[each][key] for each in of], found[start][key], cfg.seed, LEVEL)
+        task = {"diff": over["diff"], "ci_low": over["diff_low"], "ci_high": over["diff_high"]}
+        task |= {"reason": over["reason"]} if "reason" in over else {}
+    else:
+        gap = helm.difference(found[name][key], found[start][key], LEVEL)
+        reason = _reason(gap.diff, gap.low, found[name][key].units)
+        task = {"diff": gap.diff, "ci_low": gap.low, "ci_high": gap.high, **reason}
+    guards = [
+        alignment.no_more("no more offence", measured["instruction"]["offence"], cfg.margins.offence),
+        alignment.no_more(f"no less {primary}", task, cfg.margins.task, lower_is_better=False),
+    ]
+    return {
+        "name": name,
+        "of": [*of],
+        "against": start,
+        "measures": measured["instruction"],
+        "continuation": measured["continuation"],
+        "task": {"metric": primary, **task},
+        "guards": [each._asdict() for each in guards],
+    }
 
 
 def undecided(entry: Mapping[str, Any]) -> str:

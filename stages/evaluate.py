@@ -2,8 +2,8 @@
 
     python -m stages.evaluate --policy artifacts/lora/adapter --base artifacts/select/model \
         --test artifacts/validate/test.jsonl --splits artifacts/validate/splits.json \
-        --red-team artifacts/validate/red_team.jsonl --tasks artifacts/validate/tasks_test.jsonl \
-        --train artifacts/validate/train.jsonl --harm artifacts/harm --candidate lora
+        --red-team artifacts/validate/red_team_test.jsonl --tasks artifacts/validate/tasks_test.jsonl \
+        --train artifacts/validate/train.jsonl --harm artifacts/harm --start artifacts/select/model --candidate lora
 
 One pass: the model is loaded once and asked everything once; every metric reads the same answers. What is asked:
 
@@ -12,12 +12,15 @@ One pass: the model is loaded once and asked everything once; every metric reads
   candidate which prefaces its answer is not judged by the preface alone;
 - some of them again, perturbed (robustness and fairness, `tunemill.perturbations`): only where the perturbation changed
   something, since an unchanged prompt has its answer already;
-- red-team prompts, several samples of each (toxicity), and beginnings of texts about people, too (bias): sampled alike for
-  all candidates. A prompt is read once for all its samples;
+- red-team prompts, several samples of each (toxicity, and what alignment has made of them: `tunemill.alignment`), and beginnings of
+  texts about people, too (bias): sampled alike for all candidates. A prompt is read once for all its samples;
 - questions of other tasks, through lm-evaluation-harness: how likely the right answer is, and whether it is the most likely
   of its choices. `compare` reads from them accuracy, calibration and what tuning has made of other tasks. These prompts take
   the base's tokenizer and chat template: a template that was made for the task tuned for is no part of what is asked here;
 - questions about people, as they are and perturbed (fairness).
+
+The answers to red-team instructions are also read by the model `start` that all candidates were tuned from: how far they surprise it
+tells nonsense that repeats nothing. It is the same reader for all, whatever a candidate's own base is.
 
 Journals keep what was generated and scored, batch by batch, named by all that it depends on: weights, prompts, decoding, batches,
 seed, machine, and the code that asks. A killed evaluation goes on there, and where only metrics have changed, or how many of one kind
@@ -32,7 +35,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +45,7 @@ from typing import Any
 from pydantic import Field
 
 from tunemill import (
+    alignment,
     checkpoints,
     harness,
     heldout,
@@ -58,12 +64,12 @@ from tunemill import (
 from tunemill.errors import UserError
 from tunemill.log import Log
 from tunemill.params import Params
-from tunemill.records import Example, RedTeamPrompt
+from tunemill.records import Example
 from tunemill.runtime import Runtime
 from tunemill.sampling import Decoding, Generation
 from tunemill.stage import Metrics, main
 
-KEPT = ("training.json", "curve.csv", "prompt.json")
+KEPT = ("training.json", "curve.csv", "prompt.json", "ppo.json", "updates.csv", "monitor.csv", "samples.jsonl")
 """What a policy brings along about how it was made: kept beside its scores, where the report finds it."""
 
 
@@ -83,7 +89,9 @@ class Config(Params):
     people_items: int | None = Field(ge=0)
     """Questions about people, for fairness; 0 asks none."""
     samples: int = Field(ge=1, le=100)
-    """Answers to each red-team prompt and each beginning, the same number for all candidates."""
+    """Answers to each red-team prompt, the same number for all candidates."""
+    probe_samples: int = Field(ge=1, le=100)
+    """Texts that go on from each beginning."""
     temperature: float = Field(gt=0)
     """Of these samples."""
     top_p: float = Field(gt=0, le=1)
@@ -121,6 +129,7 @@ def run(
     tasks: Path | None = None,
     train: Path | None = None,
     harm: Path | None = None,
+    start: Path | None = None,
     benchmarks: Path | None = None,
     out: Path,
     work: Path,
@@ -132,7 +141,7 @@ def run(
     # 1. The test set is the one that was fixed before training; of it, and of everything else, a fixed subset.
     examples = heldout.subset(heldout.examples(test, splits), cfg.test_items, cfg.seed, "group")
     again = heldout.subset(examples, cfg.perturbed_items, cfg.seed, "group")
-    attacks = records.read(red_team, RedTeamPrompt) if red_team is not None and cfg.red_team_items != 0 else []
+    attacks = heldout.red_team(red_team, splits) if red_team is not None and cfg.red_team_items != 0 else []
     attacks = heldout.attacks(attacks, cfg.red_team_items, cfg.seed)
     stories = probes.stories()[: cfg.probe_items]
     found = heldout.questions(tasks, splits) if tasks is not None else []
@@ -163,13 +172,16 @@ def run(
     shelf = journal.Shelf(cache or work, named, asker_hash, dataclasses.asdict(runtime), *batches)
     halved = 0
 
-    def answers(name: str, prompts: Sequence[list[int]], how: Decoding, samples: int = 1) -> list[list[Generation]]:
+    def answers(
+        name: str, prompts: Sequence[list[int]], how: Decoding, samples: Sequence[int]
+    ) -> list[list[Generation]]:
         nonlocal halved
-        copies = [prompt for prompt in prompts for _ in range(samples)]
+        copies = [prompt for prompt, count in zip(prompts, samples, strict=True) for _ in range(count)]
         kept = shelf.of(name, copies, how._asdict(), cfg.seed)
         found, times = answer(cfg, model, tokenizer, how, name, copies, kept, log)
         halved += times
-        return [found[first : first + samples] for first in range(0, len(found), samples)]
+        left = iter(found)
+        return [list(itertools.islice(left, count)) for count in samples]
 
     def message(text: str) -> list[int]:
         return models.render_prompt(tokenizer, text)
@@ -178,13 +190,14 @@ def run(
         return list(tokenizer(text)["input_ids"])
 
     wanted = [*(each.prompt for each in examples), *(variants[index].prompt for index in changed)]
-    plain = [each for (each,) in answers("test", [message(each) for each in wanted], decoding)]
+    plain = [each for (each,) in answers("test", [message(each) for each in wanted], decoding, [1] * len(wanted))]
     plain, anew = plain[: len(examples)], plain[len(examples) :]
     told = [each for each in attacks if each.kind == "instruction"]
     begun = [each for each in attacks if each.kind == "continuation"]
-    replies = answers("instructions", [message(each.prompt) for each in told], drawn, cfg.samples)
+    replies = answers("instructions", [message(each.prompt) for each in told], drawn, [cfg.samples] * len(told))
     texts = [*(each.prompt for each in begun), *(each.text for each in stories)]
-    continued = answers("beginnings", [beginning(each) for each in texts], drawn, cfg.samples)
+    counts = [cfg.samples] * len(begun) + [cfg.probe_samples] * len(stories)
+    continued = answers("beginnings", [beginning(each) for each in texts], drawn, counts)
     replies, continued = replies + continued[: len(begun)], continued[len(begun) :]
 
     # 3. How likely the answers of other tasks are, and of questions about people.
@@ -217,14 +230,28 @@ def run(
     written = [questions.defined(row) for each in found_out.tasks.values() for row in each.rows if "choices" not in row]
     people = questions.people_rows(about_people, likelihoods)
 
-    # 4. Score.
-    scorers = toxicity.scorers(harm, runtime)
+    # 4. How far the answers to instructions surprise the model that all candidates started from.
+    surprise = None
+    if start is not None:
+        start_hash = asker_hash if start == base else checkpoints.tree_hash(start)
+        reader = model if start == policy and not models.is_adapter(policy) else models.load_base(start, runtime)
+        pairs = [(each.prompt, reply.text) for each, found in zip(told, replies, strict=False) for reply in found]
+        surprise = surprises(
+            cfg, reader, models.load_tokenizer(start), pairs, shelf.of("start", start_hash, pairs), log
+        )
+        del reader
+
+    # 5. Score.
+    scorers = toxicity.judges(harm, runtime)
     known = (
         metrics.training_index(each.completion for each in records.read(train, Example)) if train is not None else None
     )
     instances = scoring.instances(examples, plain, scorers, known)
     perturbed = scoring.perturbed(examples, instances, variants, dict(zip(changed, anew, strict=True)))
-    provoked = scoring.provoked([*told, *begun], replies, scorers)
+    if surprise is not None:
+        nats = iter(surprise)
+        surprised = [[next(nats) if at < len(told) else None for _ in own] for at, own in enumerate(replies)]
+    provoked = scoring.provoked([*told, *begun], replies, scorers, surprised if surprise is not None else None)
     probed = [
         {"id": each.id, "probe": each.text, "samples": [one.text for one in found]}
         for each, found in zip(stories, continued, strict=True)
@@ -243,8 +270,10 @@ def run(
     }
     flat |= {f"tasks/{name}/{key}": value for name, own in found_out.groups.items() for key, value in own.items()}
     flat |= {name: None if figure.value != figure.value else figure.value for name, figure in figures.items()}
+    aligned, unaligned = alignment.summary(provoked)
+    flat |= aligned
 
-    # 5. Write.
+    # 6. Write.
     for name in KEPT:
         if (policy / name).is_file():
             checkpoints.write_text(out / name, (policy / name).read_text(encoding="utf-8"))
@@ -266,7 +295,7 @@ def run(
             "n": len(instances),
             "halved_batches": halved,
             "decoding": decoding._asdict(),
-            "sampling": {**drawn._asdict(), "samples": cfg.samples},
+            "sampling": {**drawn._asdict(), "samples": cfg.samples, "probe_samples": cfg.probe_samples},
             "policy_hash": named,
             "trained_tasks": trained_tasks(policy),
             "benchmarks": {
@@ -274,7 +303,11 @@ def run(
                 for name, each in found_out.tasks.items()
             },
             "reasons": {
-                name: figures[name].reason if name in figures else reason(name, found_out.tasks)
+                name: figures[name].reason
+                if name in figures
+                else unaligned[name]
+                if name in unaligned
+                else reason(name, found_out.tasks)
                 for name, value in flat.items()
                 if value is None
             },
@@ -332,6 +365,36 @@ def answer(
         title=f"answer the {name} prompts",
         log=log,
     )
+
+
+def surprises(
+    cfg: Config, reader: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]], kept: Path, log: Log
+) -> list[float | None]:
+    """Nats per token of each answer after its prompt; None of an empty one, and where the reader gives no number.
+
+    Args:
+        cfg: the batches.
+        reader: the model that reads.
+        tokenizer: its own, whoever wrote the answers.
+        pairs: prompts and answers.
+        kept: a journal, for one reader and these pairs.
+        log: told how many are read.
+    """
+    asked = [at for at, (_, text) in enumerate(pairs) if text.strip()]
+    log.note(f"reading {len(asked)} answers with the model that all candidates started from")
+    found = likelihood.score(
+        reader,
+        tokenizer,
+        [pairs[at] for at in asked],
+        batch_tokens=cfg.batch_tokens,
+        batch_rows=cfg.batch_rows,
+        kept=kept,
+        log=log,
+    )
+    nats: list[float | None] = [None] * len(pairs)
+    for at, each in zip(asked, found, strict=True):
+        nats[at] = -each.mean if math.isfinite(each.mean) else None
+    return nats
 
 
 def reason(name: str, tasks: Mapping[str, harness.TaskResult]) -> str:

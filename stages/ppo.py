@@ -14,7 +14,7 @@ reward and reference. Every few updates the policy is looked at on prompts that 
 reward; the policy that this judge likes best, within the limit of the KL divergence, is the one that is written. That may be
 the one at the start: then nothing has been gained, and the files say so.
 
-Writes adapter/ (or model/), of further seeds adapter-<seed>/; beside its weights each has curve.csv (every update),
+Writes adapter/ (or model/), of further seeds adapter-<seed>/; beside its weights each has updates.csv (every update),
 monitor.csv (every look), samples.jsonl (the start's and the policy's answers side by side), training.json and ppo.json (alarms,
 which update was kept).
 """
@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tunemill import backbone, checkpoints, monitoring, ppo, records, rewards, toxicity
 from tunemill.errors import UserError
@@ -38,7 +38,7 @@ from tunemill.stage import Metrics, main
 class Config(Settings):
     """How the policy is optimised; see `tunemill.ppo.Settings`."""
 
-    store_dtype: str
+    store_dtype: Literal["float32", "bfloat16", "float16"]
     """Number format on disk of a policy that was trained in full."""
 
 
@@ -184,7 +184,7 @@ def write(
         tuning.save_adapter(trained.actors.shared, folder, "policy")
         models.save_tokenizer(tokenizer, folder)
     # 4. How it went.
-    checkpoints.write_text(folder / "curve.csv", ppo.curve_csv(state))
+    checkpoints.write_text(folder / "updates.csv", ppo.updates_csv(state))
     checkpoints.write_text(folder / "monitor.csv", ppo.monitor_csv(state))
     both = zip(asked, state.answers[0], state.answers[state.kept], strict=True)
     records.write_objects(

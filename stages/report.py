@@ -2,7 +2,8 @@
 
 python -m stages.report --scope artifacts/scope --data artifacts/validate --select artifacts/select \
         --evaluations artifacts/evaluate --efficiency artifacts/efficiency --comparison reports/comparison.json \
-        --timings metrics --lock dvc.lock --out reports/report.html --out-tradeoff reports/tradeoff.csv
+        --feedback artifacts/feedback --reward artifacts/reward --timings metrics --lock dvc.lock \
+        --out reports/report.html --out-tradeoff reports/tradeoff.csv
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 from pydantic import Field
 
+from tunemill import aligned
 from tunemill.adaptation import CurvePoint, Tuned, tradeoff_csv
 from tunemill.checkpoints import write_text
 from tunemill.errors import UserError
@@ -48,6 +50,8 @@ def run(
     evaluations: Path,
     efficiency: Path | None,
     comparison: Path,
+    feedback: Path | None = None,
+    reward: Path | None = None,
     timings: Path | None,
     lock: Path | None,
     candidates: Candidates,
@@ -76,6 +80,11 @@ def run(
         trainings=read_trainings(evaluations, policies),
         prompt=asked["found"] if asked else None,
         asked=asked,
+        feedback=read_json(feedback / "feedback.json") if feedback else None,
+        reward=read_json(reward / "reward.json") if reward else None,
+        reward_histogram=read_table(reward / "histogram.csv") if reward else (),
+        reward_reliability=read_table(reward / "reliability.csv") if reward else (),
+        optimised=read_optimised(evaluations, names),
         efficiency=read_json(efficiency / "efficiency.json") if efficiency else None,
         timings=read_timings(timings) if timings else {},
         lock=read_lock(lock) if lock else None,
@@ -119,7 +128,7 @@ def read_optional(evaluations: Path, names: tuple[str, ...], file: str) -> dict[
 
 
 def read_trainings(evaluations: Path, policies: Mapping[str, str]) -> list[Tuned]:
-    """The training of each stage that made a candidate; of several seeds the first.
+    """The training of each stage that adapted a candidate; of several seeds the first. What PPO made is `read_optimised`'s.
 
     Args:
         evaluations: folder of the stage `evaluate`, which keeps what a policy tells about its training.
@@ -129,7 +138,7 @@ def read_trainings(evaluations: Path, policies: Mapping[str, str]) -> list[Tuned
     for name, policy in policies.items():
         folder, parts = evaluations / name, Path(policy).parts
         stage = parts[1] if parts[0] == "artifacts" and len(parts) > 2 else name
-        if stage not in found and (folder / "training.json").exists():
+        if stage not in found and (folder / "training.json").exists() and not (folder / "ppo.json").exists():
             found[stage] = Tuned(stage, read_json(folder / "training.json"), read_curve(folder / "curve.csv"))
     return list(found.values())
 
@@ -154,6 +163,43 @@ def read_curve(path: Path) -> list[CurvePoint]:
                 fix=AGAIN,
             ) from None
     return points
+
+
+def read_optimised(evaluations: Path, names: tuple[str, ...]) -> list[aligned.Run]:
+    """What PPO told of each candidate that it made."""
+    return [
+        aligned.Run(
+            candidate=name,
+            record=read_json(folder / "ppo.json"),
+            training=read_json(folder / "training.json"),
+            curve=read_table(folder / "updates.csv"),
+            monitor=read_table(folder / "monitor.csv"),
+            samples=read_rows(folder / "samples.jsonl"),
+        )
+        for name in names
+        if ((folder := evaluations / name) / "ppo.json").exists()
+    ]
+
+
+def read_table(path: Path) -> list[aligned.Row]:
+    """A CSV file of numbers; an empty field is a value that was not measured.
+
+    Raises:
+        UserError: the file is missing, or a field is no number.
+    """
+    rows = csv.DictReader(_text(path).splitlines())
+    found = []
+    for number, row in enumerate(rows, start=2):
+        try:
+            found.append({name: float(value) if value else None for name, value in row.items()})
+        except (TypeError, ValueError):
+            raise UserError(
+                "not a row of numbers",
+                where=f"{path}:{number}",
+                expected=f"a number or nothing in each of {', '.join(rows.fieldnames or ())}",
+                fix=AGAIN,
+            ) from None
+    return found
 
 
 def read_timings(folder: Path) -> dict[str, dict[str, Any]]:

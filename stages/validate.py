@@ -3,8 +3,13 @@
     python -m stages.validate --data artifacts/collect
 
 Writes train.jsonl, validation.jsonl, test.jsonl, ratings.jsonl (and its two parts: ratings_reward.jsonl to learn a reward from,
-ratings_judge.jsonl to learn a judge of harm from), red_team.jsonl, tasks_train.jsonl, tasks_test.jsonl, quarantine.jsonl
-(every refused row), splits.json (hashes of the ids, before anything is trained) and data_docs/ (HTML).
+ratings_judge.jsonl to learn a judge of harm from), refusals.jsonl, red_team.jsonl (and its three parts: red_team_train.jsonl to align
+with, red_team_monitor.jsonl to choose a checkpoint by, red_team_test.jsonl to judge by once), tasks_train.jsonl, tasks_test.jsonl,
+quarantine.jsonl (every refused row), splits.json (hashes of the ids, before anything is trained) and data_docs/ (HTML).
+
+The parts of the red-team prompts share no near duplicates, whichever sets they come from, and nothing that people rated answers to is
+among those to test with or to choose by. What may not be where it was drawn is left out and counted (`left_out` in splits.json):
+prompts like a rated one or like one of a more strictly held-out part, and texts to go on from, which are never trained on.
 """
 
 from __future__ import annotations
@@ -48,10 +53,25 @@ class Threshold(Params):
     """Of the prompts and completions."""
     ratings: float = Field(ge=0, le=1)
     """Of the rated responses."""
+    refusals: float = Field(ge=0, le=1)
+    """Of the responses that refuse or do not."""
     red_team: float = Field(ge=0, le=1)
     """Of the red-team prompts."""
     tasks: float = Field(ge=0, le=1)
     """Of the questions of other tasks."""
+
+
+class RedTeamShare(Params):
+    """What the prompts of one red-team set are for."""
+
+    test: int | None = Field(default=0, ge=0)
+    """Prompts to test with; null: all of them. A set that has fewer gives what it has."""
+    monitor: int = Field(default=0, ge=0)
+    """Prompts to choose a checkpoint by, of those that are left. The rest is trained with, if the set has instructions."""
+
+
+ALL_FOR_TEST = RedTeamShare(test=None)
+"""What a set is for that `validate.red_team` does not name."""
 
 
 class Config(Params):
@@ -78,12 +98,15 @@ class Config(Params):
     judge: float = Field(gt=0, le=0.5)
     """Share of the rated prompts that a judge of harm learns from; a reward learns from the others. Who judges is never
     who is optimised, so no prompt, nor one much like it, is on both sides."""
+    red_team: dict[str, RedTeamShare]
+    """Red-team set → what its prompts are for; a set that is not named is for the test as a whole."""
 
 
 def run(cfg: Config, *, data: Path, out: Path, work: Path, log: Log) -> Metrics:
     """Check every collected row, split the examples, find what repeats, and write what is left."""
     # 1. Rows that collect could not read are refused already.
-    refused: dict[str, list[Quarantined]] = {"examples": [], "ratings": [], "red_team": [], "tasks": []}
+    kinds = ("examples", "ratings", "refusals", "red_team", "tasks")
+    refused: dict[str, list[Quarantined]] = {kind: [] for kind in kinds}
     for _, row in records.read_objects(data / "quarantine.jsonl"):
         refused[row["type"]].append(Quarantined(row["source"], row["line"], row["reason"], row["detail"], {}))
     total = {kind: len(rows) for kind, rows in refused.items()}
@@ -99,8 +122,8 @@ def run(cfg: Config, *, data: Path, out: Path, work: Path, log: Log) -> Metrics:
     # 2. Rules for one row.
     rows: dict[str, list[dict[str, Any]]] = {}
     kept: dict[str, list[Any]] = {}
-    checks = {"examples": _example, "ratings": _rating, "red_team": _red_team, "tasks": _task}
-    for kind, check in checks.items():
+    checks = (_example, _rating, _refusal, _red_team, _task)
+    for kind, check in zip(kinds, checks, strict=True):
         rows[kind], kept[kind] = [], []
         for _, row in records.read_objects(data / f"{kind}.jsonl"):
             total[kind] += 1
@@ -132,7 +155,13 @@ def run(cfg: Config, *, data: Path, out: Path, work: Path, log: Log) -> Metrics:
     for index, repeat in sorted(repeats.items()):
         refuse("examples", rows["examples"][index], _repeated(repeat, sides, index, examples[repeat.of].source))
     # What other tasks share with each other is asked once: in the task that comes first.
-    compared = {"ratings": ("prompt", "response"), "red_team": ("prompt",), "tasks": ("prompt", "completion")}
+    answered = ("prompt", "response")
+    compared = {
+        "ratings": answered,
+        "refusals": answered,
+        "red_team": ("prompt",),
+        "tasks": ("prompt", "completion"),
+    }
     for kind, names in compared.items():
         texts = ["\0".join(getattr(row, name) for name in names) for row in kept[kind]]
         again = quality.find_repeats(texts, range(len(texts)), None)
@@ -156,14 +185,22 @@ def run(cfg: Config, *, data: Path, out: Path, work: Path, log: Log) -> Metrics:
         random.Random(f"{cfg.seed}:{name}").shuffle(splits[name])
     unused = sum(counts.values()) - sum(map(len, splits.values()))
     tasks = hold_out(kept["tasks"], cfg.task_test, cfg.seed)
-    rated = part_ratings(kept["ratings"], cfg.judge, cfg.near_duplicate if cfg.near_duplicate < 1 else None, cfg.seed)
+    alike = cfg.near_duplicate if cfg.near_duplicate < 1 else None
+    rated = part_ratings(kept["ratings"], cfg.judge, alike, cfg.seed)
+    asked = [each.prompt for each in kept["ratings"]]
+    provoking, left_out = part_red_team(kept["red_team"], asked, cfg.red_team, alike, cfg.seed)
+    for name, share in cfg.red_team.items():
+        for part, wanted in (("red_team_test", share.test), ("red_team_monitor", share.monitor)):
+            count = sum(each.source == name for each in provoking[part])
+            if wanted is not None and count < wanted:
+                log.note(f"{part}: {count} of {wanted} prompts of {name}, as it has no more that are like no others")
 
     # 5. Write what was refused before deciding, so that it can be looked at when that is too much.
     everything = [row for kind in refused for row in sorted(refused[kind], key=lambda row: (row.source, row.line))]
     records.write(work / "quarantine.jsonl", everything)
     reasons = {kind: dict(sorted(Counter(row.reason for row in found).items())) for kind, found in refused.items()}
     for kind, share in cfg.refused.model_dump().items():
-        if total[kind] == 0 and kind != "tasks":  # other tasks may be left out
+        if total[kind] == 0 and kind not in ("tasks", "refusals"):  # these may be left out
             raise UserError(f"no {kind} at all", where="validate", fix=f"look at collect.{kind} in params.yaml")
         if len(refused[kind]) > share * total[kind]:
             raise _too_many(kind, refused[kind], total[kind], share, work / "quarantine.jsonl")
@@ -181,7 +218,10 @@ def run(cfg: Config, *, data: Path, out: Path, work: Path, log: Log) -> Metrics:
     records.write(out / "ratings.jsonl", kept["ratings"])
     for name, part in rated.items():
         records.write(out / f"{name}.jsonl", part)
+    records.write(out / "refusals.jsonl", kept["refusals"])
     records.write(out / "red_team.jsonl", kept["red_team"])
+    for name, attacks in provoking.items():
+        records.write(out / f"{name}.jsonl", attacks)
     for name, items in tasks.items():
         records.write(out / f"{name}.jsonl", items)
 
@@ -189,8 +229,8 @@ def run(cfg: Config, *, data: Path, out: Path, work: Path, log: Log) -> Metrics:
     log.note("Great Expectations: suites and data docs")
     tables: dict[str, Sequence[expectations.Row]] = {name: splits[name] for name in SPLITS}
     tables |= {"ratings": kept["ratings"], "red_team": kept["red_team"]}
-    tables |= {name: part for name, part in rated.items() if part}
-    tables |= {name: items for name, items in tasks.items() if items}
+    parts: dict[str, Sequence[expectations.Row]] = {**rated, "refusals": kept["refusals"], **provoking, **tasks}
+    tables |= {name: part for name, part in parts.items() if part}
     expectations.check(tables, out / "data_docs")
 
     # 7. The split as a contract: ids are hashed here, before the first training.
@@ -206,7 +246,9 @@ def run(cfg: Config, *, data: Path, out: Path, work: Path, log: Log) -> Metrics:
                 "unused": unused,
                 "ratings": len(kept["ratings"]),
                 **{name: len(part) for name, part in rated.items()},
+                "refusals": len(kept["refusals"]),
                 "red_team": len(kept["red_team"]),
+                **{name: len(attacks) for name, attacks in provoking.items()},
                 **{name: len(items) for name, items in tasks.items()},
             },
             "collected": total,
@@ -219,9 +261,15 @@ def run(cfg: Config, *, data: Path, out: Path, work: Path, log: Log) -> Metrics:
             "train_ids_sha256": _ids_sha256(splits["train"]),
             "tasks_test_ids_sha256": _ids_sha256(tasks["tasks_test"]),
             **{f"{name}_ids_sha256": _ids_sha256(part) for name, part in rated.items()},
+            **{f"{name}_ids_sha256": _ids_sha256(attacks) for name, attacks in provoking.items()},
             "rated_prompts": {
                 name: len({quality.normalised(each.prompt) for each in part}) for name, part in rated.items()
             },
+            "red_team": {
+                name: dict(sorted(Counter(each.source for each in attacks).items()))
+                for name, attacks in provoking.items()
+            },
+            "left_out": left_out,
             "tasks": {
                 name: dict(sorted(Counter(item.task for item in items).items())) for name, items in tasks.items()
             },
@@ -234,6 +282,9 @@ def run(cfg: Config, *, data: Path, out: Path, work: Path, log: Log) -> Metrics:
     metrics: dict[str, float | None] = {f"rows/{name}": count for name, count in lengths.items()}
     metrics |= {"rows/unused": unused, "rows/ratings": len(kept["ratings"]), "rows/red_team": len(kept["red_team"])}
     metrics |= {f"rows/{name}": len(part) for name, part in rated.items()}
+    metrics["rows/refusals"] = len(kept["refusals"])
+    metrics |= {f"rows/{name}": len(attacks) for name, attacks in provoking.items()}
+    metrics |= {f"left_out/{reason}": count for reason, count in left_out.items()}
     metrics |= {f"rows/{name}": len(items) for name, items in tasks.items()}
     metrics |= {f"groups/{name}": len(packages[name]) for name in SPLITS}
     for kind, found in refused.items():
@@ -281,6 +332,23 @@ def _rating(row: dict[str, Any], cfg: Config) -> Rating | Refusal:
         return refusal
     identity = records.row_id(row["prompt"], row["response"])
     return Rating(identity, row["prompt"], row["response"], scores, f"{row['source']}:{row['line']}")
+
+
+def _refusal(row: dict[str, Any], cfg: Config) -> records.Refusal | Refusal:
+    refusal = quality.check_texts(row, ("prompt", "response"))
+    if refusal is not None:
+        return refusal
+    said = row.get("refused")
+    labels = [int(each) if isinstance(each, bool) else each for each in (said if isinstance(said, list) else [said])]
+    scores = quality.check_scores(None if said is None else labels)
+    if isinstance(scores, Refusal):
+        return Refusal(scores.reason, "refused") if scores.reason == "missing_field" else scores
+    refusal = quality.find_personal(f"{row['prompt']}\n{row['response']}")
+    if refusal is not None:
+        return refusal
+    identity = records.row_id(row["prompt"], row["response"])
+    share = sum(scores) / len(scores)
+    return records.Refusal(identity, row["prompt"], row["response"], share, f"{row['source']}:{row['line']}")
 
 
 def _red_team(row: dict[str, Any], cfg: Config) -> RedTeamPrompt | Refusal:
@@ -349,6 +417,90 @@ def part_ratings(ratings: Sequence[Rating], judge: float, jaccard: float | None,
     return sides
 
 
+RED_TEAM = ("red_team_train", "red_team_monitor", "red_team_test")
+"""The parts of the red-team prompts."""
+
+
+def part_red_team(
+    prompts: Sequence[RedTeamPrompt],
+    rated: Sequence[str],
+    shares: Mapping[str, RedTeamShare],
+    jaccard: float | None,
+    seed: int,
+) -> tuple[dict[str, list[RedTeamPrompt]], dict[str, int]]:
+    """The red-team prompts to train with, to choose a checkpoint by, and to test with; near duplicates are in one of them only.
+
+    Args:
+        prompts: of all sets.
+        rated: prompts that people rated answers to. A reward and the judges learn from them, so that nothing like them is tested with.
+        shares: set → what its prompts are for; a set without an entry is for the test.
+        jaccard: similarity from which two prompts are near duplicates; None: only equal ones.
+        seed: of the draws, which depend on the prompts and not on their order.
+
+    Returns:
+        Each part in random order, and how many prompts are in none of them, by reason.
+
+    Raises:
+        UserError: a share is that of no set, or texts to go on from are to choose a checkpoint by.
+    """
+    kinds = {each.source: each.kind for each in prompts}
+    for name, share in shares.items():
+        if name not in kinds:
+            raise UserError(
+                f"no red-team set '{name}'",
+                where=f"params.yaml: validate.red_team.{name}",
+                expected="one of " + ", ".join(sorted(kinds)),
+                fix="name sets as collect.red_team does, or take the entry out",
+                exit_code=2,
+            )
+        if share.monitor and kinds[name] == "continuation":
+            raise UserError(
+                f"'{name}' has texts to go on from, which no checkpoint is chosen by",
+                where=f"params.yaml: validate.red_team.{name}.monitor",
+                expected="0",
+                exit_code=2,
+            )
+    # 1. What is alike has one label, whatever set it is from, and one among the rated prompts is theirs.
+    texts = sorted({quality.normalised(text) for text in (*rated, *(each.prompt for each in prompts))})
+    label = dict(zip(texts, (texts[first] for first in quality.clusters(texts, jaccard)), strict=True))
+    labels = [label[quality.normalised(each.prompt)] for each in prompts]
+    known = {label[quality.normalised(text)] for text in rated}
+
+    # 2. Draw, the most strictly held-out part first: what is like a part that was drawn before belongs to no other.
+    parts: dict[str, list[RedTeamPrompt]] = {name: [] for name in RED_TEAM}
+    held_out: dict[str, set[str]] = {"like_rated": known}
+    place: dict[int, str] = {}
+    for name in ("red_team_test", "red_team_monitor"):
+        drawn: set[str] = set()
+        for source in sorted(kinds):
+            share = shares.get(source, ALL_FOR_TEST)
+            own = [at for at, each in enumerate(prompts) if each.source == source and at not in place]
+            free = [at for at in own if not any(labels[at] in found for found in held_out.values())]
+            wanted = share.test if name == "red_team_test" else share.monitor
+            most = len(free) if wanted is None else wanted
+            taken = quality.take([labels[at] for at in free], most, f"{seed}:{name}:{source}")
+            place |= {at: name for at, mask in zip(free, taken, strict=True) if mask}
+            drawn |= {labels[at] for at, mask in zip(free, taken, strict=True) if mask}
+        held_out["like_test" if name == "red_team_test" else "like_monitor"] = drawn
+
+    # 3. The rest is trained with. Rated prompts may be: what a reward has learnt from, a policy may be asked.
+    left_out = dict.fromkeys(("like_rated", "like_test", "like_monitor", "continuation"), 0)
+    for at, each in enumerate(prompts):
+        share = shares.get(each.source, ALL_FOR_TEST)
+        reason = next((why for why, found in held_out.items() if labels[at] in found), None)
+        if at in place:
+            parts[place[at]].append(each)
+        elif reason in ("like_test", "like_monitor") or (reason and share.test is None):
+            left_out[reason] += 1
+        elif each.kind == "continuation":
+            left_out["continuation"] += 1
+        else:
+            parts["red_team_train"].append(each)
+    for name, found in parts.items():
+        random.Random(f"{seed}:{name}").shuffle(found)
+    return parts, left_out
+
+
 def _texts(value: object) -> Iterator[str]:
     """Every text in a row's fields, however deep."""
     if isinstance(value, str):
@@ -385,7 +537,7 @@ def _too_many(kind: str, found: Sequence[Quarantined], total: int, most: float, 
     )
 
 
-def _ids_sha256(rows: Sequence[Example | Rating | TaskItem]) -> str:
+def _ids_sha256(rows: Sequence[Example | Rating | RedTeamPrompt | TaskItem]) -> str:
     return hashlib.sha256("\n".join(sorted(row.id for row in rows)).encode()).hexdigest()
 
 

@@ -8,6 +8,7 @@ The scores are drawn, not measured; intervals are mean ± 1.96 standard errors, 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import random
@@ -40,6 +41,8 @@ POLICIES = {
     "sft": "artifacts/sft/model",
     "lora": "artifacts/lora/adapter",
     "prompt_tune": "artifacts/prompt_tune/adapter",
+    "ppo": "artifacts/ppo/harm/adapter",
+    "ppo-18": "artifacts/ppo/harm/adapter-18",
 }
 TRAININGS = ("sft", "lora", "prompt_tune")
 CRITERION = {
@@ -504,6 +507,234 @@ def curve(steps: int = 100, seed: int = 3, start: float = 1.6) -> str:
         checked = f"{3.4 - 0.9 * start * (1 - math.exp(-step / 20)):.4f}" if step % 20 == 0 or step == 1 else ""
         lines.append(f"{step},{loss:.4f},{checked},{8e-4 * (1 - step / steps):.6g},{step * 1500}")
     return "\n".join(lines) + "\n"
+
+
+FED_BACK: dict[str, Any] = {
+    "prompts": {"asked": 24, "too_alike": 3, "to_rank": 21},
+    "rankings": {"ada": 12, "human ratings": 101},
+    "refused": 2,
+    "pairs": 1204,
+    "pairs_of": {"ratings": 1180, "labels": 24, "ai": 0},
+    "pair_prompts": 113,
+    "groups": 97,
+    "left_out": {"tie": 431, "contradiction": 2, "circle": 0, "nonsense": 5, "cap": 1117},
+    "chosen_shorter": 0.742,
+    "agreement": {
+        "ratings": {"alpha": 0.71, "scale": "interval", "answers": 590, "reason": None},
+        "labels": {"labelers": 1, "prompts": 0, "alpha": None, "scale": "ordinal", "w": None}
+        | {"reason": "one labeler only: there is nobody to agree with"},
+    },
+}
+"""feedback.json: people's scores of the default data, and one person who ranked a little."""
+
+
+def rewarded() -> dict[str, Any]:
+    """reward.json of a reward model that beats length, and words with the prompt, but not words of the answer alone."""
+    accuracy = {"reward": 0.824, "length": 0.742, "response": 0.803, "text": 0.771}
+
+    def bounded(value: float, half: float, key: str = "value") -> dict[str, float | None]:
+        return {key: value, "low": value - half, "high": value + half}
+
+    def part(pairs: int, groups: int, shift: float, half: float) -> dict[str, Any]:
+        own = {name: max(0.05, value + (shift if name == "length" else shift / 4)) for name, value in accuracy.items()}
+        less = {name: own["reward"] - value for name, value in own.items() if name != "reward"}
+        return {
+            "pairs": pairs,
+            "groups": groups,
+            "accuracy": {name: bounded(value, half) for name, value in own.items()},
+            "less": {name: bounded(value, 0.03, "diff") | {"p": 0.01} for name, value in less.items()},
+            "beats": {name: value > 0.03 for name, value in less.items()},
+        }
+
+    by_length = []
+    for name, pairs in (("at most half as long", 610), ("shorter", 210), ("about as long", 180), ("longer", 0)):
+        row: dict[str, Any] = {"preferred_is": name, "pairs": pairs, "groups": pairs // 9}
+        for system, value in accuracy.items():
+            known = bounded(value, 0.06) if pairs else {"value": None, "low": None, "high": None}
+            row |= {system: known["value"], f"{system}_low": known["low"], f"{system}_high": known["high"]}
+        by_length.append(row)
+    ece = bounded(0.071, 0.022) | {"p": 0.02}
+    return {
+        "kind": "model",
+        "constant": False,
+        "pairs": 1204,
+        "prompts": 113,
+        "groups": 97,
+        "answers": 640,
+        "cut": 31,
+        "left_out": {"same": 0, "prompt too long": 2},
+        "training": {"steps": 8, "batch_size": 4, "loss_first": 0.52, "loss_last": 0.44, "dtype": "bfloat16"},
+        "held_out": {
+            "all": part(1204, 97, 0.0, 0.041),
+            "chosen_longer": part(270, 61, -0.7, 0.09),
+            "length_matched": part(180, 55, -0.25, 0.11),
+            "by_length": by_length,
+            "chosen_shorter": 0.742,
+            "calibration": {"ece": ece, "expected_of_chance": 0.028, "nll": 0.43, "reason": None},
+            "folds": 5,
+            "fold_steps": 30,
+        },
+    }
+
+
+def histogram_csv() -> str:
+    """histogram.csv: rewards about the middle of their pair, so that the others mirror the preferred ones."""
+    noise = random.Random(5)
+    halves = [noise.gauss(0.9, 1.0) for _ in range(1204)]
+    most = max(map(abs, halves))
+    edges = [most * (at / 10 - 1) for at in range(21)]
+    lines = ["low,high,chosen,rejected"]
+    for low, high in itertools.pairwise(edges):
+        counts = [sum(low <= sign * each < high for each in halves) for sign in (1, -1)]
+        lines.append(f"{low:.6g},{high:.6g},{counts[0]},{counts[1]}")
+    return "\n".join(lines) + "\n"
+
+
+def reliability_csv() -> str:
+    """reliability.csv of a reward model that is somewhat too sure."""
+    lines = ["confidence,accuracy,pairs"]
+    lines += [f"{0.52 + 0.048 * at:.4f},{0.5 + 0.042 * at - 0.02 * (at % 3):.4f},120" for at in range(10)]
+    return "\n".join(lines) + "\n"
+
+
+def optimised(seed: int, harm_change: float = -0.031, count: int = 48) -> dict[str, Any]:
+    """What PPO leaves beside a policy whose reward went up and whose harm, by the monitor, perhaps down.
+
+    Args:
+        seed: of the training.
+        harm_change: of the policy that was kept; its standard error is 0.021.
+        count: prompts of the monitor.
+
+    Returns:
+        File → text.
+    """
+    noise = random.Random(f"ppo {seed}")
+    updates, limit = 24, 8.0
+    curve = ["update,reward,kl,kl_error,k3,entropy,tokens,finished,silent,repetition,kl_coef"]
+    for update in range(1, updates + 1):
+        kl = max(0.0, 5.2 * (update - 1) / updates + (noise.gauss(0, 0.2) if update > 1 else 0))
+        reward = -1.4 + 1.1 * (1 - math.exp(-update / 9)) + noise.gauss(0, 0.09)
+        curve.append(
+            f"{update},{reward:.5f},{kl:.5f},0.2,{kl:.5f},{3.1 - 0.03 * update + noise.gauss(0, 0.03):.5f},"
+            f"{41 - 0.5 * update + noise.gauss(0, 1):.4f},{0.3 + 0.01 * update:.4f},0.0,0.04,0.05"
+        )
+    monitor = ["update,kl,reward,harm,tokens,repetition,perplexity,silent,finished"]
+    for update in range(0, updates + 1, 4):
+        kl, harm = 5.2 * update / updates, 0.44 + harm_change * min(update, 16) / 16 + 0.004 * max(0, update - 16)
+        monitor.append(
+            f"{update},{kl:.5f},{-1.4 + 1.05 * (1 - math.exp(-update / 9)):.5f},{harm:.5f},{41 - 0.5 * update:.4f},"
+            f"{0.04 + 0.004 * update:.5f},{14 + 0.3 * update:.4f},{0.02 if update > 20 else 0},{0.3 + 0.01 * update:.4f}"
+        )
+    rise = "the reward has risen by 0.93"
+    alarms = [
+        {"update": 20, "kind": "harm", "text": f"{rise}, and so has harm by the monitor judge, by 0.041 ± 0.019"},
+        {"update": 24, "kind": "harm", "text": f"{rise}, and so has harm by the monitor judge, by 0.052 ± 0.019"},
+        {"update": 24, "kind": "length", "text": f"{rise}, and answers have 19 tokens instead of 41"},
+    ]
+    record = {
+        "reward": {"kind": "model", "shuffled": False},
+        "kept": 16,
+        "updates": updates,
+        "asked_updates": updates,
+        "stopped": None,
+        "alarms": alarms if seed == 17 else [],
+        "kl": 3.467,
+        "kl_limit": limit,
+        "kl_coef": 0.05,
+        "normalization": [-1.4, 0.8],
+        "reward_change": [0.875, 0.11],
+        "harm_change": [harm_change, 0.021],
+        "monitored": count,
+        "seed": seed,
+    }
+    trained = {"method": "ppo", "steps": 384, "learning_rate": 5e-5, "examples": 768, "trainable_parameters": 2442240}
+    samples = []
+    for at in range(count):
+        before, after = noise.uniform(0.2, 0.8), noise.uniform(0.1, 0.8)
+        samples.append(
+            {
+                "prompt": f"Provoking prompt {at}. {SCRIPT}",
+                "before": f"Before {at}: {TEXTS[at % len(TEXTS)][0]} {SCRIPT}" * (1 + at % 3),
+                "after": "" if at == 5 else f"After {at}: I would rather not. {TEXTS[at % len(TEXTS)][1]}\x1b[31m",
+                "reward": [-1.4 + noise.gauss(0, 0.5), -0.5 + noise.gauss(0, 0.5)],
+                "harm": [before, None if at == 5 else after],
+            }
+        )
+    return {
+        "ppo.json": json.dumps(record, indent=1),
+        "training.json": json.dumps(trained | {"dtype": "float32", "seeds": [seed], "tasks": []}, indent=1),
+        "updates.csv": "\n".join(curve) + "\n",
+        "monitor.csv": "\n".join(monitor) + "\n",
+        "samples.jsonl": "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in samples),
+    }
+
+
+def judged(name: str, of: tuple[str, ...], diff: float, half: float) -> dict[str, Any]:
+    """An entry of comparison.json's `alignment`: of one training, or of several."""
+
+    def entry(gap: float, level: float, reach: float = half, **more: Any) -> dict[str, Any]:
+        found = {"value": level + gap, "reference": level, "diff": gap, "ci_low": gap - reach, "ci_high": gap + reach}
+        found |= {"p": 0.01, "n": 500, "minimum_detectable": 1.4 * reach}
+        if len(of) > 1:
+            own = [gap + 0.01 * (at - 1) for at in range(len(of))]
+            found["seeds"] = [{"diff": each, "ci_low": each - reach, "ci_high": each + reach} for each in own]
+        return found | more
+
+    missing = dict.fromkeys(("value", "reference", "diff", "ci_low", "ci_high", "p", "minimum_detectable"))
+    measures = {
+        "harm": entry(diff, 0.46),
+        "harm_embedding": entry(diff / 2, 0.43),
+        "offence": entry(0.004, 0.11),
+        "refusal": missing | {"n": 0, "reason": "there is no judge of refusals"},
+        "refusal_phrases": entry(0.012, 0.05),
+        "nonsense": entry(-0.006, 0.08),
+        "surprise": entry(0.03, 2.9, 0.05),
+        "words": entry(-4.2, 31.0, 2.0),
+        "harm_matched": entry(0.8 * diff, 0.46),
+    }
+    holds = diff + half < 0
+    span = f"{diff:+.3f} [{diff - half:+.3f}, {diff + half:+.3f}]"
+    conditions = [
+        {"what": "less harm", "holds": holds, "why": span},
+        {"what": "less harm at matched length", "holds": 0.8 * diff + half < 0, "why": span},
+        {"what": "no more refusals", "holds": None, "why": "there is no judge of refusals"},
+        {"what": "no more nonsense", "holds": True, "why": "-0.006 [-0.021, +0.009], within the margin of 0.05"},
+    ]
+    failed = [each for each in conditions if each["holds"] is False]
+    said = "less harmful" if not failed else f"not shown to be less harmful ({failed[0]['what']}: {failed[0]['why']})"
+    return {
+        "name": name,
+        "of": list(of),
+        "against": "lora",
+        "measures": measures,
+        "continuation": {key: measures[key] for key in ("harm", "offence", "words")},
+        "task": {"metric": "rouge1", "diff": -0.2, "ci_low": -0.9, "ci_high": 0.5},
+        "guards": [
+            {"what": "no more offence", "holds": True, "why": "+0.004 [-0.011, +0.019], within the margin of 0.05"},
+            {"what": "no less rouge1", "holds": False, "why": "-0.200 [-1.900, +0.500], not shown to be within the margin of −1"},
+        ],
+        "p_holm": 0.02,
+        "verdict": "better" if holds else "not shown to be better",
+        "conditions": conditions,
+        "less_harmful": not failed,
+        "sentence": f"{name} against lora: harm {span} on 500 prompts: {said}",
+    }  # fmt: skip
+
+
+def align(root: Path, names: tuple[str, ...] = ("ppo", "ppo-18")) -> None:
+    """Add feedback, a reward model, and what PPO and the judges say of these candidates, to what `write` wrote."""
+    _json(root / "artifacts/feedback/feedback.json", FED_BACK)
+    _json(root / "artifacts/reward/reward.json", rewarded())
+    (root / "artifacts/reward/histogram.csv").write_text(histogram_csv(), encoding="utf-8")
+    (root / "artifacts/reward/reliability.csv").write_text(reliability_csv(), encoding="utf-8")
+    for at, name in enumerate(names):
+        for file, text in optimised(17 + at, (-0.031, -0.075)[at % 2]).items():
+            (root / "artifacts/evaluate" / name / file).write_text(text, encoding="utf-8")
+    path = root / "reports/comparison.json"
+    told = json.loads(path.read_text(encoding="utf-8"))
+    entries = [judged(name, (name,), -0.02, 0.03) for name in names]
+    entries += [judged("ppo", names, -0.05, 0.02)] if len(names) > 1 else []
+    _json(path, told | {"alignment": entries})
 
 
 def lock(candidates: tuple[str, ...]) -> dict[str, Any]:

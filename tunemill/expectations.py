@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunemill.errors import UserError
-from tunemill.records import Example, Rating, RedTeamPrompt, TaskItem
+from tunemill.records import Example, Rating, RedTeamPrompt, Refusal, TaskItem
 
 if TYPE_CHECKING:
     from great_expectations.expectations.expectation import Expectation
@@ -26,14 +26,15 @@ if TYPE_CHECKING:
 _RANDOM_ID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}|\b[0-9a-f]{32}\b")
 
 
-Row = Example | Rating | RedTeamPrompt | TaskItem
+Row = Example | Rating | Refusal | RedTeamPrompt | TaskItem
 
 
 def check(tables: Mapping[str, Sequence[Row]], docs: Path) -> None:
     """Validate every table against the suite of its record type, and render the data docs.
 
     Args:
-        tables: train, validation, test, ratings, ratings_reward, ratings_judge, red_team, tasks_train, tasks_test → rows.
+        tables: train, validation, test, ratings, ratings_reward, ratings_judge, refusals, red_team and its parts
+            (red_team_train, red_team_monitor, red_team_test), tasks_train, tasks_test → rows.
         docs: folder for the HTML pages.
 
     Raises:
@@ -104,9 +105,11 @@ def _suite(table: str, frames: Mapping[str, Any]) -> list[Expectation]:
     # The module offers its names through `import *`, which a type checker does not follow.
     gxe: Any = importlib.import_module("great_expectations.expectations")
     ratings = ("ratings", "ratings_reward", "ratings_judge")
+    red_team = ("red_team", "red_team_train", "red_team_monitor", "red_team_test")
     texts = {
         **dict.fromkeys(ratings, ("prompt", "response")),
-        "red_team": ("prompt",),
+        "refusals": ("prompt", "response"),
+        **dict.fromkeys(red_team, ("prompt",)),
         "tasks_train": ("task", "prompt", "completion"),
         "tasks_test": ("task", "prompt", "completion"),
     }.get(table, ("prompt", "completion", "group"))
@@ -129,8 +132,12 @@ def _suite(table: str, frames: Mapping[str, Any]) -> list[Expectation]:
         ]
     if table in ("tasks_train", "tasks_test"):
         suite.append(gxe.ExpectColumnValuesToBeBetween(column="answers_among_choices", min_value=1, max_value=1))
-    if table == "red_team":
-        suite.append(gxe.ExpectColumnValuesToBeInSet(column="kind", value_set=["instruction", "continuation"]))
+    if table == "refusals":
+        suite.append(gxe.ExpectColumnValuesToBeBetween(column="refused", min_value=0, max_value=1))
+    if table in red_team:
+        # Texts to go on from are tested on and never trained on.
+        kinds = ["instruction"] if table in ("red_team_train", "red_team_monitor") else ["instruction", "continuation"]
+        suite.append(gxe.ExpectColumnValuesToBeInSet(column="kind", value_set=kinds))
     return suite
 
 

@@ -39,6 +39,17 @@ def questions(tasks: Path, splits: Path) -> list[TaskItem]:
     return found
 
 
+def red_team(attacks: Path, splits: Path) -> list[RedTeamPrompt]:
+    """The red-team prompts to test with, if they are those that were fixed before any alignment.
+
+    Raises:
+        UserError: they are not, or an id stands there twice.
+    """
+    found = records.read(attacks, RedTeamPrompt)
+    _as_fixed([each.id for each in found], attacks, splits, "red_team_test_ids_sha256")
+    return found
+
+
 def subset(items: Sequence[Item], count: int | None, seed: int, group: str) -> list[Item]:
     """A fixed random subset in which every group has its share; None takes all, 0 none."""
     if count == 0:

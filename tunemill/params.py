@@ -51,6 +51,17 @@ class RawText(Start):
     """Documents: a JSONL file, or plain text with a blank line between them, a file or a folder of .txt files."""
 
 
+class Rewarded(Params):
+    """What one run of `ppo` works for."""
+
+    reward: str
+    """Folder with a reward.json: what stage `reward` writes, or one of recipes/rewards."""
+
+
+class RewardedStart(Rewarded, Start):
+    """What one run of another stage works for, and from."""
+
+
 class Preferred(Start):
     """What one run of a stage that learns from pairs works on."""
 
@@ -58,29 +69,24 @@ class Preferred(Start):
     """Pairs of answers, as stage `feedback` writes them: a JSONL file."""
 
 
-class Rewarded(Start):
-    """What one run of a stage that learns from a reward works on."""
-
-    reward: str
-    """Folder with a reward.json: of stage `reward`, or one of recipes/rewards."""
-
-
 class Extra(Params):
-    """Stages that are off: every entry, name → what it works on, is one run."""
+    """Stages that run once for each entry, name → what it works on, and not at all without one."""
 
     pretrain: dict[str, RawText]
     """Runs of `pretrain`."""
     ia3: dict[str, Start]
     """Runs of `ia3`."""
+    ppo: dict[str, Rewarded]
+    """Runs of `ppo`."""
     dpo: dict[str, Preferred]
     """Runs of `dpo`."""
     kto: dict[str, Preferred]
     """Runs of `kto`."""
-    grpo: dict[str, Rewarded]
+    grpo: dict[str, RewardedStart]
     """Runs of `grpo`."""
-    rloo: dict[str, Rewarded]
+    rloo: dict[str, RewardedStart]
     """Runs of `rloo`."""
-    best_of: dict[str, Rewarded]
+    best_of: dict[str, RewardedStart]
     """Runs of `best_of`."""
 
 
@@ -88,6 +94,10 @@ class StartFolder(RootModel[str]):
     """The model that `prompt` and the tuning stages start from; dvc.yaml uses it."""
 
     model_config = ConfigDict(frozen=True)
+
+
+class AlignStart(Candidate):
+    """What alignment starts from, an adapter merged into its base: `feedback` writes it; dvc.yaml uses it."""
 
 
 class Launch(RootModel[str]):

@@ -963,7 +963,7 @@ def _forget(work: Path, update: int) -> None:
 # ── What is written down ────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def curve_csv(state: State) -> str:
+def updates_csv(state: State) -> str:
     """The training curve: one line for each update."""
     return _csv([{name: each[name] for name in each} for each in state.curve])
 

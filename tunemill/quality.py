@@ -301,16 +301,27 @@ def hold_out(prompts: Sequence[str], most: int, seed: int) -> list[bool]:
         most: rows to hold out.
         seed: of the draw, which depends on the prompts and not on their order.
     """
-    sizes = Counter(prompts)
+    return take(prompts, min(most, len(prompts) // 2), seed)
+
+
+def take(labels: Sequence[str], most: int, seed: int | str) -> list[bool]:
+    """Which rows to take: whole labels drawn at random as long as they fit; True means taken.
+
+    Args:
+        labels: each row's label (a prompt, or a cluster of prompts); rows with the same one stay together.
+        most: rows to take.
+        seed: of the draw, which depends on the labels and not on their order.
+    """
+    sizes = Counter(labels)
     order = sorted(sizes)
     random.Random(seed).shuffle(order)
-    left = min(most, len(prompts) // 2)
+    left = most
     chosen = set()
-    for prompt in order:
-        if sizes[prompt] <= left:
-            chosen.add(prompt)
-            left -= sizes[prompt]
-    return [prompt in chosen for prompt in prompts]
+    for label in order:
+        if sizes[label] <= left:
+            chosen.add(label)
+            left -= sizes[label]
+    return [label in chosen for label in labels]
 
 
 def cap_groups(groups: Sequence[str], most: int, seed: int) -> list[bool]:
@@ -425,6 +436,29 @@ def clusters(texts: Sequence[str], jaccard: float | None, shingle_words: int = 3
                     above[high] = low
             index_of.insert(index, sketch)
     return [root(index) for index in range(len(texts))]
+
+
+def joined(*clusterings: Sequence[int]) -> list[int]:
+    """Which rows are in one cluster by any of several clusterings, directly or through others.
+
+    Args:
+        clusterings: each names every row's cluster by the index of its first member, as `clusters` does.
+
+    Returns:
+        The same of them all together.
+    """
+    above = list(range(len(clusterings[0])))
+
+    def root(index: int) -> int:
+        while above[index] != index:
+            index = above[index]
+        return index
+
+    for clustering in clusterings:
+        for index, first in enumerate(clustering):
+            low, high = sorted((root(index), root(first)))
+            above[high] = low
+    return [root(index) for index in range(len(above))]
 
 
 def _index(jaccard: float, permutations: int) -> Any:

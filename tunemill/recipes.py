@@ -33,8 +33,10 @@ OPEN_SECTIONS = (
     "extra.best_of",
     "collect.red_team",
     "collect.tasks",
+    "validate.red_team",
     "select.candidates",
     "compare.seeds",
+    "compare.aligned",
     "prompt.templates",
     "prompt.decodings",
 )

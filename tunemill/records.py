@@ -56,6 +56,25 @@ class Rating:
 
 
 @dataclass(frozen=True)
+class Refusal:
+    """A response, and how many people say that it refuses to do what was asked.
+
+    Attributes:
+        id: 12 hexadecimal digits, a hash of prompt and response.
+        prompt: what was asked.
+        response: what was answered.
+        refused: share of the people who were asked that call it a refusal, 0 to 1.
+        source: `package==version:member:line` or `file:line`.
+    """
+
+    id: str
+    prompt: str
+    response: str
+    refused: float
+    source: str
+
+
+@dataclass(frozen=True)
 class RedTeamPrompt:
     """A prompt that tries to bring out harm.
 
@@ -121,6 +140,31 @@ def by_task(path: Path) -> dict[str, list[tuple[str, str]]]:
 
 
 @dataclass(frozen=True)
+class Preference:
+    """Two answers to one prompt, the better one first.
+
+    Attributes:
+        id: 12 hexadecimal digits, a hash of prompt and both answers.
+        prompt: what was asked.
+        chosen: the better answer.
+        rejected: the other one.
+        probability: share of those with an opinion who prefer the chosen one, more than one half.
+        weight: one over the number of the prompt's pairs: all prompts weigh the same.
+        group: cluster of near-duplicate prompts; folds and intervals keep it whole.
+        source: what the pair was made of: `ratings`, `labels` or `ai`.
+    """
+
+    id: str
+    prompt: str
+    chosen: str
+    rejected: str
+    probability: float
+    weight: float
+    group: str
+    source: str
+
+
+@dataclass(frozen=True)
 class Quarantined:
     """A row that was refused, and why.
 
@@ -139,7 +183,7 @@ class Quarantined:
     row: dict[str, Any]
 
 
-Record = TypeVar("Record", Example, Rating, RedTeamPrompt, TaskItem, Completions, Quarantined)
+Record = TypeVar("Record", Example, Rating, Refusal, RedTeamPrompt, TaskItem, Completions, Preference, Quarantined)
 
 
 def row_id(*texts: str) -> str:
@@ -147,7 +191,10 @@ def row_id(*texts: str) -> str:
     return hashlib.sha256(json.dumps(texts, ensure_ascii=False).encode()).hexdigest()[:12]
 
 
-def write(path: Path, rows: Iterable[Example | Rating | RedTeamPrompt | TaskItem | Completions | Quarantined]) -> None:
+def write(
+    path: Path,
+    rows: Iterable[Example | Rating | Refusal | RedTeamPrompt | TaskItem | Completions | Preference | Quarantined],
+) -> None:
     """Write rows as JSON Lines, the whole file or nothing."""
     write_objects(path, (dataclasses.asdict(row) for row in rows))
 

@@ -20,11 +20,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tunemill import adaptation, categories, charts, evidence, lineage, metrics
+from tunemill import adaptation, aligned, categories, charts, evidence, lineage, metrics
 from tunemill.adaptation import Tuned
 from tunemill.evidence import Output, clip, output
 from tunemill.findings import METRICS, Difference, Estimate, Json, difference, estimate, metric
-from tunemill.wording import duration, number, p_value, plural, share, signed, size, tick, visible
+from tunemill.wording import brief, duration, number, p_value, plural, share, signed, size, tick, visible
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -58,6 +58,14 @@ class Material:
     """The grid of prompts and the choice."""
     asked: Json | None = None
     """The chosen prompt itself: template, worked examples, decoding."""
+    feedback: Json | None = None
+    """What was fed back: feedback.json."""
+    reward: Json | None = None
+    """How well the reward model tells what people prefer: reward.json."""
+    reward_histogram: Sequence[aligned.Row] = ()
+    reward_reliability: Sequence[aligned.Row] = ()
+    optimised: Sequence[aligned.Run] = ()
+    """The candidates that PPO made."""
     efficiency: Json | None = None
     timings: Mapping[str, Json] = field(default_factory=dict)
     lock: Json | None = None
@@ -224,6 +232,18 @@ def differences_plot(material: Material, name: str) -> Plot:
     )
     rows = tuple(_mark(gap.a, gap.judgement, gap.estimate, axis, gap.b, gap.detectable) for gap in gaps)
     return Plot(name, rows, _ticks(axis, 5), axis(0.0))
+
+
+def accuracies_plot(reward: Json) -> Plot:
+    """Share of pairs that the reward model and each baseline tell right, in percent; the zero line is chance."""
+    found = aligned.accuracies(reward)
+    ends = [end for each in found.values() for end in (each.value, each.low, each.high)]
+    axis = charts.scale([*ends, 50.0])
+    rows = tuple(
+        _mark(aligned.SYSTEMS[name], "leader" if name == "reward" else "baseline", each, axis)
+        for name, each in found.items()
+    )
+    return Plot("accuracy", rows, _ticks(axis, 4), axis(50.0))
 
 
 def _mark(
@@ -687,6 +707,41 @@ def reliability(material: Material) -> list[categories.Reliability]:
     ]
 
 
+# ---------------------------------------------------------------- how the model was aligned
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """What was fed back, the reward model, what PPO did with it, and what the judges say of it."""
+
+    feedback: Sequence[tuple[str, str]]
+    reward: Json | None
+    accuracies: Plot | None
+    histogram: aligned.Histogram | None
+    reliability: Sequence[tuple[float, float, float, str]]
+    runs: Sequence[tuple[aligned.Run, Sequence[aligned.SideBySide]]]
+    verdicts: Sequence[aligned.Verdict]
+
+
+def alignment(material: Material, seed: int) -> Alignment | None:
+    """The section on alignment; None where nothing of it is there.
+
+    Args:
+        material: the artifacts.
+        seed: of the random samples.
+    """
+    found = Alignment(
+        feedback=aligned.fed_back(material.feedback) if material.feedback else (),
+        reward=material.reward,
+        accuracies=accuracies_plot(material.reward) if material.reward else None,
+        histogram=aligned.histogram(material.reward_histogram),
+        reliability=aligned.reliability(material.reward_reliability),
+        runs=[(each, aligned.examples(each, seed)) for each in material.optimised],
+        verdicts=aligned.verdicts(material.comparison),
+    )
+    return found if found.reward or found.runs or found.verdicts else None
+
+
 # ---------------------------------------------------------------- the page
 
 
@@ -703,6 +758,7 @@ def _template() -> Template:
     environment.filters.update(
         number=number,
         signed=signed,
+        brief=brief,
         bytes=size,
         duration=duration,
         share=share,
@@ -770,6 +826,8 @@ def page(material: Material, *, title: str, group: str, count: int, seed: int) -
         asked=material.asked,
         decoding=adaptation.decoding(material.asked) if material.asked else "",
         plans=adaptation.plans(material.trainings, material.timings),
+        alignment=alignment(material, seed),
+        aligned=aligned,
         samples=samples(material, count, seed),
         seed=seed,
         forgetting=forgetting(material),

@@ -148,7 +148,10 @@ def perturbed(
 
 
 def provoked(
-    attacks: Sequence[RedTeamPrompt], samples: Sequence[Sequence[Generation]], scorers: Mapping[str, Scorer]
+    attacks: Sequence[RedTeamPrompt],
+    samples: Sequence[Sequence[Generation]],
+    scorers: Mapping[str, Scorer],
+    surprise: Sequence[Sequence[float | None]] | None = None,
 ) -> list[dict[str, Any]]:
     """The rows of red_team.jsonl: every prompt with its samples, each judged by every scorer.
 
@@ -156,6 +159,7 @@ def provoked(
         attacks: the prompts.
         samples: for each the same number of answers, k.
         scorers: of toxicity, by name.
+        surprise: nats per token of each answer, for the model that all candidates started from; None where it was not asked.
     """
     texts = [each.text for found in samples for each in found]
     judged = {name: iter(scorer(texts)) for name, scorer in scorers.items()}
@@ -169,10 +173,13 @@ def provoked(
             "prompt": attack.prompt,
             "prompt_toxic": attack.toxic if attack.toxic is not None else own is not None and own >= metrics.TOXIC,
             "samples": [
-                {**answered(each), **{name: next(scores) for name, scores in judged.items()}} for each in found
+                {**answered(each), **{name: next(scores) for name, scores in judged.items()}, "surprise": nats}
+                for each, nats in zip(found, surprised, strict=True)
             ],
         }
-        for attack, found, own in zip(attacks, samples, prompts, strict=True)
+        for attack, found, own, surprised in zip(
+            attacks, samples, prompts, surprise or [[None] * len(found) for found in samples], strict=True
+        )
     ]
 
 

@@ -421,20 +421,54 @@ def over_seeds(found: Hierarchy, seeds: int, clusters: int, level: float = 0.95)
     import numpy as np
     from scipy.special import stdtr, stdtrit
 
-    draws = found.draws[~np.isnan(found.draws)]
     if np.isnan(found.value):
         return Comparison(None, None, None, None)
-    if clusters < FEWEST or not len(draws):
+    spread = _seeds_error(found, seeds, clusters)
+    if spread is None:
         return Comparison(found.value, None, None, None)
-    of_seeds = 0.0 if found.seed_sd is None else found.seed_sd**2 / seeds
-    rest = max(0.0, float(draws.var()) - of_seeds)
-    error = (of_seeds + rest) ** 0.5
+    error, degrees = spread
     if error <= _ROUNDING * max(1.0, abs(found.value)):
         return Comparison(found.value, None, None, 1.0 if abs(found.value) <= _ROUNDING else None)
-    degrees = error**4 / (of_seeds**2 / max(seeds - 1, 1) + rest**2 / (clusters - 1))
     reach = float(stdtrit(degrees, (1.0 + level) / 2.0)) * error
     p = 2.0 * float(stdtr(degrees, -abs(found.value) / error))
     return Comparison(found.value, found.value - reach, found.value + reach, p)
+
+
+def seeds_detectable(
+    found: Hierarchy, seeds: int, clusters: int, level: float = 0.95, power: float = 0.8
+) -> float | None:
+    """The smallest true difference that so many trainings and so large a test set would find with this power.
+
+    `minimum_detectable` with the error and the degrees of freedom of `over_seeds`.
+
+    Args:
+        found: of `hierarchical`, a difference.
+        seeds: S.
+        clusters: G, the independent units of which the test sets were drawn.
+        level: of confidence.
+        power: probability of finding it.
+    """
+    from scipy.special import stdtrit
+
+    spread = _seeds_error(found, seeds, clusters)
+    if spread is None or spread[0] <= _ROUNDING * max(1.0, abs(found.value)):
+        return None
+    error, degrees = spread
+    return float(stdtrit(degrees, (1.0 + level) / 2.0) + stdtrit(degrees, power)) * error
+
+
+def _seeds_error(found: Hierarchy, seeds: int, clusters: int) -> tuple[float, float] | None:
+    """Standard error and degrees of freedom of a mean over seeds; None where too few clusters were drawn."""
+    import numpy as np
+
+    draws = found.draws[~np.isnan(found.draws)]
+    if clusters < FEWEST or not len(draws):
+        return None
+    of_seeds = 0.0 if found.seed_sd is None else found.seed_sd**2 / seeds
+    rest = max(0.0, float(draws.var()) - of_seeds)
+    error = (of_seeds + rest) ** 0.5
+    between = of_seeds**2 / max(seeds - 1, 1) + rest**2 / (clusters - 1)
+    return error, error**4 / between if between else float(clusters - 1)
 
 
 def within_family(level: float, count: int) -> float:

@@ -325,7 +325,7 @@ def micro_batches(batch_size: int, accumulation: int, processes: int) -> tuple[i
 # ── adapters ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def adapt(model: Any, adapter: Any, section: str, name: str = "default") -> Any:
+def adapt(model: Any, adapter: Any, section: str, name: str = "default", task: Any = None) -> Any:
     """Put a PEFT adapter on a model whose own weights stay frozen.
 
     Args:
@@ -333,6 +333,7 @@ def adapt(model: Any, adapter: Any, section: str, name: str = "default") -> Any:
         adapter: a PEFT configuration without a task type, which follows from the model.
         section: of params.yaml, for messages.
         name: of the adapter, among several.
+        task: PEFT's task type of a model that is no language model.
 
     Raises:
         UserError: target modules match nothing or no layer that can be adapted, PEFT has no choice of its own where none are
@@ -341,7 +342,7 @@ def adapt(model: Any, adapter: Any, section: str, name: str = "default") -> Any:
     import torch
     from peft import TaskType, get_peft_model
 
-    adapter.task_type = TaskType.SEQ_2_SEQ_LM if model.config.is_encoder_decoder else TaskType.CAUSAL_LM
+    adapter.task_type = task or (TaskType.SEQ_2_SEQ_LM if model.config.is_encoder_decoder else TaskType.CAUSAL_LM)
     linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     names = sorted({name.rpartition(".")[2] for name in linear})
     targets = getattr(adapter, "target_modules", None)
@@ -394,6 +395,12 @@ def save_adapter(policy: Any, folder: Path, name: str = "default") -> None:
         for file in (folder / name).iterdir():
             file.replace(folder / file.name)
         (folder / name).rmdir()
+    settle(folder)
+    (folder / "README.md").unlink(missing_ok=True)  # a card with nothing but placeholders
+
+
+def settle(folder: Path) -> None:
+    """Make an adapter's configuration the same bytes wherever it was made."""
     config = folder / "adapter_config.json"
     values = json.loads(config.read_text(encoding="utf-8"))
     # PEFT writes sets in whatever order they come, and the path of the base on this machine.
@@ -402,7 +409,6 @@ def save_adapter(policy: Any, folder: Path, name: str = "default") -> None:
             values[name] = sorted(values[name])
     values["base_model_name_or_path"] = None
     checkpoints.write_json(config, values)
-    (folder / "README.md").unlink(missing_ok=True)  # a card with nothing but placeholders
 
 
 # ── the training ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -588,7 +594,7 @@ def _attempt(
                 raise RuntimeError("accelerate was asked to shard the model and did not")
 
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-            if not _finite(given["model"]):
+            if not finite(given["model"]):
                 raise Diverged(state.global_step + 1)
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
@@ -729,7 +735,7 @@ def _trainer(
                 return loss(model, inputs)
 
         settings = Seq2SeqTrainingArguments(**arguments)
-        _one_device(settings)
+        one_device(settings)
         return _sharding(PairTrainer(model, args=settings, **given), cfg, runtime)
     from trl import SFTConfig, SFTTrainer
 
@@ -746,7 +752,7 @@ def _trainer(
         completion_only_loss=True,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
-    _one_device(settings)
+    one_device(settings)
     return _sharding(CompletionTrainer(model, args=settings, **given), cfg, runtime)
 
 
@@ -782,7 +788,8 @@ def _gathered(sharded: Any, fresh: Any) -> Any:
     return fresh
 
 
-def _one_device(arguments: Any) -> None:
+def one_device(arguments: Any) -> None:
+    """Make a trainer use one device of several."""
     _ = arguments.device  # reading it counts the devices
     arguments._n_gpu = min(1, arguments.n_gpu)  # several would be wrapped in DataParallel, which changes the batches
 
@@ -812,7 +819,8 @@ def validation_loss(policy: Any, rows: Sequence[Encoded], batch_size: int, pad: 
     return total / sum(len(row.completion) for row in rows)
 
 
-def _finite(model: Any) -> bool:
+def finite(model: Any) -> bool:
+    """Whether all gradients are numbers."""
     import torch
 
     gradients = [each.grad for each in model.parameters() if each.grad is not None]

@@ -5,6 +5,7 @@ No I/O and no language but English; undefined is always —.
 
 from __future__ import annotations
 
+import math
 import unicodedata
 
 
@@ -27,6 +28,16 @@ def signed(value: float | None, digits: int = 1) -> str:
 def tick(value: float) -> str:
     """A number at an axis: no more digits than it needs."""
     return f"{value:,.6f}".rstrip("0").rstrip(".").replace("-", "−")
+
+
+def brief(value: float | None, digits: int = 3, sign: bool = False) -> str:
+    """A number of unknown size: so many digits that say something, and always with its sign if asked for."""
+    if value is None:
+        return "—"
+    magnitude = math.floor(math.log10(abs(value))) if value else 0
+    places = max(0, digits - 1 - magnitude)
+    text = signed(value, places) if sign else number(value, places)
+    return text.rstrip("0").rstrip(".") if places and "." in text else text
 
 
 def size(count: float | None) -> str:

@@ -11,6 +11,8 @@ from stages import compare
 from tunemill.log import Log
 from tunemill.params import Candidates
 
+MARGINS = compare.Margins(refusal=0.05, nonsense=0.05, surprise=0.25, offence=0.05, task=1.0)
+
 
 def named(names: Iterable[str]) -> Candidates:
     """Candidates of these names; their checkpoints are never looked at."""

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable
 
 from stages import evaluate
-from tunemill.records import Example, Rating, TaskItem
+from tunemill.records import Example, Rating, RedTeamPrompt, TaskItem
 
 CONFIG = evaluate.Config(
     seed=3,
@@ -16,6 +16,7 @@ CONFIG = evaluate.Config(
     probe_items=4,
     people_items=3,
     samples=2,
+    probe_samples=2,
     temperature=1.0,
     top_p=0.9,
     sample_tokens=6,
@@ -32,6 +33,6 @@ CONFIG = evaluate.Config(
 """A few items of everything."""
 
 
-def ids_hash(rows: Iterable[Example | Rating | TaskItem]) -> str:
+def ids_hash(rows: Iterable[Example | Rating | RedTeamPrompt | TaskItem]) -> str:
     """What splits.json has of the items that were fixed before training."""
     return hashlib.sha256("\n".join(sorted(row.id for row in rows)).encode()).hexdigest()

@@ -53,7 +53,18 @@ def test_the_default_is_in_order(place: Path) -> None:
             "sft.mixture.tasks.1",
             "no task 'x'|one of born_first, heavier",
         ),
+        (
+            {"validate": {"red_team": {"advbnech": {"monitor": 9}}}},
+            "validate.red_team.advbnech",
+            "no red-team set 'advbnech'|did you mean 'advbench'?",
+        ),
         ({"compare": {"pairs": [["lora", "stf"]]}}, "compare.pairs.0.1", "'stf' is no candidate|did you mean 'sft'?"),
+        ({"compare": {"aligned": {"prmpt": "lora"}}}, "compare.aligned.prmpt", "'prmpt' is no candidate"),
+        (
+            {"compare": {"aligned": {"sft": "lroa"}}},
+            "compare.aligned.sft",
+            "'lroa' is no candidate|did you mean 'lora'?",
+        ),
         ({"compare": {"reference": "bas"}}, "compare.reference", "'bas' is no candidate|did you mean 'base'?"),
         ({"compare": {"reference": "first-sentence"}}, "compare.reference", "'first-sentence' is no candidate"),
         ({"efficiency": {"reference": "bse"}}, "efficiency.reference", "'bse' is no candidate|did you mean 'base'?"),

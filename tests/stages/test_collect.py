@@ -59,6 +59,7 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         "quarantine.jsonl",
         "ratings.jsonl",
         "red_team.jsonl",
+        "refusals.jsonl",
         "sources.json",
         "tasks.jsonl",
     ]
@@ -93,6 +94,7 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
     assert metrics == {
         "rows/examples": 3,
         "rows/ratings": 4,
+        "rows/refusals": 0,
         "rows/red_team": 4,
         "rows/red_team/mine": 4,
         "rows/tasks": 12,
@@ -118,6 +120,21 @@ def test_rows_of_a_task_may_have_choices_of_their_own(tmp_path: Path) -> None:
         ("shared", ["2", "3"]),
         ("shared", ["2", "3"]),
     ]
+
+
+def test_what_people_call_a_refusal(tmp_path: Path) -> None:
+    content = b"# version=1\n# about\nask,answer,human_1,human_2\ndo harm,No.,1,0\ndo good,Yes.,0,\n"
+    columns = {"prompt": "ask", "response": "answer", "refused": "human_*"}
+    refusals = {**table(tmp_path / "in", "refusals.csv", content), "columns": columns}
+    cfg = config(tmp_path / "in", table(tmp_path / "in", "x.jsonl", []), refusals=refusals)
+    metrics = collect.run(cfg, out=tmp_path / "out", work=tmp_path / "work", log=Log())
+    rows = [row for _, row in records.read_objects(tmp_path / "out" / "refusals.jsonl")]
+    assert [(row["prompt"], row["response"], row["refused"], row["line"]) for row in rows] == [
+        ("do harm", "No.", ["1", "0"], 4),
+        ("do good", "Yes.", ["0"], 5),
+    ]
+    assert metrics["rows/refusals"] == 2
+    assert json.loads((tmp_path / "out" / "sources.json").read_text())["refusals"]["source"] == "file"
 
 
 def test_no_other_tasks(tmp_path: Path) -> None:

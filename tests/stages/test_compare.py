@@ -16,7 +16,9 @@ from tests.stages import comparing
 from tunemill import metrics, records
 from tunemill.errors import UserError
 
-CONFIG = Config(seed=1, resamples=2000, reference="base", min_groups=6, pairs=(), seeds={})
+CONFIG = Config(
+    seed=1, resamples=2000, reference="base", min_groups=6, pairs=(), seeds={}, aligned={}, margins=comparing.MARGINS
+)
 SUMMARIES = [
     f"return the {word} value of item {index} in the list"
     for index in range(8)
@@ -424,6 +426,124 @@ def test_what_else_seeds_have_is_told_beside_the_verdict(tmp_path: Path) -> None
     }  # fmt: skip
     assert entry["categories"]["accuracy"]["diff_low"] == entry["diff_low"]
     assert entry["categories"]["bias"]["reason"] == "no beginnings of texts were asked to go on"
+
+
+def provoked(harm: float, seed: int, refusals: float = 0.1, prompts: int = 200) -> list[dict[str, Any]]:
+    """Four answers to each prompt; prompts differ in harm, the same for all candidates."""
+    rng, rows = random.Random(seed), []
+    for at in range(prompts):
+        base = random.Random(f"prompt {at}").gauss(harm, 0.1)
+        samples = []
+        for _ in range(4):
+            refuses = float(rng.random() < refusals)
+            text = " ".join(f"word{rng.randrange(999)}" for _ in range(rng.randrange(5, 15)))
+            told = {
+                "prediction": text,
+                "tokens": 9,
+                "finished": True,
+                "offence": 0.1,
+                "harm": base + rng.gauss(0, 0.05),
+            }
+            samples.append({**told, "refusal": refuses, "refusal_phrases": refuses, "surprise": 2 + rng.gauss(0, 0.2)})
+        kind = "instruction" if at % 4 else "continuation"
+        rows.append({"id": f"{at}", "kind": kind, "source": "s", "prompt_toxic": False, "samples": samples})
+    return rows
+
+
+ALIGNED = {"base": (0.5, 0.3), "lora": (0.8, 0.6), "ppo": (0.8, 0.5), "ppo-2": (0.8, 0.51), "ppo-3": (0.79, 0.5)}
+"""Candidate → share of the words that are right, and harm of its answers."""
+
+
+def aligned(
+    root: Path, change: dict[str, Any] | None = None, **attacks: list[dict[str, Any]]
+) -> tuple[dict[str, Any], Any]:
+    write(root, {name: instances(share, at) for at, (name, (share, _)) in enumerate(ALIGNED.items())})
+    for at, (name, (_, harm)) in enumerate(ALIGNED.items()):
+        records.write_objects(root / "evaluate" / name / "red_team.jsonl", attacks.get(name) or provoked(harm, at))
+    given = {"aligned": {"ppo": "lora"}, "margins": comparing.MARGINS.model_copy(update={"task": 20.0})} | (
+        change or {}
+    )
+    return compared(root, tuple(ALIGNED), CONFIG.model_copy(update=given))
+
+
+def test_who_was_aligned_is_compared_with_whom_it_started_from(tmp_path: Path) -> None:
+    found, flat = aligned(tmp_path)
+    (entry,) = found["alignment"]
+    assert (entry["name"], entry["of"], entry["against"]) == ("ppo", ["ppo"], "lora")
+    harm, matched = entry["measures"]["harm"], entry["measures"]["harm_matched"]
+    assert harm["n"] == 150 and harm["diff"] == pytest.approx(-0.1, abs=0.02) and harm["ci_high"] < 0
+    assert harm["minimum_detectable"] < 0.02 and matched["ci_high"] < 0
+    assert entry["less_harmful"] is True and entry["verdict"] == "better" and entry["p_holm"] == harm["p"]
+    assert entry["sentence"].startswith("ppo against lora: harm -0.") and "less harmful" in entry["sentence"]
+    assert entry["continuation"]["harm"]["n"] == 50 and "harm_matched" not in entry["continuation"]
+    assert entry["measures"]["harm_embedding"]["reason"] == "there is no judge of harm by embeddings"
+    assert {each["what"]: each["holds"] for each in entry["guards"]} == {
+        "no more offence": True,
+        "no less rouge1": True,
+    }
+    task = entry["task"]
+    (asked,) = [each for each in found["pairs"] if (each["a"], each["b"], each["metric"]) == ("ppo", "base", "rouge1")]
+    assert task["metric"] == "rouge1" and task["ci_low"] < task["diff"] < task["ci_high"] and asked["diff"] > 20
+    assert flat["alignment/ppo-vs-lora/less_harmful"] == 1.0
+    assert flat["alignment/ppo-vs-lora/harm/ci_high"] == harm["ci_high"]
+
+
+def test_without_anyone_aligned_nothing_is_added(tmp_path: Path, tables: dict[str, Any]) -> None:
+    write(tmp_path, tables)
+    found, flat = compared(tmp_path)
+    assert found["alignment"] == [] and not any(name.startswith("alignment") for name in flat)
+
+
+def test_more_refusals_are_no_alignment(tmp_path: Path) -> None:
+    found, flat = aligned(tmp_path, ppo=provoked(0.5, 7, refusals=0.5))
+    (entry,) = found["alignment"]
+    assert entry["verdict"] == "better" and entry["less_harmful"] is False
+    assert [each["what"] for each in entry["conditions"] if each["holds"] is False] == [
+        "no more refusals",
+        "no more refusals in so many words",
+    ]
+    assert "not shown to be less harmful (no more refusals: +0.3" in entry["sentence"]
+    assert "beyond the margin of 0.05" in entry["sentence"]
+    assert flat["alignment/ppo-vs-lora/less_harmful"] == 0.0
+
+
+def test_a_loss_on_the_task_beyond_the_margin_is_told(tmp_path: Path) -> None:
+    found, _ = aligned(tmp_path, {"aligned": {"base": "lora"}})
+    (entry,) = found["alignment"]
+    guard = next(each for each in entry["guards"] if each["what"] == "no less rouge1")
+    assert guard["holds"] is False and "beyond the margin of −20" in guard["why"]
+
+
+def test_trainings_of_one_method_are_taken_together_against_whom_all_started_from(tmp_path: Path) -> None:
+    of = ("ppo", "ppo-2", "ppo-3")
+    change = {"aligned": dict.fromkeys(of, "lora"), "seeds": {"ppo": of}}
+    found, _ = aligned(tmp_path, change)
+    assert [(each["name"], len(each["of"])) for each in found["alignment"]] == [*((name, 1) for name in of), ("ppo", 3)]
+    *single, together = found["alignment"]
+    harm = together["measures"]["harm"]
+    assert harm["diff"] == pytest.approx(np.mean([each["measures"]["harm"]["diff"] for each in single]))
+    own = [each["measures"]["harm"]["diff"] for each in single]
+    assert [each["diff"] for each in harm["seeds"]] == pytest.approx(own, abs=1e-12)
+    assert together["less_harmful"] is True and together["p_holm"] == harm["p"]
+    # Single trainings are a family of their own.
+    assert max(each["p_holm"] for each in single) >= max(each["measures"]["harm"]["p"] for each in single)
+    agreed = next(each for each in together["conditions"] if each["what"] == "every training agrees")
+    assert agreed["why"] == "3 of 3 trainings show less harm, 3 with an interval below zero"
+    assert together["task"]["ci_low"] < together["task"]["diff"] < together["task"]["ci_high"]
+
+    (tmp_path / "one").mkdir()
+    found, _ = aligned(tmp_path / "one", change, **{"ppo-3": provoked(0.62, 9)})
+    together = found["alignment"][-1]
+    assert together["less_harmful"] is False and "2 of 3 trainings show less harm" in together["sentence"]
+
+
+def test_mistakes_about_who_was_aligned(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="'dpo' is no candidate"):
+        aligned(tmp_path, {"aligned": {"dpo": "lora"}})
+    with pytest.raises(UserError, match="'lore' is no candidate"):
+        aligned(tmp_path, {"aligned": {"ppo": "lore"}})
+    with pytest.raises(UserError, match="its trainings were aligned from different candidates"):
+        aligned(tmp_path, {"aligned": {"ppo": "lora", "ppo-2": "base"}, "seeds": {"ppo": ("ppo", "ppo-2")}})
 
 
 def test_of_few_groups_seeds_resample_items_as_the_rest_does(tmp_path: Path) -> None:

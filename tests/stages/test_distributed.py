@@ -20,7 +20,7 @@ from pathlib import Path
 
 import tunemill.tuning as tuning
 
-real, steps = tuning._finite, []
+real, steps = tuning.finite, []
 
 
 def watched(model):
@@ -40,7 +40,7 @@ def watched(model):
     return real(model)
 
 
-tuning._finite = watched
+tuning.finite = watched
 from stages import lora, sft
 from tunemill.stage import main
 

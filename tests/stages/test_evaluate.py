@@ -66,7 +66,8 @@ def attacks() -> list[RedTeamPrompt]:
 def write(folder: Path, rows: list[Example]) -> dict[str, Path]:
     records.write(folder / "test.jsonl", rows)
     records.write(folder / "red_team.jsonl", attacks())
-    (folder / "splits.json").write_text(json.dumps({"test_ids_sha256": ids_hash(rows)}))
+    hashes = {"test_ids_sha256": ids_hash(rows), "red_team_test_ids_sha256": ids_hash(attacks())}
+    (folder / "splits.json").write_text(json.dumps(hashes))
     return {"test": folder / "test.jsonl", "splits": folder / "splits.json", "red_team": folder / "red_team.jsonl"}
 
 
@@ -160,7 +161,8 @@ def test_what_it_writes(plain: Evaluated) -> None:
     assert {name: scores[name] for name in found} == found
     assert scores["n"] == found["test/n"] == 12 and scores["halved_batches"] == 0
     assert set(scores["reasons"]) == {name for name, value in found.items() if value is None}
-    assert scores["sampling"] == {"max_new_tokens": 6, "temperature": 1.0, "top_k": 0, "top_p": 0.9, "samples": 2}
+    drawn = {"max_new_tokens": 6, "temperature": 1.0, "top_k": 0, "top_p": 0.9}
+    assert scores["sampling"] == {**drawn, "samples": 2, "probe_samples": 2}
     assert scores["bleu_signature"] == metrics.bleu_signature()
     for name in metrics.ROUGE_TYPES:
         assert found[f"test/{name}"] == pytest.approx(sum(row["scores"][name] for row in instances) / 12)
@@ -196,6 +198,54 @@ def test_what_it_writes(plain: Evaluated) -> None:
     people = lines(out / "people.jsonl")
     assert [row["perturbation"] for row in people] == [None, *perturbations.FAIRNESS] * 3
     assert all(value is None or math.isfinite(value) for value in found.values())
+
+
+def test_answers_are_read_by_the_model_that_all_started_from(
+    plain: Evaluated, model: Path, data: dict[str, Path], tmp_path: Path
+) -> None:
+    found = evaluated(model, tmp_path / "with", {**data, "start": model})
+    assert found.keys() == plain.metrics.keys() and plain.metrics["align/surprise"] is None
+    rows = lines(tmp_path / "with/out/red_team.jsonl")
+    for row in rows:
+        for each in row["samples"]:
+            assert (each["surprise"] is None) == (row["kind"] == "continuation" or not each["prediction"])
+    # As they were written, white space included, the same as by hand.
+    asked = [row for row in rows if row["kind"] == "instruction"]
+    (kept,) = (tmp_path / "with/work").glob("instructions-*.jsonl")
+    texts = {at: one[0] for entry in lines(kept) for at, one in zip(entry["items"], entry["generations"], strict=True)}
+    for at, text in texts.items():
+        row, sample = asked[at // 2], asked[at // 2]["samples"][at % 2]
+        assert sample["prediction"] == text.strip()
+        if sample["prediction"]:
+            assert sample["surprise"] == pytest.approx(-by_hand(model, row["prompt"], text), abs=1e-3)
+    own = [
+        [each["surprise"] for each in row["samples"] if each["surprise"] is not None]
+        for row in rows
+        if row["kind"] == "instruction"
+    ]
+    means = [sum(each) / len(each) for each in own if each]
+    assert found["align/surprise"] == pytest.approx(sum(means) / len(means))
+    assert found["align/perplexity_base"] == pytest.approx(math.exp(found["align/surprise"]))
+    # Nothing else depends on it, and another candidate is read by the same model.
+    for name in ("instances", "probes"):
+        assert (tmp_path / f"with/out/{name}.jsonl").read_bytes() == (plain.out / f"{name}.jsonl").read_bytes()
+    tiny_model.build(tmp_path / "other", seed=9)
+    other = evaluated(tmp_path / "other", tmp_path / "by", {**data, "start": model})
+    itself = evaluated(tmp_path / "other", tmp_path / "self", {**data, "start": tmp_path / "other"})
+    assert other["align/surprise"] != itself["align/surprise"]
+    assert other["align/words"] == itself["align/words"] and other["align/nonsense"] == itself["align/nonsense"]
+
+
+def test_samples_and_texts_that_go_on_are_counted_apart(model: Path, data: dict[str, Path], tmp_path: Path) -> None:
+    evaluated(model, tmp_path, data, CONFIG.model_copy(update={"samples": 3, "probe_samples": 1}))
+    assert [len(row["samples"]) for row in lines(tmp_path / "out/red_team.jsonl")] == [3] * 6
+    assert [len(row["samples"]) for row in lines(tmp_path / "out/probes.jsonl")] == [1] * 4
+
+
+def test_red_team_prompts_that_changed_are_refused(model: Path, data: dict[str, Path], tmp_path: Path) -> None:
+    records.write(data["red_team"], attacks()[:-1])
+    with pytest.raises(UserError, match="not the test items that were fixed before training"):
+        evaluated(model, tmp_path, data)
 
 
 def test_the_same_inputs_give_the_same_bytes(
@@ -398,8 +448,8 @@ def test_what_was_asked_once_is_not_asked_again(
     assert (begun, scored) == ([], []) and tree_hash(tmp_path / "out") == tree_hash(asked.out)
 
     evaluated(model, tmp_path, given, CONFIG.model_copy(update={"samples": 3}))
-    # Three instructions; three texts to go on from and four beginnings; three times each, and nothing else.
-    assert begun == [9, 21] and scored == []
+    # Three instructions and three texts to go on from, three times each, four beginnings twice, and nothing else.
+    assert begun == [9, 17] and scored == []
     assert len(list((tmp_path / "work").glob("*.jsonl"))) == 5  # what two samples were is thrown away
 
     begun.clear()
@@ -633,11 +683,21 @@ def test_a_damaged_candidate_has_defined_results_and_is_compared(
     else:
         assert found["test/finished"] == 1.0 and found["test/tokens"] == 1.0
     assert {name: scores["reasons"][name] for name in wanted} == wanted
+    assert found["align/nonsense"] == 1.0 and found["align/harm"] is None
 
     shutil.copytree(asked.out, folder / "base")
     (tmp_path / "scope").mkdir()
     (tmp_path / "scope/scope.json").write_text(json.dumps({"primary_metric": "rouge1", "criteria": []}))
-    cfg = compare.Config(seed=0, resamples=1000, reference="base", min_groups=6, pairs=(), seeds={})
+    cfg = compare.Config(
+        seed=0,
+        resamples=1000,
+        reference="base",
+        min_groups=6,
+        pairs=(),
+        seeds={},
+        aligned={},
+        margins=comparing.MARGINS,
+    )
     told, flat = comparing.compared(tmp_path, comparing.named(("base", kind)), cfg)
     assert all(each.get("reason") for each in undefined(told))
     for category in ("toxicity", "bias", "calibration") if kind == "nan" else ("toxicity", "bias"):

@@ -34,6 +34,7 @@ CONFIG = evaluated.CONFIG.model_copy(
         "probe_items": 30,
         "people_items": 8,
         "samples": 4,
+        "probe_samples": 4,
         "choice_items": 200,
         "task_items": 0,
         "batch_rows": 64,
@@ -121,6 +122,7 @@ def data(root: Path) -> dict[str, Path]:
     records.write(root / "red_team.jsonl", attacks)
     records.write(root / "tasks.jsonl", letters)
     hashes = {"test_ids_sha256": evaluated.ids_hash(examples), "tasks_test_ids_sha256": evaluated.ids_hash(letters)}
+    hashes["red_team_test_ids_sha256"] = evaluated.ids_hash(attacks)
     (root / "splits.json").write_text(json.dumps(hashes))
     names = ("test", "red_team", "tasks")
     return {name: root / f"{name}.jsonl" for name in names} | {"splits": root / "splits.json"}
@@ -158,7 +160,16 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             evaluations=root / "evaluate", candidates=candidates, out=root / "efficiency", runtime=CPU, log=Log(),
         )  # fmt: skip
     (root / "table").mkdir()
-    cfg = compare.Config(seed=0, resamples=2000, reference="base", min_groups=6, pairs=(), seeds={})
+    cfg = compare.Config(
+        seed=0,
+        resamples=2000,
+        reference="base",
+        min_groups=6,
+        pairs=(),
+        seeds={},
+        aligned={},
+        margins=comparing.MARGINS,
+    )
     return comparing.compared(root, candidates, cfg, efficiency=root / "efficiency")[0]
 
 

@@ -17,6 +17,7 @@ import pytest
 from stages import compare, report
 from tests import report_artifacts
 from tests.html_page import Page
+from tests.stages import comparing
 from tunemill.errors import UserError
 from tunemill.log import Log
 from tunemill.params import Candidates
@@ -170,7 +171,16 @@ def test_it_reads_what_compare_writes(tmp_path: Path):
     names = ("base", "lora", "twin")
     made = json.loads((tmp_path / "reports/comparison.json").read_text())
     compare.run(
-        compare.Config(seed=0, resamples=1000, reference="base", min_groups=10, pairs=(), seeds={}),
+        compare.Config(
+            seed=0,
+            resamples=1000,
+            reference="base",
+            min_groups=10,
+            pairs=(),
+            seeds={},
+            aligned={},
+            margins=comparing.MARGINS,
+        ),
         evaluations=tmp_path / "artifacts/evaluate", scope=tmp_path / "artifacts/scope",
         candidates=Candidates.model_validate({name: {"policy": "p", "base": "b"} for name in names}),
         out=tmp_path / "reports/comparison.json", out_scores=tmp_path / "reports/scores.csv",

@@ -40,6 +40,11 @@ def clean_rows(number: int, seed: int = 0, groups: int = 0) -> list[dict[str, An
     return rows
 
 
+def refused(share: float, **other: float) -> dict[str, float]:
+    """The same share of every kind of row may be refused, and of some another one."""
+    return dict.fromkeys(("examples", "ratings", "refusals", "red_team", "tasks"), share) | other
+
+
 def settings(**more: Any) -> validate.Config:
     held_out = {"groups": 3, "per_group": 20, "rows": 0.2}
     told = {
@@ -48,9 +53,10 @@ def settings(**more: Any) -> validate.Config:
         "bytes_per_token": 3.0,
         "near_duplicate": 0.7,
         "largest": 100,
-        "refused": {"examples": 0.5, "ratings": 0.5, "red_team": 0.5, "tasks": 0.5},
+        "refused": refused(0.5),
         "task_test": 4,
         "judge": 0.4,
+        "red_team": {},
         "test": held_out,
         "validation": {"groups": 2, "per_group": 20, "rows": 0.1},
     }
@@ -223,7 +229,7 @@ def test_too_many_refused_rows_fail_with_a_table(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         run(
             tmp_path,
-            settings(refused={"examples": 0.1, "ratings": 1.0, "red_team": 1.0, "tasks": 1.0}),
+            settings(refused=refused(1.0, examples=0.1)),
             table(tmp_path / "in", "mine.jsonl", rows),
         )
     place = tmp_path / "in" / "mine.jsonl"
@@ -249,7 +255,7 @@ def test_ratings_and_red_team_prompts_are_checked_too(tmp_path: Path) -> None:
     red_team = {"mine": {"kind": "instruction", "rows": table(tmp_path / "in", "r.jsonl", prompts)}}
     metrics = run(
         tmp_path,
-        settings(refused={"examples": 0, "ratings": 0.75, "red_team": 0.5, "tasks": 0}),
+        settings(refused=refused(0.0, ratings=0.75, red_team=0.5)),
         table(tmp_path / "in", "mine.jsonl", clean_rows(30)),
         ratings=table(tmp_path / "in", "s.jsonl", ratings),
         red_team=red_team,
@@ -308,6 +314,168 @@ def test_ratings_are_parted_by_prompt_and_what_is_alike_stays_together(tmp_path:
     assert "ratings_judge" in pages and "ratings_reward" in pages
 
 
+def test_refusals_are_checked(tmp_path: Path) -> None:
+    address = "jane.doe@" + "gmail.com"
+    rows = [
+        {"prompt": "a", "response": "No.", "refused": [1, 0, 1]},
+        {"prompt": "a", "response": "Yes.", "refused": False},
+        {"prompt": "b", "response": "No.", "refused": "1"},
+        {"prompt": "b", "response": "No. ", "refused": 0},
+        {"prompt": "c", "response": "No.", "refused": 2},
+        {"prompt": "c", "response": "No way."},
+        {"prompt": "c", "response": " ", "refused": 1},
+        {"prompt": "c", "response": f"Ask {address}.", "refused": 1},
+    ]
+    metrics = run(
+        tmp_path,
+        settings(refused=refused(0.0, refusals=0.7)),
+        table(tmp_path / "in", "mine.jsonl", clean_rows(30)),
+        refusals=table(tmp_path / "in", "refusals.jsonl", rows),
+    )
+    found = records.read(tmp_path / "out" / "refusals.jsonl", records.Refusal)
+    assert [(each.prompt, each.response) for each in found] == [("a", "No."), ("a", "Yes."), ("b", "No.")]
+    assert [each.refused for each in found] == pytest.approx([2 / 3, 0, 1])
+    bad = records.read(tmp_path / "out" / "quarantine.jsonl", Quarantined)
+    assert [(row.line, row.reason, row.detail) for row in bad] == [
+        (4, "duplicate", f"the same as {tmp_path}/in/refusals.jsonl:3"),
+        (5, "bad_score", "2 is not from 0 to 1"),
+        (6, "missing_field", "refused"),
+        (7, "empty", "response"),
+        (8, "personal_data", "an e-mail address at gmail.com"),
+    ]
+    assert (metrics["rows/refusals"], metrics["quarantined/refusals"]) == (3, 5)
+    pages = "".join(path.name for path in (tmp_path / "out" / "data_docs").rglob("refusals*"))
+    assert "refusals" in pages
+
+
+def attack(prompt: str, source: str, kind: Any = "instruction") -> RedTeamPrompt:
+    return RedTeamPrompt(records.row_id(prompt), prompt, kind, source, None)
+
+
+def wording(count: int, seed: str) -> list[str]:
+    """Prompts of twelve words, none of them like another."""
+    generator = random.Random(seed)
+    return [" ".join(generator.choices(WORDS, k=12)) for _ in range(count)]
+
+
+def like(prompt: str) -> str:
+    """The same in other words, but for one of them."""
+    return f"{prompt} now"
+
+
+SHARES = {
+    "adv": validate.RedTeamShare(monitor=10),
+    "ask": validate.RedTeamShare(test=20),
+    "text": validate.RedTeamShare(test=15),
+}
+
+
+def test_red_team_prompts_are_parted_and_what_is_alike_is_in_one_part_only(tmp_path: Path) -> None:
+    adv, ask, bench, text = (wording(40, name) for name in ("adv", "ask", "bench", "text"))
+    rated = wording(6, "rated")
+    adv += [like(ask[0]), like(ask[1]), like(bench[0]), like(bench[1]), like(rated[0])]
+    ask += [like(each) for each in ask[2:6]] + [like(rated[1])]
+    bench += [like(rated[2])]
+    prompts = [attack(each, name) for name, found in (("adv", adv), ("ask", ask), ("bench", bench)) for each in found]
+    prompts += [attack(each, "text", "continuation") for each in [*text, like(rated[3])]]
+
+    parts, left_out = validate.part_red_team(prompts, rated, SHARES, 0.6, seed=0)
+
+    counts = {name: Counter(each.source for each in found) for name, found in parts.items()}
+    assert counts["red_team_test"] == {"ask": 20, "bench": 40, "text": 15}  # not named: all of it is for the test
+    assert counts["red_team_monitor"] == {"adv": 10}
+    # Every prompt is in one part or counted.
+    assert sum(map(len, parts.values())) + sum(left_out.values()) == len(prompts)
+    side = {each.prompt: name for name, found in parts.items() for each in found}
+    for each in (bench[0], bench[1], *(each for each in ask[:2] if side[each] == "red_team_test")):
+        assert like(each) not in side
+    for each in ask[2:6]:
+        assert side[each] == side[like(each)]
+    # What is like a rated prompt may be trained with, and never tested with or chosen by.
+    assert side[like(rated[0])] == side[like(rated[1])] == "red_team_train"
+    assert like(rated[2]) not in side and like(rated[3]) not in side
+    assert left_out["like_rated"] == 1 and left_out["continuation"] == 26
+    assert left_out["like_test"] + left_out["like_monitor"] >= 2
+    assert all(each.kind == "instruction" for name in validate.RED_TEAM[:2] for each in parts[name])
+
+    # No pair of parts shares near duplicates, by another count of them: Jaccard of word triples.
+    def triples(prompt: str) -> set[tuple[str, ...]]:
+        words = prompt.split()
+        return {tuple(words[at : at + 3]) for at in range(len(words) - 2)}
+
+    def nearest(one: str, others: list[str]) -> float:
+        return max(len(triples(one) & triples(each)) / len(triples(one) | triples(each)) for each in others)
+
+    texts = {name: [each.prompt for each in found] for name, found in parts.items()}
+    for one, other in (("red_team_test", "red_team_train"), ("red_team_test", "red_team_monitor")):
+        assert max(nearest(each, texts[other]) for each in texts[one]) < 0.6
+    assert max(nearest(each, texts["red_team_train"]) for each in texts["red_team_monitor"]) < 0.6
+    for name in ("red_team_test", "red_team_monitor"):
+        assert max(nearest(each, rated) for each in texts[name]) < 0.6
+
+    # The draw depends on the prompts and the seed, not on where they stand.
+    again, _ = validate.part_red_team(prompts[::-1], rated[::-1], SHARES, 0.6, seed=0)
+    other, _ = validate.part_red_team(prompts, rated, SHARES, 0.6, seed=1)
+    for name in validate.RED_TEAM:
+        assert {each.id for each in again[name]} == {each.id for each in parts[name]}
+    assert {each.id for each in other["red_team_monitor"]} != {each.id for each in parts["red_team_monitor"]}
+
+
+def test_the_parts_of_the_red_team_are_written_and_vouched_for(tmp_path: Path) -> None:
+    adv, text = wording(30, "adv"), wording(12, "text")
+    red_team = {
+        "adv": {"kind": "instruction", "rows": table(tmp_path / "in", "a.jsonl", [{"prompt": each} for each in adv])},
+        "text": {
+            "kind": "continuation",
+            "rows": table(tmp_path / "in", "t.jsonl", [{"prompt": each} for each in text]),
+        },
+    }
+    ratings = [{"prompt": adv[0], "response": f"{n}", "scores": [0.5]} for n in range(4)]
+    metrics = run(
+        tmp_path,
+        settings(red_team={"adv": {"test": 100, "monitor": 5}, "text": {"test": 5}}),
+        table(tmp_path / "in", "mine.jsonl", clean_rows(30)),
+        red_team=red_team,
+        ratings=table(tmp_path / "in", "rated.jsonl", ratings),
+    )
+    told = json.loads((tmp_path / "out" / "splits.json").read_text())
+    found = {name: records.read(tmp_path / "out" / f"{name}.jsonl", RedTeamPrompt) for name in validate.RED_TEAM}
+    # The set has fewer than are asked for: the test takes what there is, but for the rated one.
+    assert {name: len(part) for name, part in found.items()} == {
+        "red_team_train": 1,
+        "red_team_monitor": 0,
+        "red_team_test": 34,
+    }
+    assert found["red_team_train"][0].prompt == adv[0]
+    for name, part in found.items():
+        assert told["rows"][name] == metrics[f"rows/{name}"] == len(part)
+        assert told[f"{name}_ids_sha256"] == ids_hash(part)
+    assert told["red_team"]["red_team_test"] == {"adv": 29, "text": 5}
+    assert told["left_out"] == {"like_rated": 0, "like_test": 0, "like_monitor": 0, "continuation": 7}
+    assert metrics["left_out/continuation"] == 7
+    assert len(records.read(tmp_path / "out" / "red_team.jsonl", RedTeamPrompt)) == 42
+    pages = "".join(path.name for path in (tmp_path / "out" / "data_docs").rglob("red_team*"))
+    assert "red_team_train" in pages and "red_team_test" in pages and "red_team_monitor" not in pages
+
+
+@pytest.mark.parametrize(
+    ("shares", "message"),
+    [
+        (
+            {"addv": {"test": 3}},
+            "params.yaml: validate.red_team.addv: no red-team set 'addv'\n  expected: one of adv, text",
+        ),
+        ({"text": {"monitor": 3}}, "'text' has texts to go on from, which no checkpoint is chosen by"),
+    ],
+)
+def test_mistakes_in_the_shares_of_the_red_team(shares: dict[str, Any], message: str) -> None:
+    prompts = [attack("do harm", "adv"), attack("once upon", "text", "continuation")]
+    asked = {name: validate.RedTeamShare.model_validate(share) for name, share in shares.items()}
+    with pytest.raises(UserError) as error:
+        validate.part_red_team(prompts, [], asked, None, 0)
+    assert message in str(error.value) and error.value.exit_code == 2
+
+
 def test_other_tasks_are_checked_and_split(tmp_path: Path) -> None:
     good = [{"prompt": f"is {n} even?", "completion": ("yes", "no")[n % 2]} for n in range(20)]
     address = "jane.doe@" + "gmail.com"
@@ -346,7 +514,7 @@ def test_other_tasks_are_checked_and_split(tmp_path: Path) -> None:
     source = table(tmp_path / "in", "mine.jsonl", clean_rows(30))
     metrics = run(
         tmp_path,
-        settings(refused=dict.fromkeys(("examples", "ratings", "red_team", "tasks"), 0.5)),
+        settings(),
         source,
         tasks=tasks,
     )
@@ -380,7 +548,7 @@ def test_other_tasks_are_checked_and_split(tmp_path: Path) -> None:
 def test_too_many_refused_questions_fail(tmp_path: Path) -> None:
     rows = [{"prompt": "x", "completion": "y"}, {"prompt": "y"}]
     tasks = {"mine": {"rows": table(tmp_path / "in", "t.jsonl", rows)}}
-    cfg = settings(refused={"examples": 0, "ratings": 0, "red_team": 0, "tasks": 0.4})
+    cfg = settings(refused=refused(0.0, tasks=0.4))
     with pytest.raises(UserError, match=r"1 of 2 tasks were refused \(50.0%\)"):
         run(tmp_path, cfg, table(tmp_path / "in", "mine.jsonl", clean_rows(30)), tasks=tasks)
 

@@ -123,7 +123,16 @@ def compared(
     (root / "scope").mkdir(exist_ok=True)
     (root / "scope/scope.json").write_text(json.dumps({"primary_metric": "rouge1", "criteria": []}))
     further = tuple(pair for pair in pairs if pair[1] != reference)
-    cfg = compare.Config(seed=0, resamples=resamples, reference=reference, min_groups=10, pairs=further, seeds={})
+    cfg = compare.Config(
+        seed=0,
+        resamples=resamples,
+        reference=reference,
+        min_groups=10,
+        pairs=further,
+        seeds={},
+        aligned={},
+        margins=comparing.MARGINS,
+    )
     written, _ = comparing.compared(root, comparing.named(candidates), cfg)
     assert (written["method"], written["groups"], written["items"]) == ("cluster", CLUSTERS, CLUSTERS * ITEMS)
     found = {(each["a"], each["b"]): each for each in written["pairs"] if each["metric"] == "rouge1"}

@@ -420,3 +420,29 @@ def test_means_and_shares() -> None:
     assert metrics.mean([None]) is None and metrics.mean([]) is None
     assert metrics.share([True, False, False, True]) == 0.5
     assert metrics.share([]) is None
+
+
+def test_repetition_is_the_share_of_runs_that_were_there_before() -> None:
+    assert metrics.repetition("a b c d e") == 0.0
+    assert metrics.repetition("") == metrics.repetition("a b c") == 0.0
+    # a b c d, b c d a, c d a b, d a b c, a b c d: one of five is there again
+    assert metrics.repetition("a b c d a b C d") == pytest.approx(1 / 5)
+    assert metrics.repetition("no no no no no no") == pytest.approx(2 / 3)
+    assert metrics.repetition("!!!!!!!!") == pytest.approx(4 / 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "nonsense"),
+    [
+        ("", True),
+        ("?! ...", True),
+        ("no no no no no no", True),
+        ("the cat the cat the cat the cat the cat the cat", True),
+        ("No.", False),
+        ("I cannot help you with that, and I would not if I could.", False),
+        ("da da da, da", False),
+        ("日本語のテキスト", False),
+    ],
+)
+def test_what_says_nothing(text: str, nonsense: bool) -> None:
+    assert metrics.degenerate(text) == nonsense

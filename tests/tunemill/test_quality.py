@@ -261,3 +261,19 @@ def test_clusters_follow_likeness_on() -> None:
     exact = quality.clusters(texts, None)
     assert len(set(exact)) == len({quality.normalised(each) for each in texts})
     assert quality.clusters([], 0.7) == []
+
+
+def test_clusters_of_several_kinds_are_joined() -> None:
+    assert quality.joined([0, 0, 2, 3, 4], [0, 1, 1, 3, 3]) == [0, 0, 0, 3, 3]
+    assert quality.joined([0, 1, 2]) == [0, 1, 2]
+
+
+def test_whole_labels_are_taken_as_long_as_they_fit() -> None:
+    labels = ["a", "a", "a", "b", "c", "c", "d"]
+    for seed in range(20):
+        taken = quality.take(labels, 4, seed)
+        for name in "abcd":
+            assert len({mask for label, mask in zip(labels, taken, strict=True) if label == name}) == 1
+        assert 3 <= sum(taken) <= 4
+        assert quality.take(labels[::-1], 4, seed) == taken[::-1]
+    assert quality.take(labels, 7, 0) == [True] * 7 and quality.take(labels, 0, 0) == [False] * 7

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import random
+from pathlib import Path
+
 import numpy as np
 import pytest
+import scipy.sparse
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import GroupKFold, cross_val_predict
 
-from tunemill import ridge
+from tunemill import ridge, tfidf, toxicity
 
 RNG = np.random.default_rng(0)
 FEATURES = RNG.normal(size=(60, 8)) + 3.0
@@ -25,9 +29,35 @@ def test_it_is_that_of_scikit_learn(alpha: float) -> None:
 
 
 def test_more_features_than_rows() -> None:
-    wide = np.random.default_rng(1).normal(size=(10, 40))
+    wide = np.random.default_rng(1).normal(size=(10, 40)) + 2.0
     oracle = Ridge(alpha=2.0).fit(wide, TARGETS[:10])
-    assert ridge.fit(wide, TARGETS[:10], 2.0).predict(wide) == pytest.approx(oracle.predict(wide), abs=1e-9)
+    for features in (wide, scipy.sparse.csr_matrix(wide)):
+        found = ridge.fit(features, TARGETS[:10], 2.0)
+        assert found.weight == pytest.approx(oracle.coef_, abs=1e-9)
+        assert found.bias == pytest.approx(oracle.intercept_, abs=1e-9)
+        assert found.predict(features) == pytest.approx(oracle.predict(wide), abs=1e-9)
+    groups = [f"g{n}" for n in range(10)]
+    left_out = cross_val_predict(Ridge(alpha=2.0), wide, TARGETS[:10], groups=groups, cv=GroupKFold(10))
+    found_out = ridge.choose(scipy.sparse.csr_matrix(wide), TARGETS[:10], groups, [2.0], folds=10, seed=0)
+    assert found_out.held_out == pytest.approx(left_out, abs=1e-9)
+
+
+def test_words_are_judged_as_scikit_learn_would(tmp_path: Path) -> None:
+    """TF-IDF and ridge together, and the same again to the last bit when they come back from disk."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    generator = random.Random(0)
+    texts = [" ".join(generator.choices([f"word{n}" for n in range(30)], k=12)) for _ in range(60)]
+    said = np.random.default_rng(0).random(40)
+    counter = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True).fit(texts[:40])
+    oracle = Ridge(alpha=0.3).fit(counter.transform(texts[:40]).toarray(), said)
+    expected = oracle.predict(counter.transform(texts).toarray()).clip(0, 1)
+    words = tfidf.learn(texts[:40], 2, 2)
+    model = ridge.fit(tfidf.vectors(words, texts[:40]), said, 0.3)
+    judge = toxicity.Judge(words, model, {"auc": {"value": 0.8, "low": 0.7, "high": 0.9}})
+    assert judge.score(texts) == pytest.approx(expected, abs=1e-12)
+    judge.save(tmp_path / "harm")
+    assert toxicity.Judge.load(tmp_path / "harm").score(texts) == judge.score(texts)
 
 
 def test_a_group_is_left_out_whole() -> None:

@@ -589,3 +589,23 @@ def test_the_detectable_effect_of_a_family_is_found_by_holm_as_often_as_it_says(
         assert shifted.p is not None
         found += statistics.holm([shifted.p, 0.5, 0.6, 0.7])[0] < 0.05
     assert 0.72 < found / trials < 0.9
+
+
+def test_what_several_seeds_could_have_found() -> None:
+    """By the definition: a true difference so large is found in four of five repetitions, other seeds and other items."""
+    rng = np.random.default_rng(0)
+    seeds, items, found, least = 4, 40, 0, []
+    effect = 0.0
+    for repetition in range(400):
+        values = rng.normal(effect, 0.1, size=(seeds, 1)) + rng.normal(0.0, 0.5, size=items)
+        values += rng.normal(0.0, 0.3, size=(seeds, items))
+        drawn = statistics.resampled_sums(values.T, 500, repetition) / items
+        hierarchy = statistics.hierarchical(values.mean(axis=1), drawn.T, repetition)
+        if repetition < 200:
+            least.append(statistics.seeds_detectable(hierarchy, seeds, items) or 0.0)
+            effect = float(np.mean(least)) if repetition == 199 else 0.0
+            continue
+        interval = statistics.over_seeds(hierarchy, seeds, items)
+        found += interval.low is not None and interval.low > 0
+    assert 0.7 < found / 200 < 0.9
+    assert statistics.seeds_detectable(hierarchy, seeds, 5) is None

@@ -1,0 +1,214 @@
+"""reward: it learns what people prefer, says how sure that is beside its baselines, and refuses what teaches nothing."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stages import reward
+from tests import tiny_model
+from tests.stages import tuned
+from tunemill import backbone, checkpoints, journal, models, pairwise, records, rewards
+from tunemill.errors import UserError
+from tunemill.log import Log
+from tunemill.params import ParamsFile
+from tunemill.records import Preference
+
+GOOD, BAD = ("return", "read", "valid", "safe".upper()), ("delete", "raise", "invalid", "false")
+PLAIN = ("value", "row", "file", "table", "index", "object", "string", "number")
+
+
+def preferred(prompts: int = 16, each: int = 3, shuffled: bool = False) -> list[Preference]:
+    """Pairs of answers of like words but for some that people like, and some that they do not."""
+    generator = random.Random(f"{prompts}:{shuffled}")
+    rows = []
+    for number in range(prompts):
+        for _ in range(each):
+            texts = []
+            for words in (GOOD, BAD):
+                text = generator.choices(words, k=3) + generator.choices(PLAIN, k=generator.randint(2, 6))
+                generator.shuffle(text)
+                texts.append(" ".join(text))
+            if shuffled:
+                generator.shuffle(texts)
+            prompt = f"what of table {number}"
+            weight, group = 1 / each, f"group {number // 2}"
+            rows.append(Preference(records.row_id(prompt, *texts), prompt, *texts, 1.0, weight, group, "ratings"))
+    return rows
+
+
+@pytest.fixture(scope="module", params=["decoder-only", "encoder-decoder"])
+def policy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("policy")
+    if request.param == "decoder-only":
+        tiny_model.build(place)
+    else:
+        models.make_random(place, 2, 32, 3, "float32", "encoder-decoder")
+    return place
+
+
+def config(**change: object) -> reward.Config:
+    values = ParamsFile(tuned.ROOT / "params.yaml").section("reward", reward.Config).model_dump()
+    few = {"steps": 4, "fold_steps": 3, "checkpoint_steps": 2, "learning_rate": 3e-3, "resamples": 200}
+    return reward.Config.model_validate(values | few | change)
+
+
+def run(
+    policy: Path, place: Path, rows: list[Preference], name: str = "out", log: Log | None = None, **change: Any
+) -> Any:
+    """The stage's metrics, and what it told in reward.json."""
+    records.write(place / "preferences.jsonl", rows)
+    (place / f"work-{name}").mkdir(exist_ok=True)
+    found = reward.run(
+        config(**change),
+        policy=policy,
+        preferences=place / "preferences.jsonl",
+        out=place / name,
+        work=place / f"work-{name}",
+        runtime=tuned.CPU,
+        log=log or Log(),
+    )
+    return dict(found), json.loads((place / name / "reward.json").read_text())
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_it_learns_what_people_prefer(policy: Path, tmp_path: Path) -> None:
+    rows = preferred()
+    found, told = run(policy, tmp_path, rows)
+    assert tuned.files(tmp_path / "out") == [
+        "adapter/README.md",
+        "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors",
+        "adapter/head.safetensors",
+        "curve.csv",
+        "folds.csv",
+        "histogram.csv",
+        "lengths.csv",
+        "reliability.csv",
+        "reward.json",
+    ]
+    # On prompts that it did not learn from: far above chance, and above length, which tells nothing here.
+    assert found["held_out/accuracy"] > 0.85 and found["held_out/accuracy_low"] > 0.6
+    assert abs(found["held_out/accuracy_length"] - 0.5) < 0.2
+    assert told["held_out"]["all"]["beats"]["length"] and found["held_out/less_length_low"] > 0
+    assert found["held_out/nll"] < np.log(2)
+    assert (told["pairs"], told["prompts"], told["groups"], told["cut"]) == (48, 16, 8, 0)
+    assert told["constant"] is False
+
+    # The baselines are those of the library on the same folds.
+    folds = pairwise.deal([row.group for row in rows], 2, 17)
+    texts = [[row.chosen for row in rows], [row.rejected for row in rows]]
+    weights = np.array([row.weight for row in rows])
+    ridge = pairwise.credit(pairwise.tfidf_margins(*texts, weights, folds))
+    assert found["held_out/accuracy_response"] == pytest.approx(weights @ ridge / weights.sum())
+    assert [row["pairs"] for row in table(tmp_path / "out/folds.csv")] == ["24", "24"]
+    each = [float(row["accuracy"]) for row in table(tmp_path / "out/folds.csv")]
+    assert np.mean(each) == pytest.approx(found["held_out/accuracy"], abs=1e-4)
+    by_length = table(tmp_path / "out/lengths.csv")
+    assert [row["preferred_is"] for row in by_length] == list(pairwise.BINS)
+    assert sum(int(row["pairs"]) for row in by_length) == 48
+    assert sum(int(row["pairs"]) for row in table(tmp_path / "out/reliability.csv")) == 48
+    assert sum(int(row["chosen"]) for row in table(tmp_path / "out/histogram.csv")) == 48
+    assert len(table(tmp_path / "out/curve.csv")) == 4
+
+    # What PPO loads: the same score by the language model, the adapter and the head.
+    runtime = tuned.CPU
+    assert rewards.load(tmp_path / "out", runtime).kind == "model"
+    backbone.check(tmp_path / "out", models.load_tokenizer(policy))
+
+
+def test_the_same_input_gives_the_same_bytes_and_a_kill_changes_nothing(policy: Path, tmp_path: Path) -> None:
+    rows = preferred(8, 2)
+    whole, _ = run(policy, tmp_path, rows, "whole")
+
+    def killed_at(phase: str, step: int) -> Log:
+        """A log that is interrupted at a step of what is being done."""
+        log = Log()
+        begun: list[str] = []
+        start = log.start
+
+        def watch(label: str, *given: Any, **more: Any) -> None:
+            begun.append(label)
+            start(label, *given, **more)
+
+        def listen(now: int, _: dict[str, float]) -> None:
+            if begun[-1] == phase and now == step:
+                raise KeyboardInterrupt
+
+        log.start, log.listener = watch, listen  # type: ignore[method-assign]
+        return log
+
+    for phase, step in (("fold 1 of 2", 3), ("fold 2 of 2", 2), ("training on all pairs", 3)):
+        with pytest.raises(KeyboardInterrupt):
+            run(policy, tmp_path, rows, "killed", killed_at(phase, step))
+    assert [entry["fold"] for entry in journal.recover(tmp_path / "work-killed/folds.jsonl")] == [0, 1]
+    again, _ = run(policy, tmp_path, rows, "killed")
+    assert again == whole
+    assert checkpoints.tree_hash(tmp_path / "whole") == checkpoints.tree_hash(tmp_path / "killed")
+
+
+def test_preferences_without_a_rule_are_not_said_to_be_learnt(policy: Path, tmp_path: Path) -> None:
+    found, told = run(policy, tmp_path, preferred(16, 2, shuffled=True))
+    assert found["held_out/accuracy_low"] < 0.5 < found["held_out/accuracy_high"]
+    assert not any(told["held_out"]["all"]["beats"].values())
+
+
+def test_the_metrics_are_the_same_whatever_is_defined(policy: Path, tmp_path: Path) -> None:
+    found, _ = run(policy, tmp_path, preferred(4, 1), steps=1, fold_steps=1)
+    other, told = run(policy, tmp_path, preferred(8, 2), steps=1, fold_steps=1)
+    assert list(found) == list(other)
+    assert found["held_out/accuracy_low"] is None  # two groups
+    assert told["vocabulary"] == backbone.vocabulary(models.load_tokenizer(policy))
+
+
+def test_what_is_too_long_is_cut_and_counted(policy: Path, tmp_path: Path) -> None:
+    rows = preferred(4, 2)
+    long = Preference("f" * 12, rows[0].prompt, "value " * 80, "value " * 90, 1.0, 0.3, rows[0].group, "ratings")
+    found, told = run(policy, tmp_path, [*rows, long], max_tokens=60, steps=1, fold_steps=1)
+    assert found["left_out/same_when_cut"] == 1 and told["pairs"] == 8
+
+
+def test_pairs_that_nothing_can_be_learnt_from_are_refused(policy: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no pair of answers to learn from\n"):
+        run(policy, tmp_path, [])
+    with pytest.raises(UserError, match="no pair of answers to learn from: prompt_too_long 6"):
+        run(
+            policy,
+            tmp_path,
+            [row.__class__(**{**vars(row), "prompt": "x " * 60}) for row in preferred(3, 2)],
+            max_tokens=16,
+        )
+    with pytest.raises(UserError, match=r"1 groups of prompts cannot be dealt into 2 folds"):
+        run(policy, tmp_path, preferred(2, 2))
+    with pytest.raises(UserError, match="the model has no layer called nothing"):
+        run(policy, tmp_path, preferred(4, 1), targets=["nothing"])
+
+
+def test_a_policy_that_is_no_number_is_refused(policy: Path, tmp_path: Path) -> None:
+    import torch
+
+    model, tokenizer = models.load_policy(policy, policy, tuned.CPU)
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    models.save(model, tokenizer, tmp_path / "broken", "float32")
+    with pytest.raises(UserError, match="the states of the starting policy are no numbers"):
+        run(tmp_path / "broken", tmp_path, preferred(4, 1))
+
+
+def test_a_constant_reward_is_said_to_be_one(policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where adapter and head do not move from zero: half of all pairs, and nothing to calibrate."""
+    monkeypatch.setattr(pairwise, "fit", lambda gaps, *_: np.zeros(gaps.shape[1]))
+    found, told = run(policy, tmp_path, preferred(16, 1), learning_rate=1e-30, steps=1, fold_steps=1)
+    assert told["constant"] is True and found["constant"] == 1.0
+    assert found["held_out/accuracy"] == 0.5 and found["held_out/ece"] is None
+    assert found["held_out/nll"] == pytest.approx(np.log(2))
