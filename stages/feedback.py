@@ -159,7 +159,8 @@ def starting_policy(cfg: Config, policy: Path, base: Path, folder: Path, runtime
     """
     from tunemill import cards, models
 
-    model, tokenizer = models.load_policy(policy, base, runtime)
+    # Merged in float32, and rounded once: a small update would not survive being added in fewer bits.
+    model, tokenizer = models.load_policy(policy, base, dataclasses.replace(runtime, dtype="float32"))
     if hasattr(model, "peft_config"):
         raise UserError(
             f"the adapter in {policy} is a prompt, which cannot be merged into the weights",

@@ -1,7 +1,7 @@
 r"""PPO: optimise the tuned policy against a reward, tethered to where it started, and stop before the reward is gamed.
 
-    python -m stages.ppo --start artifacts/feedback/policy --reward artifacts/reward \
-        --prompts artifacts/validate/red_team_train.jsonl --monitor artifacts/validate/red_team_monitor.jsonl \
+    python -m stages.ppo --policy artifacts/feedback/policy --reward artifacts/reward \
+        --prompts artifacts/validate/red_team_train.jsonl --monitored artifacts/validate/red_team_monitor.jsonl \
         --harm artifacts/harm --train artifacts/validate/train.jsonl --out artifacts/ppo/harm --candidate harm
 
 Reinforcement learning from human feedback as in Ouyang et al. (2022, section 3.5): the policy π starts as the tuned model π_ref,
@@ -45,10 +45,10 @@ class Config(Settings):
 def run(
     cfg: Config,
     *,
-    start: Path,
+    policy: Path,
     reward: Path,
     prompts: Path,
-    monitor: Path | None = None,
+    monitored: Path | None = None,
     harm: Path | None = None,
     train: Path | None = None,
     out: Path,
@@ -56,7 +56,7 @@ def run(
     runtime: Runtime,
     log: Log,
 ) -> Metrics:
-    """Optimise the policy in `start` for `reward` on `prompts`; write it, and how that went, under `out`."""
+    """Optimise `policy` for `reward` on `prompts`; write it, and how that went, under `out`."""
     from tunemill import models
 
     if runtime.dtype == "float16":
@@ -67,9 +67,9 @@ def run(
             exit_code=2,
         )
     # 1. What to answer, what to be watched on, and what is rewarded.
-    tokenizer = models.load_tokenizer(start)
+    tokenizer = models.load_tokenizer(policy)
     asked, left_out = readable(records.read(prompts, RedTeamPrompt), tokenizer, cfg.max_prompt_tokens)
-    watched, _ = readable(records.read(monitor, RedTeamPrompt) if monitor else [], tokenizer, cfg.max_prompt_tokens)
+    watched, _ = readable(records.read(monitored, RedTeamPrompt) if monitored else [], tokenizer, cfg.max_prompt_tokens)
     if not watched:  # some of those to train on are set aside
         asked, watched = asked[cfg.monitor_items :], asked[: cfg.monitor_items]
     watched = watched[: cfg.monitor_items]
@@ -97,7 +97,7 @@ def run(
         name = folder if seed == cfg.seeds[0] else f"{folder}-{seed}"
         seed_everything(seed)  # of new adapters
         trained = ppo.optimise(
-            actors(cfg, start, wanted, runtime),
+            actors(cfg, policy, wanted, runtime),
             tokenizer,
             asked,
             watched,
@@ -112,7 +112,7 @@ def run(
             log=log,
         )
         told = write(
-            cfg, trained, wanted, [text for text, _ in watched], tokenizer, start, out / name, seed, runtime, log
+            cfg, trained, wanted, [text for text, _ in watched], tokenizer, policy, out / name, seed, runtime, log
         )
         metrics = metrics or {**told, "prompts/left_out": left_out}
         del trained  # the next seed wants the memory

@@ -965,7 +965,25 @@ def _forget(work: Path, update: int) -> None:
 
 def updates_csv(state: State) -> str:
     """The training curve: one line for each update."""
-    return _csv([{name: each[name] for name in each} for each in state.curve])
+    return _csv([{name: each[name] for name in COLUMNS} for each in state.curve])
+
+
+COLUMNS = (
+    *("update", "reward", "kl", "kl_error", "k3", "kl_coef", "entropy", "tokens", "finished", "silent", "repetition"),
+    *(
+        "returns",
+        "explained",
+        "policy_loss",
+        "value_loss",
+        "ratio",
+        "clipped",
+        "value_clipped",
+        "step_kl",
+        "first_step_kl",
+    ),
+    *("gradient", "value_gradient"),
+)
+"""Of updates.csv, in its order."""
 
 
 def monitor_csv(state: State) -> str:
