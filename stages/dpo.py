@@ -3,8 +3,8 @@ r"""DPO (Rafailov et al. 2023): learn from the pairs directly, without a reward 
 python -m stages.dpo --candidate harm --preferences artifacts/feedback/preferences.jsonl --model artifacts/feedback/policy \
         --out artifacts/dpo/harm
 
-The policy itself is read as a reward, r(x, y) = β · log(π(y|x) / π_ref(y|x)), and taught the pairs of stage `feedback` as a reward model
-would be (Bradley-Terry):
+The policy itself is read as a reward, r(x, y) = β · log(π(y|x) / π_ref(y|x)), and taught the pairs of stage `feedback` as a reward
+model would be (Bradley-Terry):
 
     L = −log σ(r(x, y_chosen) − r(x, y_rejected))
 
@@ -18,9 +18,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tunemill import models, policy_tuning
-from tunemill.policy_tuning import Pair, Row, Trained
+from tunemill import models, policy_tuning, tuning
 from tunemill.log import Log
+from tunemill.policy_tuning import Pair, Row, Trained
 from tunemill.runtime import Runtime
 from tunemill.stage import Metrics, main
 
@@ -62,9 +62,7 @@ def run(cfg: Config, *, preferences: Path, model: Path, out: Path, work: Path, r
 
 def rows_of(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
     """A row for each pair, as TRL names its columns."""
-    return [
-        {"prompt_ids": each.prompt, "chosen_ids": each.chosen, "rejected_ids": each.rejected} for each in pairs
-    ]
+    return [{"prompt_ids": each.prompt, "chosen_ids": each.chosen, "rejected_ids": each.rejected} for each in pairs]
 
 
 def row(logs: Mapping[str, float]) -> Row:
@@ -87,9 +85,9 @@ def trainer(tokenizer: Any, policy: Any, rows: list[dict[str, Any]], arguments: 
         def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
             return dataset
 
-    return PairTrainer(
-        policy, args=DPOConfig(**arguments), train_dataset=Dataset.from_list(rows), processing_class=tokenizer
-    )
+    settings = DPOConfig(**arguments)
+    tuning.one_device(settings)
+    return PairTrainer(policy, args=settings, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tunemill import models, policy_tuning, rewards
-from tunemill.policy_tuning import Rolling, Trained
+from tunemill import models, policy_tuning, rewards, tuning
 from tunemill.log import Log
+from tunemill.policy_tuning import Rolling, Trained
 from tunemill.runtime import Runtime
 from tunemill.stage import Metrics, main
 
@@ -34,7 +34,7 @@ def run(
     tokenizer = models.load_tokenizer(model)
     asked, left_out = policy_tuning.read_prompts(cfg, tokenizer, prompts, "grpo", log)
     wanted = rewards.load(reward, runtime)
-    score = policy_tuning.scoring(wanted, model, runtime)
+    score = rewards.drawn(wanted, model, runtime)
 
     # 2. For each seed: answer, score, compare within each group, learn.
     def train(seed: int, place: Path, policy: Any) -> Trained:
@@ -63,10 +63,12 @@ def trainer(policy: Any, rolling: Rolling, rows: list[dict[str, Any]], arguments
         def _generate_single_turn(self, prompt_ids: Any, *_: Any, **__: Any) -> Any:
             return rolling.answer(self, prompt_ids), None
 
+    settings = GRPOConfig(**arguments, loss_type="grpo", scale_rewards="group")
+    tuning.one_device(settings)
     return AnswerTrainer(
         policy,
         reward_funcs=[rolling.score],
-        args=GRPOConfig(**arguments, loss_type="grpo", scale_rewards="group"),
+        args=settings,
         train_dataset=Dataset.from_list(rows),
         processing_class=rolling.tokenizer,
     )

@@ -3,13 +3,14 @@ r"""KTO (Ethayarajh et al. 2024): learn from answers that are good or bad, each 
 python -m stages.kto --candidate harm --preferences artifacts/feedback/preferences.jsonl --model artifacts/feedback/policy \
         --out artifacts/kto/harm
 
-Needs no pairs, only a verdict on each answer; here the pairs of stage `feedback` are taken apart, so that it learns from the same as DPO
-does. With r(x, y) = β · log(π(y|x) / π_ref(y|x)) and z the divergence β · KL(π ‖ π_ref), estimated from answers to other prompts:
+Needs no pairs, only a verdict on each answer; here the pairs of stage `feedback` are taken apart, so that it learns from the same
+as DPO does. With r(x, y) = β · log(π(y|x) / π_ref(y|x)) and z the divergence β · KL(π ‖ π_ref), estimated from answers to other
+prompts:
 
     L = 1 − σ(r − z) of a good answer,  1 − σ(z − r) of a bad one
 
-by TRL's `KTOTrainer`. Good and bad answers are equally many, so their weights are 1. Deviations from the paper: a low-rank adapter instead
-of all weights; pairs are drawn by their weights; z is estimated within one forward pass.
+by TRL's `KTOTrainer`. Good and bad answers are equally many, so their weights are 1. Deviations from the paper: a low-rank adapter
+instead of all weights; pairs are drawn by their weights; z is estimated within one forward pass.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from typing import Any
 
 from pydantic import Field
 
-from tunemill import models, policy_tuning
-from tunemill.policy_tuning import Pair, Row, Trained
+from tunemill import models, policy_tuning, tuning
 from tunemill.log import Log
+from tunemill.policy_tuning import Pair, Row, Trained
 from tunemill.runtime import Runtime
 from tunemill.stage import Metrics, main
 
@@ -100,9 +101,9 @@ def trainer(tokenizer: Any, policy: Any, rows: list[dict[str, Any]], arguments: 
         def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
             return dataset
 
-    return AnswerTrainer(
-        policy, args=KTOConfig(**arguments), train_dataset=Dataset.from_list(rows), processing_class=tokenizer
-    )
+    settings = KTOConfig(**arguments)
+    tuning.one_device(settings)
+    return AnswerTrainer(policy, args=settings, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ python -m stages.rloo --candidate harm --reward artifacts/reward --prompts artif
 
 A whole answer is one action: its reward is the score less β · KL of the answer, its advantage that reward less the mean of the other
 answers to its prompt; no value, no reward for single tokens, by TRL's `RLOOTrainer`. Prompts, answers and scores are those of PPO
-(`tunemill.policy_tuning`). Deviations from the paper: a low-rank adapter instead of all weights; where a rollout is learnt from in several
-steps, the ratio of a whole answer is clipped.
+(`tunemill.policy_tuning`). Deviations from the paper: a low-rank adapter instead of all weights; where a rollout is learnt from in
+several steps, the ratio of a whole answer is clipped.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tunemill import models, policy_tuning, rewards
-from tunemill.policy_tuning import Rolling, Trained
+from tunemill import models, policy_tuning, rewards, tuning
 from tunemill.log import Log
+from tunemill.policy_tuning import Rolling, Trained
 from tunemill.runtime import Runtime
 from tunemill.stage import Metrics, main
 
@@ -34,7 +34,7 @@ def run(
     tokenizer = models.load_tokenizer(model)
     asked, left_out = policy_tuning.read_prompts(cfg, tokenizer, prompts, "rloo", log)
     wanted = rewards.load(reward, runtime)
-    score = policy_tuning.scoring(wanted, model, runtime)
+    score = rewards.drawn(wanted, model, runtime)
 
     # 2. For each seed: answer, score, compare with the others, learn.
     def train(seed: int, place: Path, policy: Any) -> Trained:
@@ -63,10 +63,12 @@ def trainer(policy: Any, rolling: Rolling, rows: list[dict[str, Any]], arguments
         def _generate_single_turn(self, prompt_ids: Any, *_: Any, **__: Any) -> Any:
             return rolling.answer(self, prompt_ids)
 
+    settings = RLOOConfig(**arguments)
+    tuning.one_device(settings)
     return AnswerTrainer(
         policy,
         reward_funcs=[rolling.score],
-        args=RLOOConfig(**arguments),
+        args=settings,
         train_dataset=Dataset.from_list(rows),
         processing_class=rolling.tokenizer,
     )

@@ -1,8 +1,8 @@
 """Aligning a policy without PPO, through TRL's trainers: what DPO, KTO, GRPO and RLOO have in common.
 
 Off-line methods learn from pairs of answers (`Pairs`), on-line ones from their own answers and a reward (`Rollouts`). All of them tune
-a low-rank adapter on the starting policy, and the reference is that policy with the adapter switched off: no second model. Set up here is
-what makes TRL's trainers do the same as PPO of this project, and hard to break:
+a low-rank adapter on the starting policy, and the reference is that policy with the adapter switched off: no second model. Set up
+here is what makes TRL's trainers do the same as PPO of this project, and hard to break:
 
 - Prompts and answers are token ids before TRL sees them, rendered as everywhere here: its own rendering puts what a chat template
   writes after an answer into the answer.
@@ -26,7 +26,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from tunemill import checkpoints, losses, models, ppo, records, rewards, rlhf, sampling, tuning
+from tunemill import checkpoints, models, ppo, records, rewards, rlhf, sampling, tuning
 from tunemill.errors import UserError
 from tunemill.log import Log
 from tunemill.losses import Encoded
@@ -113,7 +113,8 @@ class Rollouts(Settings):
     def _whole_minibatches(self) -> Rollouts:
         if self.prompts * self.samples % self.minibatches:
             raise ValueError(
-                f"a rollout of {self.prompts * self.samples} responses (prompts x samples) makes no {self.minibatches} equal minibatches"
+                f"{self.prompts} x {self.samples} responses of a rollout (prompts x samples) make no {self.minibatches} "
+                "equal minibatches"
             )
         return self
 
@@ -239,7 +240,7 @@ def _write(folder: Path, cfg: Settings, kind: Kind, trained: Trained, model: Pat
 
     trainable, total = trainings.counted(trained.policy)
     tuning.save_adapter(trained.policy, folder)
-    checkpoints.write_text(folder / "curve.csv", curve_csv(trained.curve))
+    checkpoints.write_text(folder / "updates.csv", updates_csv(trained.curve))
     checkpoints.write_json(
         folder / "training.json",
         {
@@ -268,7 +269,7 @@ def _write(folder: Path, cfg: Settings, kind: Kind, trained: Trained, model: Pat
     cards.write(folder, "Aligned policy", model, kind.text, facts, encoder_decoder=False)
 
 
-def curve_csv(curve: Sequence[Row]) -> str:
+def updates_csv(curve: Sequence[Row]) -> str:
     """A training curve as CSV."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(curve[0]), lineterminator="\n")
@@ -283,7 +284,9 @@ def curve_csv(curve: Sequence[Row]) -> str:
 # ── the loop ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _arguments(cfg: Settings, steps: int, warmup: int, save: int, log: int, seed: int, runtime: Runtime) -> dict[str, Any]:
+def _arguments(
+    cfg: Settings, steps: int, warmup: int, save: int, log: int, seed: int, runtime: Runtime
+) -> dict[str, Any]:
     """What all of the trainers are told."""
     return {
         "max_steps": steps,
@@ -307,7 +310,7 @@ def _arguments(cfg: Settings, steps: int, warmup: int, save: int, log: int, seed
         # The frozen weights are in the number format that is computed in, the adapter in float32.
         "bf16": False,
         "fp16": False,
-        "gradient_checkpointing": False,
+        "activation_checkpointing": False,
         "disable_dropout": True,
         "seed": seed,
         "data_seed": seed,
@@ -356,7 +359,7 @@ def _fit(
 
     class Follow(TrainerCallback):  # type: ignore[misc]  # the hook that transformers offers; it holds no logic of its own
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-            if not tuning._finite(given["model"]):
+            if not tuning.finite(given["model"]):
                 raise UserError(
                     f"the gradient of step {state.global_step + 1} is not finite",
                     where="training",
@@ -370,11 +373,11 @@ def _fit(
                 log(state.global_step // each, **{name: value for name, value in curve[-1].items() if name != unit})
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            tuning._barrier()  # every process has written its part
+            tuning.barrier()  # every process has written its part
             if runtime.rank == 0:
                 records.write_objects(kept, curve)
                 checkpoints.seal(work / f"checkpoint-{state.global_step}")
-            tuning._barrier()
+            tuning.barrier()
 
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Follow())
@@ -420,13 +423,11 @@ def read_pairs(cfg: Pairs, tokenizer: Any, preferences: Path, section: str, log:
     rows = records.read(preferences, records.Preference)
     found = []
     for row in rows:
-        answers = (models.render_completion(tokenizer, text) for text in (row.chosen, row.rejected))
-        found.append(Pair(row.prompt, models.render_prompt(tokenizer, row.prompt), *answers, row.weight))
+        good, bad = (models.render_completion(tokenizer, text) for text in (row.chosen, row.rejected))
+        found.append(Pair(row.prompt, models.render_prompt(tokenizer, row.prompt), good, bad, row.weight))
     if found:
         tuning.check(tokenizer, [Encoded(each.prompt, ids) for each in found for ids in (each.chosen, each.rejected)])
-    kept = [
-        each for each in found if len(each.prompt) + max(len(each.chosen), len(each.rejected)) <= cfg.max_tokens
-    ]
+    kept = [each for each in found if len(each.prompt) + max(len(each.chosen), len(each.rejected)) <= cfg.max_tokens]
     if not kept:
         raise UserError(
             f"none of {len(rows)} pairs has at most {cfg.max_tokens} tokens",
@@ -457,7 +458,8 @@ def draw(pairs: Sequence[Pair], count: int, seed: int) -> list[int]:
     groups: dict[str, list[int]] = {}
     for at, pair in enumerate(pairs):
         groups.setdefault(pair.asked, []).append(at)
-    texts, drawn = list(groups), []
+    texts = list(groups)
+    drawn: list[int] = []
     while len(drawn) < count:
         order = [each for text in random.permutation(len(texts)) for each in random.permutation(groups[texts[text]])]
         ends = np.cumsum([pairs[at].weight for at in order])
@@ -585,7 +587,7 @@ class Rolling:
         self,
         tokenizer: Any,
         reward: Reward,
-        score: Callable[[Sequence[Encoded], Sequence[str], Sequence[str]], Sequence[float | None]],
+        score: rewards.Drawn,
         cfg: Rollouts,
         seed: int,
         *,
@@ -679,25 +681,6 @@ def _everybody(values: list[float], runtime: Runtime) -> list[float]:
     from accelerate.utils import gather_object
 
     return list(gather_object(values))
-
-
-def scoring(
-    reward: Reward, start: Path, runtime: Runtime
-) -> Callable[[Sequence[Encoded], Sequence[str], Sequence[str]], Sequence[float | None]]:
-    """What scores responses as PPO does: a reward model reads the very tokens that were drawn, an end only where one was.
-
-    Args:
-        reward: of `rewards.load`.
-        start: folder of the starting policy.
-        runtime: device and number format.
-    """
-    if reward.model is not None:
-        read = rewards.reader(reward.model, start, runtime)
-        return lambda rows, prompts, responses: read(rows)
-    if reward.texts is not None:
-        judge = reward.texts
-        return lambda rows, prompts, responses: judge(prompts, responses)
-    return lambda rows, prompts, responses: [float(len(row.completion)) for row in rows]
 
 
 def learn_rollouts(

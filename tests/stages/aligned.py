@@ -13,7 +13,14 @@ from tunemill import models, records
 from tunemill.log import Log
 from tunemill.params import ParamsFile
 
-PAIRS = {"learning_rate": 5e-3, "steps": 6, "batch_size": 4, "accumulation": 1, "warmup_steps": 0, "checkpoint_steps": 2}
+PAIRS = {
+    "learning_rate": 5e-3,
+    "steps": 6,
+    "batch_size": 4,
+    "accumulation": 1,
+    "warmup_steps": 0,
+    "checkpoint_steps": 2,
+}
 ROLLOUTS = {
     "learning_rate": 5e-3,
     "prompts": 4,
@@ -29,7 +36,7 @@ ROLLOUTS = {
 def prepare(place: Path, family: str = "decoder-only") -> None:
     """Write a model, pairs whose better answer is a short one, and prompts."""
     models.make_random(place / "model", 2, 64, 0, "float32", family)  # type: ignore[arg-type]
-    words = "value name key type object class function method file path".split()
+    words = ["value", "name", "key", "type", "object", "class", "function", "method", "file", "path"]
     pairs = []
     for at, word in enumerate(words):
         count = 1 + at % 3
