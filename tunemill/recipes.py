@@ -26,6 +26,7 @@ OPEN_SECTIONS = (
     "candidates",
     "extra.pretrain",
     "extra.ia3",
+    "extra.ppo",
     "collect.red_team",
     "collect.tasks",
     "validate.red_team",
