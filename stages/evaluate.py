@@ -70,7 +70,11 @@ from tunemill.runtime import Runtime
 from tunemill.sampling import Decoding, Generation
 from tunemill.stage import Metrics, main
 
-KEPT = ("training.json", "curve.csv", "prompt.json", "ppo.json", "updates.csv", "monitor.csv", "samples.jsonl")
+KEPT = (
+    *("training.json", "curve.csv", "prompt.json"),
+    *("ppo.json", "updates.csv", "monitor.csv", "samples.jsonl"),
+    *("feedback.json", "reward.json", "reward_histogram.csv", "reward_reliability.csv"),
+)
 """What a policy brings along about how it was made: kept beside its scores, where the report finds it."""
 
 

@@ -2,7 +2,8 @@ r"""PPO: optimise the tuned policy against a reward, tethered to where it starte
 
     python -m stages.ppo --policy artifacts/feedback/policy --reward artifacts/reward \
         --prompts artifacts/validate/red_team_train.jsonl --monitored artifacts/validate/red_team_monitor.jsonl \
-        --harm artifacts/harm --train artifacts/validate/train.jsonl --out artifacts/ppo/harm --candidate harm
+        --harm artifacts/harm --train artifacts/validate/train.jsonl --feedback artifacts/feedback/feedback.json \
+        --out artifacts/ppo/harm --candidate harm
 
 Reinforcement learning from human feedback as in Ouyang et al. (2022, section 3.5): the policy π starts as the tuned model π_ref,
 answers prompts, and is moved towards answers that the reward r likes, with Schulman et al.'s (2017) clipped losses:
@@ -51,6 +52,7 @@ def run(
     monitored: Path | None = None,
     harm: Path | None = None,
     train: Path | None = None,
+    feedback: Path | None = None,
     out: Path,
     work: Path,
     runtime: Runtime,
@@ -114,10 +116,26 @@ def run(
         told = write(
             cfg, trained, wanted, [text for text, _ in watched], tokenizer, policy, out / name, seed, runtime, log
         )
+        bring_along(wanted, feedback, out / name)
         metrics = metrics or {**told, "prompts/left_out": left_out}
         del trained  # the next seed wants the memory
         release()
     return metrics
+
+
+def bring_along(reward: Reward, feedback: Path | None, folder: Path) -> None:
+    """Keep beside a policy what is known of the reward model that it learnt from, and of what people said: the report tells it."""
+    known = {"feedback.json": feedback}
+    if reward.model is not None and not reward.shuffled:
+        known |= {
+            "reward.json": reward.model / "reward.json",
+            "reward_histogram.csv": reward.model / "histogram.csv",
+            "reward_reliability.csv": reward.model / "reliability.csv",
+        }
+    if all(path is None or path.is_file() for path in known.values()):  # one made by hand has no figures
+        for name, path in known.items():
+            if path is not None:
+                checkpoints.write_text(folder / name, path.read_text(encoding="utf-8"))
 
 
 def readable(rows: Sequence[RedTeamPrompt], tokenizer: Any, most: int) -> tuple[list[tuple[str, list[int]]], int]:

@@ -2,7 +2,7 @@
 
 python -m stages.report --scope artifacts/scope --data artifacts/validate --select artifacts/select \
         --evaluations artifacts/evaluate --efficiency artifacts/efficiency --comparison reports/comparison.json \
-        --feedback artifacts/feedback --reward artifacts/reward --timings metrics --lock dvc.lock \
+        --timings metrics --lock dvc.lock \
         --out reports/report.html --out-tradeoff reports/tradeoff.csv
 """
 
@@ -50,8 +50,6 @@ def run(
     evaluations: Path,
     efficiency: Path | None,
     comparison: Path,
-    feedback: Path | None = None,
-    reward: Path | None = None,
     timings: Path | None,
     lock: Path | None,
     candidates: Candidates,
@@ -64,6 +62,7 @@ def run(
     names = tuple(candidates.root)
     policies = {name: candidate.policy for name, candidate in candidates.root.items()}
     asked = next((read_json(path) for name in names if (path := evaluations / name / "prompt.json").exists()), None)
+    taught = next((evaluations / name for name in names if (evaluations / name / "reward.json").exists()), None)
     material = Material(
         scope=read_json(scope / "scope.json"),
         candidates=names,
@@ -80,10 +79,10 @@ def run(
         trainings=read_trainings(evaluations, policies),
         prompt=asked["found"] if asked else None,
         asked=asked,
-        feedback=read_json(feedback / "feedback.json") if feedback else None,
-        reward=read_json(reward / "reward.json") if reward else None,
-        reward_histogram=read_table(reward / "histogram.csv") if reward else (),
-        reward_reliability=read_table(reward / "reliability.csv") if reward else (),
+        feedback=read_json(taught / "feedback.json") if taught and (taught / "feedback.json").exists() else None,
+        reward=read_json(taught / "reward.json") if taught else None,
+        reward_histogram=read_table(taught / "reward_histogram.csv") if taught else (),
+        reward_reliability=read_table(taught / "reward_reliability.csv") if taught else (),
         optimised=read_optimised(evaluations, names),
         efficiency=read_json(efficiency / "efficiency.json") if efficiency else None,
         timings=read_timings(timings) if timings else {},

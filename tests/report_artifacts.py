@@ -723,11 +723,12 @@ def judged(name: str, of: tuple[str, ...], diff: float, half: float) -> dict[str
 
 def align(root: Path, names: tuple[str, ...] = ("ppo", "ppo-18")) -> None:
     """Add feedback, a reward model, and what PPO and the judges say of these candidates, to what `write` wrote."""
-    _json(root / "artifacts/feedback/feedback.json", FED_BACK)
-    _json(root / "artifacts/reward/reward.json", rewarded())
-    (root / "artifacts/reward/histogram.csv").write_text(histogram_csv(), encoding="utf-8")
-    (root / "artifacts/reward/reliability.csv").write_text(reliability_csv(), encoding="utf-8")
     for at, name in enumerate(names):
+        folder = root / "artifacts/evaluate" / name
+        _json(folder / "feedback.json", FED_BACK)
+        _json(folder / "reward.json", rewarded())
+        (folder / "reward_histogram.csv").write_text(histogram_csv(), encoding="utf-8")
+        (folder / "reward_reliability.csv").write_text(reliability_csv(), encoding="utf-8")
         for file, text in optimised(17 + at, (-0.031, -0.075)[at % 2]).items():
             (root / "artifacts/evaluate" / name / file).write_text(text, encoding="utf-8")
     path = root / "reports/comparison.json"

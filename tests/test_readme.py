@@ -56,8 +56,9 @@ def test_the_readmes_figures_are_the_committed_ones() -> None:
 def test_the_harm_scorers_areas_are_those_that_were_measured() -> None:
     page = (ROOT / "docs/scope.md").read_text(encoding="utf-8")
     measured = json.loads((ROOT / "metrics/harm.json").read_text(encoding="utf-8"))
-    told = re.findall(r"([\d.]+) \[([\d.]+), ([\d.]+)\]", page[page.index("| area under the ROC curve") :])
-    systems = ("harm", "harm_with_length", "offence", "length")
+    table = page[page.index("| area under the ROC curve") :].partition("\n\n")[0]
+    told = re.findall(r"([\d.]+) \[([\d.]+), ([\d.]+)\]", table)
+    systems = ("harm", "harm_with_length", "harm_embedding", "offence", "length")
     figures = ("auc", "auc_same_length", "auc_same_prompt")
     assert [tuple(map(float, row)) for row in told] == [
         tuple(round(measured[f"reward/{system}/{figure}{end}"], 2) for end in ("", "_low", "_high"))

@@ -807,7 +807,8 @@ class _Run(NamedTuple):
         count, tokens = len(told), sum(each["tokens"] for each in told)
         kl = math.fsum(each["kl"] for each in told) / count
         spread = math.sqrt(math.fsum((each["kl"] - kl) ** 2 for each in told) / max(1, count - 1) / count)
-        divergence = rlhf.Divergence(kl, spread, math.fsum(each["k3"] for each in told) / count)
+        spread = spread if count > 1 else math.nan
+        divergence = rlhf.Divergence(kl, spread, math.fsum(each["k3"] for each in told) / count, count)
         if rlhf.impossible(divergence):
             raise RuntimeError(
                 f"the KL divergence from the starting policy is {kl:.3g} ± {spread:.2g} nats, and none is negative: the "
@@ -816,7 +817,7 @@ class _Run(NamedTuple):
         return {
             "reward": math.fsum(each["score"] for each in told) / count,
             "kl": kl,
-            "kl_error": spread,
+            "kl_error": spread if count > 1 else 0.0,
             "k3": divergence.k3,
             "entropy": math.fsum(each["entropy"] for each in told) / tokens,
             "tokens": tokens / count,

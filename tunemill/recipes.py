@@ -26,6 +26,7 @@ OPEN_SECTIONS = (
     "candidates",
     "extra.pretrain",
     "extra.ia3",
+    "extra.ppo",
     "extra.dpo",
     "extra.kto",
     "extra.grpo",

@@ -101,6 +101,8 @@ class Divergence(NamedTuple):
     """Of that mean; nan of one response."""
     k3: float
     """The same by his k3, (e^-d − 1) + d for each token with d = log π − log π_ref: never negative, less noisy."""
+    responses: int
+    """How many it is estimated from."""
 
 
 def divergence(logprobs: torch.Tensor, ref_logprobs: torch.Tensor, mask: torch.Tensor) -> Divergence:
@@ -120,7 +122,7 @@ def divergence(logprobs: torch.Tensor, ref_logprobs: torch.Tensor, mask: torch.T
     sums = gap.sum(dim=1)  # (B,)
     k3 = (gap.neg().exp() - 1.0 + gap).sum(dim=1)
     spread = float(sums.std()) / math.sqrt(len(sums)) if len(sums) > 1 else math.nan
-    return Divergence(float(sums.mean()), spread, float(k3.mean()))
+    return Divergence(float(sums.mean()), spread, float(k3.mean()), len(sums))
 
 
 def impossible(found: Divergence, errors: float = 4.0) -> bool:
@@ -132,10 +134,15 @@ def impossible(found: Divergence, errors: float = 4.0) -> bool:
 
     Args:
         found: of `divergence`.
-        errors: how many standard errors are too many.
+        errors: how many standard errors are too many where there are many responses; of few the standard error is itself a guess, and
+            as many more are let pass as Student's t has it.
     """
+    from scipy.stats import norm, t
+
     error = found.standard_error
-    return found.mean < -1e-3 and (math.isnan(error) or found.mean < -errors * error)
+    if math.isnan(error):
+        return found.mean < -1e-3
+    return found.mean < -1e-3 and found.mean < -float(t.isf(norm.sf(errors), found.responses - 1)) * error
 
 
 def token_divergence(logits: torch.Tensor, ref_logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:

@@ -23,7 +23,7 @@ FEW = {
         "base": {"policy": "artifacts/select/model", "base": "artifacts/select/model"},
         "lora": {"policy": "artifacts/lora/adapter", "base": "artifacts/select/model"},
     },
-    "compare": {"pairs": []},
+    "compare": {"pairs": [], "aligned": {}},
 }
 """For tests that one tuned candidate is enough for."""
 

@@ -19,7 +19,7 @@ LORA_ONLY = {
     "base": {"policy": "artifacts/select/model", "base": "artifacts/select/model"},
     "lora": {"policy": "artifacts/lora/adapter", "base": "artifacts/select/model"},
 }
-ONE = {"candidates": LORA_ONLY, "compare": {"pairs": []}}
+ONE = {"candidates": LORA_ONLY, "compare": {"pairs": [], "aligned": {}}}
 FOUR = {"launch": "torchrun --standalone --nproc_per_node 4"}
 READ = {"model": "artifacts/select/model", "text": "artifacts/validate/train.jsonl"}
 
@@ -79,7 +79,11 @@ def test_the_default_is_in_order(place: Path) -> None:
             "judge.endpoint.key_variable",
             "the environment variable TUNEMILL_TEST_NO_SUCH_KEY is not set|export TUNEMILL_TEST_NO_SUCH_KEY=",
         ),
-        ({"candidates": LORA_ONLY}, "compare.pairs.0.1", "'sft' is no candidate|take the entry out"),
+        (
+            {"candidates": LORA_ONLY, "compare": {"aligned": {}}},
+            "compare.pairs.0.1",
+            "'sft' is no candidate|take the entry out",
+        ),
         (
             {"extra": {"ia3": {"tuned": {"model": "artifacts/select/modl"}}}},
             "extra.ia3.tuned.model",
@@ -136,7 +140,8 @@ def test_each_mistake_is_told_with_its_line(place: Path, overlay: dict[str, Any]
 
 
 def test_a_seed_that_is_not_trained_and_a_base_that_is_nowhere_are_told_at_once(place: Path) -> None:
-    found = faults(place, {"candidates": {**LORA_ONLY, "sft": {"policy": "artifacts/sft/model-18", "base": "x"}}})
+    sft = {"policy": "artifacts/sft/model-18", "base": "x"}
+    found = faults(place, {"candidates": {**LORA_ONLY, "sft": sft}, "compare": {"aligned": {}}})
     assert len(found) == 2
     assert "candidates.sft.policy: 'artifacts/sft/model-18' is neither there nor made by a stage" in found[0]
     assert "candidates.sft.base: 'x' is neither there" in found[1]
@@ -161,7 +166,7 @@ def test_what_can_run_is_not_refused(place: Path, overlay: dict[str, Any]) -> No
             **overlay,
             "scope": {"criteria": [{"metric": "rouge1", "candidate": "sft", "against": "first-sentence"}
             | {"at_least": 0.0, "why": "it must"}]},
-            "compare": {"reference": "sft", "pairs": []}, "efficiency": {"reference": "sft"},
+            "compare": {"reference": "sft", "pairs": [], "aligned": {}}, "efficiency": {"reference": "sft"},
         }  # fmt: skip
     assert faults(place, overlay) == []
 

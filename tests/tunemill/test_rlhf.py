@@ -72,7 +72,9 @@ def test_divergence_counts_chosen_tokens_of_each_response_and_not_a_mean_over_to
     ("mean", "error", "wrong"), [(0.0, 0.0, NO), (-0.5, 0.2, NO), (-0.9, 0.2, YES), (-0.5, math.nan, YES), (3, 0.1, NO)]
 )
 def test_a_divergence_far_below_zero_is_a_defect(mean: float, error: float, wrong: bool) -> None:
-    assert rlhf.impossible(rlhf.Divergence(mean, error, 0.0)) is wrong
+    assert rlhf.impossible(rlhf.Divergence(mean, error, 0.0, 500)) is wrong
+    assert not rlhf.impossible(rlhf.Divergence(-0.05, 0.007, 0.01, 4))  # seven errors, but guessed from four responses
+    assert rlhf.impossible(rlhf.Divergence(-0.05, 0.007, 0.01, 40))
 
 
 def test_the_coefficient_is_steered_by_a_fifth_at_most() -> None:
