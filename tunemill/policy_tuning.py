@@ -704,7 +704,7 @@ def learn_rollouts(
     """
     cfg, seed, runtime = rolling.cfg, rolling.seed, rolling.runtime
     size = cfg.prompts * cfg.samples
-    micro, accumulation = _micro(cfg, runtime)
+    micro, accumulation = micro_batches(cfg, runtime)
     steps = cfg.updates * cfg.steps_each
     rows = [
         {"prompt": prompts[at]}
@@ -756,7 +756,7 @@ def learn_rollouts(
     return Trained(policy, curve, steps, size // cfg.minibatches, micro, examples, tokens, told)
 
 
-def _micro(cfg: Rollouts, runtime: Runtime) -> tuple[int, int]:
+def micro_batches(cfg: Rollouts, runtime: Runtime) -> tuple[int, int]:
     """(responses in one forward pass of one process, forward passes in a step)."""
     step = cfg.prompts * cfg.samples // cfg.minibatches
     if step % runtime.processes:

@@ -92,5 +92,5 @@ def run(
 
 def curve(folder: Path) -> list[dict[str, float]]:
     """The training curve."""
-    with (folder / "curve.csv").open(encoding="utf-8") as file:
+    with (folder / "updates.csv").open(encoding="utf-8") as file:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
