@@ -734,8 +734,9 @@ def learn_rollouts(
         return {
             "reward": float(logs["score"]),
             "normalized": float(logs["reward"]),
-            # TRL's is a mean over tokens; here, as everywhere, nats a response.
-            "kl": float(logs.get("kl", 0.0)) * tokens,
+            # TRL's is a mean over tokens; here, as everywhere, nats a response. RLOO's is of the policy that answered, GRPO's of the
+            # one that learns, in the middle of its steps; without a penalty neither is computed.
+            **({"kl": float(logs["kl"]) * tokens} if "kl" in logs else {}),
             "entropy": float(logs["entropy"]),
             "tokens": tokens,
             "finished": float(logs["finished"]),
@@ -777,7 +778,7 @@ def rollout_metrics(found: Sequence[Trained], left_out: int) -> dict[str, float 
     return {
         "updates": len(curve),
         "prompts/left_out": left_out,
-        "kl": curve[-1]["kl"],
+        "kl": curve[-1].get("kl"),
         **{
             f"{name}/{which}": each[name]
             for name in ("reward", "entropy", "tokens", "finished")

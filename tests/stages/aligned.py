@@ -77,15 +77,14 @@ def run(
     change = {name: value for name, value in change.items() if name not in inputs}
     work = work or out.with_name(f"{out.name}-work")
     work.mkdir(exist_ok=True)
-    if stage != "best_of":
-        inputs["work"] = work
+    also: dict[str, Any] = {} if stage == "best_of" else {"work": work, "log": log or Log()}
     return dict(
         module.run(
             module.Config.model_validate(values | few | change),
             **{"model": place / "model", **inputs},
             out=out,
             runtime=tuned.CPU,
-            log=log or Log(),
+            **also,
         )
     )
 

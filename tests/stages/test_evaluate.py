@@ -17,7 +17,7 @@ from tests import tiny_model
 from tests.conftest import ROOT
 from tests.stages import comparing
 from tests.stages.evaluated import CONFIG, ids_hash
-from tunemill import journal, likelihood, metrics, models, perturbations, prompting, records, sampling
+from tunemill import best_of, journal, likelihood, metrics, models, perturbations, prompting, records, sampling
 from tunemill.checkpoints import tree_hash
 from tunemill.errors import UserError
 from tunemill.log import Log
@@ -709,3 +709,39 @@ def test_a_damaged_candidate_has_defined_results_and_is_compared(
     assert told["categories"]["base"]["calibration"]["value"] == asked.metrics["calibration/ece_10"]
     (pair,) = [each for each in told["pairs"] if (each["b"], each["metric"]) == ("base", "rouge1")]
     assert pair["diff"] == pytest.approx(-asked.metrics["test/rouge1"]) and flat[f"{kind}/rouge1"] == 0.0
+
+
+def test_of_a_best_of_policy_the_reward_chooses_among_answers_to_instructions_alone(
+    model: Path, plain: Evaluated, data: dict[str, Path], tmp_path: Path
+) -> None:
+    """Two samples of each are wanted, three answers written for each; the longest by tokens is given."""
+    (tmp_path / "reward").mkdir()
+    (tmp_path / "reward/reward.json").write_text('{"kind": "length"}')
+    policy = tmp_path / "policy"
+    shutil.copytree(model, policy)
+    best_of.write(policy, 3, tmp_path / "reward")
+    evaluated(model, tmp_path, data, policy=policy)
+    chosen, drawn = (
+        [json.loads(line) for line in (out / "red_team.jsonl").read_text().splitlines()]
+        for out in (tmp_path / "out", plain.out)
+    )
+    [kept] = (tmp_path / "work").glob("instructions-*.jsonl")
+    written: dict[int, sampling.Generation] = {}
+    for entry in map(json.loads, kept.read_text().splitlines()):
+        made = (sampling.Generation(*each) for each in entry["generations"])
+        written |= dict(zip(entry["items"], made, strict=True))
+    tokenizer = models.load_tokenizer(model)
+
+    def length(at: int) -> int:
+        return len(tokenizer(written[at].text, add_special_tokens=False)["input_ids"]) + written[at].finished
+
+    told = [row for row in chosen if row["kind"] == "instruction"]
+    assert len(written) == 3 * CONFIG.samples * len(told)
+    for number, row in enumerate(told):
+        first = 3 * CONFIG.samples * number
+        best = [max(range(at, at + 3), key=length) for at in (first, first + 3)]
+        assert row["samples"] == [written[at].text for at in best]
+    assert any(row["samples"] not in [each["samples"] for each in drawn] for row in told)
+    begun = [row for row in chosen if row["kind"] == "continuation"]
+    assert begun and begun == [row for row in drawn if row["kind"] == "continuation"]
+    assert (tmp_path / "out/instances.jsonl").read_bytes() == (plain.out / "instances.jsonl").read_bytes()
