@@ -29,13 +29,16 @@ ADAPTERS = ("lora", "prompt_tune")
 STARTED = ("prompt", "sft", *ADAPTERS)
 """Stages that start from the model that `start` names."""
 TUNING = ("pretrain", "sft", *ADAPTERS, "ia3")
+OFF = ("ia3", "dpo", "kto", "grpo", "rloo")
+"""Stages that are off by default and make an adapter of the model that their run names."""
 RESULTS = {
     "select": "model",
     "prompt": "model",
     "pretrain": "model",
     "sft": "model",
     "feedback": "policy",
-} | dict.fromkeys((*ADAPTERS, "ia3", "ppo"), "adapter")
+    "best_of": "model",
+} | dict.fromkeys((*ADAPTERS, *OFF, "ppo"), "adapter")
 """Stage → what it calls the checkpoint that it writes; those of further seeds end in `-<seed>`."""
 
 Keys = tuple[str | int, ...]
@@ -279,10 +282,13 @@ def in_folders(setup: Setup) -> Iterator[str]:
         named |= {("align_start", key): getattr(adapted["align_start",], key) for key in ("policy", "base")}
     if "judge" in setup.values:
         named["judge", "folder"] = setup.values["judge"].folder
+    # What a run reads beside its model is any file or folder of a stage.
+    read = {keys for keys in named if keys[0] == "extra" and keys[-1] != "model"}
     wrong = {
         keys
         for keys, path in named.items()
-        if not any(path_under(path, each) for each in results) and not (setup.root / path).exists()
+        if not any(path_under(path, each) for each in (setup.outputs if keys in read else results))
+        and not (setup.root / path).exists()
     }
     for keys in [each for each in named if each in wrong]:
         yield setup.told(
@@ -320,7 +326,8 @@ def origin(policy: str, setup: Setup) -> Keys:
     if any(path_under(policy, f"artifacts/{each}") for each in ADAPTERS):
         return ("start",)
     parts = Path(policy).parts
-    return ("extra", "ia3", parts[2], "model") if parts[:2] == ("artifacts", "ia3") and len(parts) > 2 else ()
+    made = parts[:1] == ("artifacts",) and len(parts) > 2 and parts[1] in OFF
+    return ("extra", parts[1], parts[2], "model") if made else ()
 
 
 def path_under(path: str, folder: str) -> bool:
@@ -401,7 +408,7 @@ def in_mixtures(setup: Setup) -> Iterator[str]:
 
 def in_training(setup: Setup) -> Iterator[str]:
     """What a tuning stage that a candidate uses would refuse when it starts."""
-    stages = [each for each in TUNING if each in used(setup) and each in setup.values]
+    stages = [each for each in (*TUNING, *OFF) if each in used(setup) and each in setup.values]
     number = processes(launcher(setup.values["launch"].root)) if "launch" in setup.values else None
     if stages and "runtime" in setup.values and setup.values["runtime"].dtype == "float16":
         yield setup.told(
@@ -409,7 +416,7 @@ def in_training(setup: Setup) -> Iterator[str]:
             "float16 cannot be trained in: gradients underflow without loss scaling",
             expected="auto, float32 or bfloat16",
         )
-    for stage in stages if number else []:
+    for stage in [each for each in stages if each in TUNING] if number else []:
         cfg = setup.values[stage]
         if cfg.sharding == "fsdp" and number == 1:
             yield setup.told(

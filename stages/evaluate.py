@@ -46,6 +46,7 @@ from pydantic import Field
 
 from tunemill import (
     alignment,
+    best_of,
     checkpoints,
     harness,
     heldout,
@@ -198,7 +199,9 @@ def run(
     plain, anew = plain[: len(examples)], plain[len(examples) :]
     told = [each for each in attacks if each.kind == "instruction"]
     begun = [each for each in attacks if each.kind == "continuation"]
-    replies = answers("instructions", [message(each.prompt) for each in told], drawn, [cfg.samples] * len(told))
+    tries = cfg.samples * best_of.number(policy)  # of n answers the best, where the policy says so
+    replies = answers("instructions", [message(each.prompt) for each in told], drawn, [tries] * len(told))
+    replies = best_of.pick(policy, tokenizer, [each.prompt for each in told], replies, shelf, runtime, log)
     texts = [*(each.prompt for each in begun), *(each.text for each in stories)]
     counts = [cfg.samples] * len(begun) + [cfg.probe_samples] * len(stories)
     continued = answers("beginnings", [beginning(each) for each in texts], drawn, counts)
@@ -424,4 +427,4 @@ def policy_hash(folders: Sequence[Path]) -> str:
 
 
 if __name__ == "__main__":
-    main(run, cached_by=("tunemill.sampling", "tunemill.likelihood", "tunemill.harness"))
+    main(run, cached_by=("tunemill.sampling", "tunemill.likelihood", "tunemill.harness", "tunemill.best_of"))

@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import Field
 
 from tunemill import aligned
-from tunemill.adaptation import CurvePoint, Tuned, tradeoff_csv
+from tunemill.adaptation import ALIGNING, CurvePoint, Tuned, tradeoff_csv
 from tunemill.checkpoints import write_text
 from tunemill.errors import UserError
 from tunemill.log import Log
@@ -127,7 +127,7 @@ def read_optional(evaluations: Path, names: tuple[str, ...], file: str) -> dict[
 
 
 def read_trainings(evaluations: Path, policies: Mapping[str, str]) -> list[Tuned]:
-    """The training of each stage that adapted a candidate; of several seeds the first. What PPO made is `read_optimised`'s.
+    """The training of each stage that adapted a candidate; of several seeds the first. What aligned one is no adaptation.
 
     Args:
         evaluations: folder of the stage `evaluate`, which keeps what a policy tells about its training.
@@ -137,8 +137,11 @@ def read_trainings(evaluations: Path, policies: Mapping[str, str]) -> list[Tuned
     for name, policy in policies.items():
         folder, parts = evaluations / name, Path(policy).parts
         stage = parts[1] if parts[0] == "artifacts" and len(parts) > 2 else name
-        if stage not in found and (folder / "training.json").exists() and not (folder / "ppo.json").exists():
-            found[stage] = Tuned(stage, read_json(folder / "training.json"), read_curve(folder / "curve.csv"))
+        if stage in found or not (folder / "training.json").exists():
+            continue
+        record = read_json(folder / "training.json")
+        if record.get("method") not in ALIGNING:
+            found[stage] = Tuned(stage, record, read_curve(folder / "curve.csv"))
     return list(found.values())
 
 

@@ -58,6 +58,17 @@ class Rewarded(Params):
     """Folder with a reward.json: what stage `reward` writes, or one of recipes/rewards."""
 
 
+class RewardedStart(Rewarded, Start):
+    """What one run of another stage works for, and from."""
+
+
+class Preferred(Start):
+    """What one run of a stage that learns from pairs works on."""
+
+    preferences: str
+    """Pairs of answers, as stage `feedback` writes them: a JSONL file."""
+
+
 class Extra(Params):
     """Stages that run once for each entry, name → what it works on, and not at all without one."""
 
@@ -67,6 +78,16 @@ class Extra(Params):
     """Runs of `ia3`."""
     ppo: dict[str, Rewarded]
     """Runs of `ppo`."""
+    dpo: dict[str, Preferred]
+    """Runs of `dpo`."""
+    kto: dict[str, Preferred]
+    """Runs of `kto`."""
+    grpo: dict[str, RewardedStart]
+    """Runs of `grpo`."""
+    rloo: dict[str, RewardedStart]
+    """Runs of `rloo`."""
+    best_of: dict[str, RewardedStart]
+    """Runs of `best_of`."""
 
 
 class StartFolder(RootModel[str]):

@@ -13,15 +13,18 @@ Paths in a reward.json count from the folder it stands in. The controls and two 
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import ConfigDict, ValidationError
 
-from tunemill import toxicity
+from tunemill import backbone, checkpoints, losses, models, toxicity
 from tunemill.errors import UserError
+from tunemill.losses import Encoded
 from tunemill.params import Params
 from tunemill.runtime import Runtime
 
@@ -30,6 +33,15 @@ if TYPE_CHECKING:
 
 Texts = Callable[[Sequence[str], Sequence[str]], Sequence[float | None]]
 """Prompts and responses → a score for each; the more, the better."""
+
+Rows = Callable[[Sequence[Encoded]], list[float]]
+"""The same of prompts and responses as token ids: an end is among them where the response has one."""
+
+Drawn = Callable[[Sequence[Encoded], Sequence[str], Sequence[str]], Sequence[float | None]]
+"""The same of both: token ids, prompts and responses."""
+
+ROWS = 16
+"""Responses that a reward model reads at once."""
 
 
 class Reward(NamedTuple):
@@ -60,15 +72,15 @@ class Description(Params):
     """Of a classifier: -1 where the label is what is not wanted."""
 
 
-def load(folder: Path, runtime: Runtime) -> Reward:
-    """The reward that a folder describes.
+def describe(folder: Path) -> Description:
+    """What a folder's reward.json says.
 
     Raises:
-        UserError: there is no reward.json, it has a mistake, or names a label that its classifier does not know.
+        UserError: there is none, or it has a mistake.
     """
     path = folder / "reward.json"
     try:
-        told = Description.model_validate_json(path.read_text(encoding="utf-8"), strict=True)
+        return Description.model_validate_json(path.read_text(encoding="utf-8"), strict=True)
     except FileNotFoundError:
         raise UserError(
             f"no reward in {folder}",
@@ -85,6 +97,15 @@ def load(folder: Path, runtime: Runtime) -> Reward:
             expected="kind: model, classifier, offence, length or shuffled",
             exit_code=2,
         ) from None
+
+
+def load(folder: Path, runtime: Runtime) -> Reward:
+    """The reward that a folder describes.
+
+    Raises:
+        UserError: there is no reward.json, it has a mistake, or names a label that its classifier does not know.
+    """
+    told = describe(folder)
     if told.kind in ("model", "shuffled"):
         return Reward(told.kind, (folder / told.model).resolve(), None, told.kind == "shuffled")
     if told.kind == "classifier":
@@ -149,6 +170,87 @@ def classifier(folder: Path, label: str, sign: int, runtime: Runtime) -> Texts:
     return score
 
 
+def scorer(reward: Reward, start: Path, runtime: Runtime) -> Texts:
+    """Whatever the kind of reward, what scores texts: responses that ended by themselves.
+
+    Args:
+        reward: of `load`; the scores of a shuffled one are not shuffled yet.
+        start: folder of the starting policy: a reward model's adapter sits on it, and its tokenizer counts length.
+        runtime: device and number format.
+
+    Raises:
+        UserError: a reward model does not fit the starting policy.
+    """
+    if reward.texts is not None:
+        return reward.texts
+    tokenizer, score = models.load_tokenizer(start), drawn(reward, start, runtime)
+
+    def of_texts(prompts: Sequence[str], responses: Sequence[str]) -> Sequence[float | None]:
+        asked = (models.render_prompt(tokenizer, each) for each in prompts)
+        answered = (models.render_completion(tokenizer, each) for each in responses)
+        return score([Encoded(*each) for each in zip(asked, answered, strict=True)], prompts, responses)
+
+    return of_texts
+
+
+def drawn(reward: Reward, start: Path, runtime: Runtime) -> Drawn:
+    """Whatever the kind of reward, what scores responses as PPO does: where tokens are read, those that were drawn.
+
+    Args:
+        reward: see `scorer`.
+        start: see `scorer`.
+        runtime: see `scorer`.
+
+    Raises:
+        UserError: a reward model does not fit the starting policy.
+    """
+    if reward.model is not None:
+        read = reader(reward.model, start, runtime)
+        return lambda rows, prompts, responses: read(rows)
+    if reward.texts is not None:
+        texts = reward.texts
+        return lambda rows, prompts, responses: texts(prompts, responses)
+    return lambda rows, prompts, responses: [float(len(each.completion)) for each in rows]
+
+
+def reader(folder: Path, start: Path, runtime: Runtime) -> Rows:
+    """A reward model by itself, on a copy of the starting policy's weights of its own: what scores token ids.
+
+    Args:
+        folder: of stage `reward`.
+        start: folder of the starting policy.
+        runtime: device and number format.
+
+    Raises:
+        UserError: it was trained with another tokenizer, or for a model of another width.
+    """
+    import torch
+    from peft import PeftModel
+
+    tokenizer = models.load_tokenizer(start)
+    backbone.check(folder, tokenizer)
+    base = models.load_base(start, runtime)
+    head = backbone.read_head(folder, base.config).to(runtime.device)
+    # Not merged: bfloat16 would round much of the adapter away.
+    model = PeftModel.from_pretrained(base, folder / "adapter", is_trainable=False).eval().get_base_model()
+    first, packed = losses.start_token(model), backbone.packable(model)
+
+    def score(rows: Sequence[Encoded]) -> list[float]:
+        # Rows that begin alike, and are alike in length, are read together.
+        order = sorted(range(len(rows)), key=lambda at: (len(rows[at].prompt), rows[at].prompt, len(rows[at]), at))
+        found = [0.0] * len(rows)
+        for at in range(0, len(order), ROWS):
+            places = order[at : at + ROWS]
+            batch = backbone.collate([rows[place] for place in places], tokenizer.pad_token_id, first, packed)
+            with torch.inference_mode():
+                states = backbone.end_states(model, batch.to(runtime.device))
+            for place, value in zip(places, backbone.linear(states, head).tolist(), strict=True):
+                found[place] = value
+        return found
+
+    return score
+
+
 def shuffle(scores: torch.Tensor, seed: Sequence[int]) -> torch.Tensor:
     """The same scores, each some other response's: (B,)."""
     import numpy as np
@@ -178,6 +280,28 @@ def checked(scores: Sequence[float | None], responses: Sequence[str], where: Pat
             fix="train the reward anew (dvc repro reward), at a lower learning rate",
         )
     return [float(each) for each in scores if each is not None]
+
+
+def carry(folder: Path, out: Path) -> None:
+    """Copy a reward with all that its reward.json points at, so that it means the same in another place.
+
+    Args:
+        folder: with a reward.json; not of a shuffled one.
+        out: to be made.
+
+    Raises:
+        UserError: there is no reward.json, or it has a mistake.
+    """
+    told = describe(folder)
+    said = json.loads((folder / "reward.json").read_text(encoding="utf-8"))
+    source = folder / told.model
+    if told.kind == "model":
+        said["model"] = "."
+        shutil.copytree(source / "adapter", out / "adapter", copy_function=shutil.copyfile)
+    elif told.kind == "classifier":
+        said["model"] = "classifier"
+        shutil.copytree(source, out / said["model"], copy_function=shutil.copyfile)
+    checkpoints.write_json(out / "reward.json", said)
 
 
 def told(reward: Reward) -> dict[str, Any]:

@@ -609,11 +609,11 @@ def _attempt(
                 self.validate(given["model"], state.global_step)
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            _barrier()  # every process has written its part
+            barrier()  # every process has written its part
             if runtime.rank == 0:
                 _write_curve(curve_file, points)
                 checkpoints.seal(work / f"checkpoint-{state.global_step}")
-            _barrier()
+            barrier()
 
         def validate(self, policy: Any, step: int) -> None:
             nonlocal apart
@@ -837,7 +837,8 @@ def _now(runtime: Runtime) -> float:
     return time.perf_counter()
 
 
-def _barrier() -> None:
+def barrier() -> None:
+    """Wait for the other processes, where there are any."""
     import torch.distributed as distributed
 
     if distributed.is_available() and distributed.is_initialized():

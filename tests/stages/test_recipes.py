@@ -64,6 +64,7 @@ GPUS = {
 def place(tmp_path: Path) -> Path:
     """A folder for a merged params.yaml, beside the graph."""
     (tmp_path / "dvc.yaml").write_text((tuned.ROOT / "dvc.yaml").read_text())
+    (tmp_path / "recipes").symlink_to(tuned.ROOT / "recipes")  # the rewards among them are files that a run reads
     return tmp_path
 
 
@@ -83,7 +84,7 @@ def used(params: ParamsFile) -> list[str]:
 def test_the_recipes_that_are_promised_are_there() -> None:
     assert {
         "tiny", "study", "flan-t5-dialogsum", "smollm2-1.7b-one-gpu", "llama-8b-qlora", "multi-gpu-fsdp", "ia3", "domain",
-        "multi-task",
+        "multi-task", "dpo", "grpo", "align-controls", "toxicity-reward",
     } <= set(RECIPES)  # fmt: skip
 
 
