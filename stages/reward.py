@@ -49,6 +49,10 @@ ENDS = {"": 0, "_low": 1, "_high": 2}
 """What a metric's key ends in → which part of an interval it is."""
 
 
+LEAST = 1e-9
+"""Scores closer together than this are the same: what an optimizer's first step moves a reward that has learnt nothing by."""
+
+
 class Config(Params):
     """How the reward model is trained and measured."""
 
@@ -164,7 +168,8 @@ def run(cfg: Config, *, policy: Path, preferences: Path, out: Path, work: Path, 
         score = dict(zip(done[fold]["rows"], done[fold]["scores"], strict=True))
         for name, places in (("chosen", chosen), ("rejected", rejected)):
             scored[name][held_out] = [score[place] for place in places[held_out].tolist()]
-        margins[held_out] = scored["chosen"][held_out] - scored["rejected"][held_out]
+        gaps = scored["chosen"][held_out] - scored["rejected"][held_out]
+        margins[held_out] = np.where(np.abs(gaps) < LEAST, 0.0, gaps)
         table.append(
             {
                 "fold": fold + 1,

@@ -153,7 +153,9 @@ class Recorder:
         inputs: Mapping[str, Any],
         experiment_name: str,
     ) -> None:
-        self._instance, self._candidate, self._key = instance, candidate, key
+        # Other stages that run several times (`ppo@harm`) make no candidates: evaluating one does.
+        self._instance, self._key = instance, key
+        self._candidate = candidate if instance.startswith("evaluate@") else None
         self._params = _flatten({name: section.model_dump(mode="json") for name, section in sections.items()})
         self._inputs = {
             name: [each for each in (value if isinstance(value, (list, tuple)) else [value]) if each is not None]
@@ -478,7 +480,7 @@ def _light_run(
     """A run for a stage whose results DVC restored: its parameters, its metrics, and the run that computed them."""
     from mlflow.entities import Param
 
-    candidate = instance.partition("@")[2]
+    candidate = instance.partition("@")[2] if instance.startswith("evaluate@") else ""
     tags = {
         "tunemill.stage": instance,
         "mlflow.parentRunId": parent,

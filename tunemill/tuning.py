@@ -351,7 +351,7 @@ def adapt(model: Any, adapter: Any, section: str, name: str = "default", task: A
         policy = get_peft_model(model, adapter, adapter_name=name)
     except ValueError as error:
         told = str(error)
-        if "not found in the base model" in told:
+        if "not found in the base model" in told or "No modules were targeted" in told:
             # PEFT reads a text as a regular expression of a layer's whole name, a list as the ends of names.
             pattern = isinstance(targets, str)
             what = (

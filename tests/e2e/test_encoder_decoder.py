@@ -25,7 +25,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_candidate_is_compared(place: Path) -> None:
     comparison = json.loads((place / "reports/comparison.json").read_text())
-    names = {"base", "prompt", "sft", "lora", "prompt_tune"}
+    names = {"base", "prompt", "sft", "lora", "prompt_tune", "ppo"}
     assert names <= set(comparison["candidates"])
     for name in names:
         scores = comparison["candidates"][name]["rouge1"]

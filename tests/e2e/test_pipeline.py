@@ -17,13 +17,16 @@ from tunemill import tracking
 
 pytestmark = pytest.mark.e2e
 
-CANDIDATES = ("base", "prompt", "sft", "lora", "prompt_tune")
+CANDIDATES = ("base", "prompt", "sft", "lora", "prompt_tune", "ppo")
 CATEGORIES = ("accuracy", "calibration", "robustness", "fairness", "bias", "toxicity", "efficiency")
-STAGES = ("scope", "collect", "validate", "harm", "select", *CANDIDATES[1:], "efficiency", "judge", "compare", "report")
+STAGES = (
+    *("scope", "collect", "validate", "harm", "select", "prompt", "sft", "lora", "prompt_tune", "feedback", "reward"),
+    *("efficiency", "judge", "compare", "report"),
+)
 
 
 def test_every_output_is_there(finished: Path) -> None:
-    for name in (*STAGES, "evaluate/prompt_tune"):
+    for name in (*STAGES, "ppo/harm", "evaluate/prompt_tune"):
         measured = json.loads((finished / f"metrics/{name}.json").read_text())
         assert bool(measured) == (name != "judge"), name  # nobody judges by default
         assert json.loads((finished / f"metrics/{name}.timing.json").read_text())["seconds"] > 0
@@ -57,7 +60,7 @@ def test_mlflow_has_one_run_for_each_stage_and_candidate(finished: Path) -> None
         [
             "dvc repro",
             *CANDIDATES,
-            *(f"stages.{name}" for name in STAGES),
+            *(f"stages.{name}" for name in (*STAGES, "ppo@harm")),
         ]
     )
     assert {run.info.status for run in runs} == {"FINISHED"}

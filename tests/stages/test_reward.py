@@ -165,7 +165,7 @@ def test_preferences_without_a_rule_are_not_said_to_be_learnt(policy: Path, tmp_
 
 def test_the_metrics_are_the_same_whatever_is_defined(policy: Path, tmp_path: Path) -> None:
     found, _ = run(policy, tmp_path, preferred(4, 1), steps=1, fold_steps=1)
-    other, told = run(policy, tmp_path, preferred(8, 2), steps=1, fold_steps=1)
+    other, told = run(policy, tmp_path, preferred(8, 2), "other", steps=1, fold_steps=1)
     assert list(found) == list(other)
     assert found["held_out/accuracy_low"] is None  # two groups
     assert told["vocabulary"] == backbone.vocabulary(models.load_tokenizer(policy))
