@@ -199,6 +199,34 @@ def test_an_ia3_adapter_on_another_model_is_told(place: Path) -> None:
     assert "the model that `extra.ia3.tuned.model` names" in fault
 
 
+ALIGNED = {
+    "dpo": {"model": "artifacts/feedback/policy", "preferences": "artifacts/feedback/preferences.jsonl"},
+    "kto": {"model": "artifacts/feedback/policy", "preferences": "artifacts/feedback/preferences.jsonl"},
+    "grpo": {"model": "artifacts/feedback/policy", "reward": "artifacts/reward"},
+    "rloo": {"model": "artifacts/feedback/policy", "reward": "artifacts/reward"},
+    "best_of": {"model": "artifacts/feedback/policy", "reward": "artifacts/reward"},
+}
+
+
+@pytest.mark.parametrize("stage", ALIGNED)
+def test_what_aligns_without_ppo_is_checked_like_the_rest(place: Path, stage: str) -> None:
+    made = f"artifacts/{stage}/harm/{'model' if stage == 'best_of' else 'adapter'}"
+
+    def found(item: dict[str, str], base: str = "artifacts/feedback/policy") -> list[str]:
+        candidates = {**LORA_ONLY, stage: {"policy": made, "base": base}}
+        return faults(place, {**ONE, "candidates": candidates, "extra": {stage: {"harm": item}}})
+
+    assert found(ALIGNED[stage]) == []
+    key = "preferences" if stage in ("dpo", "kto") else "reward"
+    [fault] = found(ALIGNED[stage] | {key: "artifacts/nowhere/x"})
+    assert f"extra.{stage}.harm.{key}: 'artifacts/nowhere/x' is neither there nor made by a stage" in fault
+    [fault] = found(ALIGNED[stage] | {"model": "artifacts/feedback/polcy"})
+    assert "did you mean 'artifacts/feedback/policy'?" in fault
+    if stage != "best_of":
+        [fault] = found(ALIGNED[stage], base="artifacts/select/model")
+        assert f"an adapter of {stage} sits on 'artifacts/feedback/policy', not on 'artifacts/select/model'" in fault
+
+
 @pytest.mark.parametrize(
     ("text", "told"), [("stages: [\n", r"dvc\.yaml:\d+: not valid YAML"), ("a: 1\n", r"dvc\.yaml: no stages")]
 )

@@ -153,6 +153,16 @@ def test_several_seeds_of_one_stage_are_one_training(tmp_path: Path):
     assert [each.name for each in found] == ["second", "lora"]
 
 
+def test_what_aligned_a_candidate_is_no_training_for_the_task(tmp_path: Path):
+    report_artifacts.write(tmp_path, {"base": 0.0, "lora": 10.0, "dpo": 9.0})
+    evaluate = tmp_path / "artifacts/evaluate"
+    record = json.loads((evaluate / "lora/training.json").read_text()) | {"method": "dpo"}
+    (evaluate / "dpo/training.json").write_text(json.dumps(record))
+    (evaluate / "dpo/updates.csv").write_text("step,loss\n1,0.693147\n")
+    policies = {"lora": "artifacts/lora/adapter", "dpo": "artifacts/dpo/harm/adapter"}
+    assert [each.name for each in report.read_trainings(evaluate, policies)] == ["lora"]
+
+
 def test_one_candidate_six_candidates_no_baselines_no_groups(tmp_path: Path):
     report_artifacts.write(tmp_path / "one", {"base": 0.0})
     assert run(tmp_path / "one", ("base",)) == {"criteria": 2, "criteria_met": 0}
