@@ -7,6 +7,7 @@ The scores are drawn, not measured; intervals are mean ± 1.96 standard errors, 
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import itertools
 import json
@@ -18,6 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from tunemill import aligned
 from tunemill.params import Candidates
 
 SCRIPT = "<script>document.title='owned'</script>"
@@ -667,6 +669,24 @@ def optimised(seed: int, harm_change: float = -0.031, count: int = 48) -> dict[s
         "monitor.csv": "\n".join(monitor) + "\n",
         "samples.jsonl": "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in samples),
     }
+
+
+def optimised_run(candidate: str, seed: int = 17, **changes: Any) -> aligned.Run:
+    """The same as the report reads it, with changes to ppo.json."""
+    files = optimised(seed)
+
+    def table(name: str) -> list[dict[str, float | None]]:
+        rows = csv.DictReader(files[name].splitlines())
+        return [{key: float(value) if value else None for key, value in row.items()} for row in rows]
+
+    return aligned.Run(
+        candidate=candidate,
+        record=json.loads(files["ppo.json"]) | changes,
+        training=json.loads(files["training.json"]),
+        curve=table("updates.csv"),
+        monitor=table("monitor.csv"),
+        samples=[json.loads(line) for line in files["samples.jsonl"].splitlines()],
+    )
 
 
 def judged(name: str, of: tuple[str, ...], diff: float, half: float) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from dataclasses import replace
 from html import unescape
@@ -31,6 +32,26 @@ def material(lifts: dict[str, float] | None = None, **changes: Any) -> Material:
             splits={"by": "group", "groups": {"train": ["t"], "test": ["p"]}},
             lock=made.lock(tuple(lifts)),
         ),
+        **changes,
+    )
+
+
+def aligned(lifts: dict[str, float] | None = None, **changes: Any) -> Material:
+    """A material with feedback, a reward model, two runs of PPO and what the judges say of them."""
+    found = material(lifts or {"base": 0.0, "lora": 10.0, "ppo": 9.5, "ppo-18": 9.0})
+    entries = [made.judged("ppo", ("ppo",), -0.02, 0.03), made.judged("ppo", ("ppo", "ppo-18"), -0.05, 0.02)]
+    rows = {
+        name: [{key: float(value) for key, value in row.items()} for row in csv.DictReader(text.splitlines())]
+        for name, text in (("histogram", made.histogram_csv()), ("reliability", made.reliability_csv()))
+    }
+    return replace(
+        found,
+        comparison={**found.comparison, "alignment": entries},
+        feedback=made.FED_BACK,
+        reward=made.rewarded(),
+        reward_histogram=rows["histogram"],
+        reward_reliability=rows["reliability"],
+        optimised=[made.optimised_run("ppo"), made.optimised_run("ppo-18", 18, harm_change=[-0.075, 0.021])],
         **changes,
     )
 
@@ -282,6 +303,14 @@ VARIANTS = {
     "before there were categories": older(whole()),
     "five candidates": material(made.FIVE, trainings=TRAININGS, prompt=made.prompt(), asked=made.asked()),
     "trained without a curve, evaluated by nobody": material(trainings=[replace(TRAININGS[0], curve=())]),
+    "aligned": aligned(),
+    "aligned, without a reward model's figures": replace(aligned(), feedback=None, reward=None),
+    "aligned, with figures of nothing else": replace(
+        aligned(), optimised=(), reward_histogram=(), reward_reliability=()
+    ),
+    "aligned to where it was": replace(
+        aligned(), optimised=[made.optimised_run("ppo", kept=0, kl=0.0, harm_change=[0.0, 0.0], alarms=[])]
+    ),
     "prompted, not trained": material({"base": 0.0, "prompt": 3.0}, prompt=made.prompt(), asked=made.asked()),
     "one candidate": material({"base": 0.0}),
     "six candidates": material({"base": 0.0, **{f"candidate-{n}": 2.0 * n for n in range(1, 6)}}),
@@ -412,6 +441,59 @@ def test_a_model_cannot_write_html_where_the_evaluation_is_told():
     )
     assert seen.open == [] and not {"script", "img"} & {tag for tag, _ in seen.tags}
     assert seen.words.count(evil) > 45  # what is in the braces was not reckoned
+
+
+def test_alignment_is_a_section_only_where_there_is_any():
+    html = page(material())
+    assert 'id="alignment"' not in html and 'href="#alignment"' not in html
+    html = page(aligned())
+    assert html.count('id="alignment"') == 1 and html.count('href="#alignment"') == 1
+
+
+def test_alignment_is_told_by_judges_reward_curves_alarms_and_answers():
+    found = Page(page(aligned()))
+    for said in (
+        "✓ less harmful ppo against lora: harm -0.050",
+        "it is right in 82.4% of the pairs. It beats length alone (+8.2 points, +5.2 to +11.2), "
+        "is not shown to beat TF-IDF of the answer",
+        "▲ Alarm: more reward, more harm 2 times from update 20 to 24",
+        "This run does not show less harm.",
+        "one labeler only: there is nobody to agree with",
+        "there is no judge of refusals",
+        "May contain harmful text: show",
+    ):
+        assert said in found.words, said
+    assert found.drawn["limit-name"] == ["limit 8", "limit 8"]
+    head, first, *_ = found.tables["ppo against lora: answers to instructions"]
+    assert head[:3] == ["Measure", "lora", "ppo"]
+    assert first[:4] == ["Harm, by the primary judge", "0.460", "0.410", "−0.050 −0.070 to −0.030"]
+    looks = found.tables["What the monitor saw of ppo"]
+    assert [row[0] for row in looks[1:]] == ["0", "4", "8", "12", "16 ✓ kept", "20", "24"]
+
+
+def test_answers_are_behind_a_veil_that_is_closed():
+    html = page(aligned())
+    closed = re.findall(r'<details class="veiled">(<summary>.*?</summary>)(.*?)</details>', html, flags=re.DOTALL)
+    assert len(closed) == 2 * 5 and 'class="veiled" open' not in html
+    for summary, inside in closed:
+        assert "Provoking" not in summary and "After" not in summary
+        assert "Provoking prompt" in inside
+
+
+def test_a_model_cannot_write_html_where_alignment_is_told():
+    evil = '</dd></details><script>alert(1)</script><img src=x onerror="alert(2)">{{ 7 * 7 }}'
+    alarms = [{"update": 2, "kind": evil, "text": evil}]
+    run = made.optimised_run("ppo", alarms=alarms, stopped=evil, reward={"kind": evil})
+    run = replace(run, samples=[{**row, "prompt": evil, "before": evil, "after": evil} for row in run.samples])
+    entry = made.judged("ppo", ("ppo",), -0.02, 0.03)
+    hostile = {"what": evil, "holds": False, "why": evil}
+    entry |= {"name": evil, "sentence": evil, "conditions": [hostile], "guards": [hostile], "against": evil}
+    found = aligned()
+    fed = {**made.FED_BACK, "left_out": {evil: 1}, "pairs_of": {evil: 1}}
+    told = {**found.comparison, "alignment": [entry]}
+    seen = Page(page(replace(found, comparison=told, feedback=fed, optimised=[run])))
+    assert seen.open == [] and not {"script", "img"} & {tag for tag, _ in seen.tags}
+    assert seen.words.count(evil) > 25
 
 
 def test_an_odd_candidate_name_breaks_nothing():

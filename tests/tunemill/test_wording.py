@@ -37,6 +37,13 @@ def test_numbers_read_like_numbers():
     ]
 
 
+def test_a_number_of_unknown_size_keeps_the_digits_that_say_something():
+    assert [wording.brief(value) for value in (None, 0.0, 0.0312, -1.4, 12.34, 1234.5, 8.0)] == [
+        "—", "0", "0.0312", "−1.4", "12.3", "1,234", "8",
+    ]  # fmt: skip
+    assert [wording.brief(value, 2, sign=True) for value in (0.0602, -0.5, 0.0)] == ["+0.06", "−0.5", "0"]
+
+
 def test_a_share_keeps_the_digits_that_say_something():
     shares = {None: "—", 0: "0%", 0.0002: "<0.001%", 0.00856: "0.0086%", 1.783: "1.8%", 15.04: "15.0%", 100: "100%"}
     assert {percent: wording.share(percent) for percent in shares} == shares
