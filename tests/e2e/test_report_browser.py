@@ -64,7 +64,7 @@ COLLISIONS = """() => [...document.querySelectorAll('.axis, .frame > svg')].flat
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Reports to look at: the usual one, one with little in it, one with a lot."""
+    """Reports to look at: the usual one, one with little in it, one with a lot, one of a model that was aligned."""
     six = {
         "base": 0.0,
         "prompt-tuned_with_a_name_that_does_not_end_anywhere_soon": 4.0,
@@ -74,11 +74,14 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "usual": (report_artifacts.FIVE, {}),
         "little": ({"base": 0.0}, {"reads_baselines": False, "groups": 1, "count": 20}),
         "much": (six, {}),
+        "aligned": ({"base": 0.0, "lora": 10.0, "ppo": 9.5, "ppo-18": 9.0}, {"count": 40}),
     }
     found = {}
     for name, (lifts, options) in variants.items():
         root = tmp_path_factory.mktemp(name)
         report_artifacts.write(root, lifts, **options)
+        if name == "aligned":
+            report_artifacts.align(root)
         little, artifacts = name == "little", root / "artifacts"
         found[name] = root / "report.html"
         report.run(
@@ -123,9 +126,11 @@ def opened(browser: Any, pages: dict[str, Path]) -> Iterator[Any]:
     assert complaints == []
 
 
-@pytest.mark.parametrize("name", ["usual", "little", "much"])
+@pytest.mark.parametrize("name", ["usual", "little", "much", "aligned"])
 def test_it_fits_every_width(opened: Any, name: str):
     page = opened(name)
+    if name == "aligned":
+        page.evaluate("document.querySelectorAll('#alignment details').forEach(each => each.open = true)")
     for width in WIDTHS:
         page.set_viewport_size({"width": width, "height": 800})
         assert page.evaluate("document.documentElement.scrollWidth") <= width, width
@@ -135,7 +140,7 @@ def test_it_fits_every_width(opened: Any, name: str):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_has_contrast(opened: Any, scheme: str):
-    for name in ("usual", "much"):
+    for name in ("usual", "much", "aligned"):
         page = opened(name, scheme=scheme)
         page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
         assert page.evaluate(CONTRAST) == []
@@ -183,6 +188,54 @@ def test_what_may_offend_is_folded_until_a_key_opens_it(opened: Any):
     hidden.locator("summary").focus()
     page.keyboard.press("Enter")
     assert hidden.locator("dl").is_visible()
+
+
+@pytest.mark.parametrize("how", ["click", "Enter", "Space"])
+def test_answers_before_and_after_are_blurred_until_they_are_clicked_or_a_key_opens_them(opened: Any, how: str):
+    page = opened("aligned", width=1280 if how == "click" else 390)
+    veiled = page.locator("#alignment details.veiled").first
+    summary, veil, text = veiled.locator("summary"), veiled.locator(".veil").first, veiled.locator("dl")
+    assert summary.inner_text().startswith("⚠ May contain harmful text: show")
+    assert veil.is_visible() and "blur" in veil.evaluate("each => getComputedStyle(each).filter")
+    assert set("".join(veiled.locator(".veil").all_inner_texts())) <= {"▆", " "}
+    assert not text.is_visible() and "Provoking" not in veiled.inner_text()
+    if how == "click":
+        veil.click()
+    else:
+        summary.focus()
+        page.keyboard.press(how)
+    assert text.is_visible() and not veil.is_visible()
+    assert "Provoking prompt" in text.inner_text() and "After" in text.inner_text()
+    # At one moment: the page may still scroll.
+    before, after = veiled.evaluate(
+        "each => [...each.querySelectorAll('dl > div:not(.asked)')].map(side => side.getBoundingClientRect().toJSON())"
+    )
+    if how == "click":  # side by side where there is room
+        assert before["top"] == after["top"] and before["left"] < after["left"]
+    else:
+        assert before["left"] == after["left"] and before["top"] < after["top"]
+    summary.focus()
+    page.keyboard.press("Enter")
+    assert veil.is_visible() and not text.is_visible()
+
+
+def test_every_curve_of_ppo_is_drawn_with_its_marks_inside_its_frame(opened: Any):
+    page = opened("aligned")
+    run = page.locator("#alignment .multiples").first
+    titles = run.locator("h4").all_inner_texts()
+    assert [each.partition(",")[0] for each in titles] == [
+        "Reward", "KL from the start", "Entropy", "Tokens in a response", "Harm", "Reward against KL",
+    ]  # fmt: skip
+    assert run.locator(".limitline").count() == 1 and run.locator(".limit-name").text_content() == "limit 8"
+    assert run.locator(".keptline").count() == 5 and run.locator(".look.kept").count() == 5
+    assert run.locator(".alarm-mark").count() == 5 * 3
+    outside = run.evaluate(
+        "run => [...run.querySelectorAll('svg[role=img]')].flatMap(chart => { const frame = chart.getBoundingClientRect();"
+        " return [...chart.querySelectorAll('path, circle, .limit-name')].filter(each => { const box = each.getBoundingClientRect();"
+        " return box.left < frame.left - 8 || box.right > frame.right + 8 || box.top < frame.top - 8 || box.bottom > frame.bottom; })"
+        ".map(each => each.outerHTML.slice(0, 60)); })"
+    )
+    assert outside == []
 
 
 def test_outputs_of_a_model_are_text(opened: Any):
@@ -244,8 +297,9 @@ def test_assistive_technology_finds_its_way(opened: Any):
     assert page.get_by_role("row").count() > 20
 
 
-def test_it_prints_on_white_paper(opened: Any, tmp_path: Path):
-    page = opened("usual", scheme="dark")
+@pytest.mark.parametrize("name", ["usual", "aligned"])
+def test_it_prints_on_white_paper(opened: Any, tmp_path: Path, name: str):
+    page = opened(name, scheme="dark")
     page.emulate_media(media="print", color_scheme="dark")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert page.evaluate("getComputedStyle(document.querySelector('h1')).color") == "rgb(0, 0, 0)"

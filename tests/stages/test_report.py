@@ -12,15 +12,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from stages import compare, report
+from stages import compare, report, reward
 from tests import report_artifacts
 from tests.html_page import Page
 from tests.stages import comparing
+from tunemill import pairwise
 from tunemill.errors import UserError
 from tunemill.log import Log
-from tunemill.params import Candidates
+from tunemill.params import Candidates, ParamsFile
+from tunemill.records import Preference
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = report.Config(title="Tunemill report", group="package", samples=12, seed=42)
@@ -142,6 +145,81 @@ def test_without_trained_and_prompted_candidates_the_page_says_so(tmp_path: Path
     assert "Nothing was trained or prompted" in html and "No prompts were tried" in html
 
 
+ALIGNED = {"base": 0.0, "lora": 10.0, "ppo": 9.5, "ppo-18": 9.0}
+
+
+def test_alignment_is_read_from_beside_the_scores(tmp_path: Path):
+    report_artifacts.write(tmp_path, ALIGNED, count=20)
+    report_artifacts.align(tmp_path)
+    run(tmp_path, tuple(ALIGNED))
+    page = Page((tmp_path / "out/report.html").read_text(encoding="utf-8"))
+    for said in ("PPO: ppo", "PPO: ppo-18", "Pairs told right", "1,204 of 113 prompts", "less harmful"):
+        assert said in page.words, said
+    for name in ("ppo", "ppo-18"):  # a policy that was aligned for something else brings no reward model's figures
+        for file in ("reward.json", "feedback.json", "reward_histogram.csv", "reward_reliability.csv"):
+            (tmp_path / "artifacts/evaluate" / name / file).unlink()
+    run(tmp_path, tuple(ALIGNED))
+    words = Page((tmp_path / "out/report.html").read_text(encoding="utf-8")).words
+    assert "PPO: ppo" in words and "Pairs told right" not in words and "What was fed back" not in words
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("updates.csv", b"update,reward\n1,one\n", "updates.csv:2: not a row of numbers"),
+        ("monitor.csv", b"update,kl\n0,0.0,7\n", "monitor.csv:2: not a row of numbers"),
+        ("samples.jsonl", b"{", "samples.jsonl:1: not valid JSON"),
+        ("ppo.json", b"[]", "ppo.json: holds a list"),
+        ("monitor.csv", None, "monitor.csv: no such file"),
+        ("reward.json", b"{", "reward.json: not valid JSON"),
+        ("reward_histogram.csv", b"low\nx\n", "reward_histogram.csv:2: not a row of numbers"),
+    ],
+)
+def test_damage_to_what_tells_of_alignment_is_named(tmp_path: Path, file: str, content: bytes | None, said: str):
+    report_artifacts.write(tmp_path, ALIGNED, count=20)
+    report_artifacts.align(tmp_path)
+    path = tmp_path / "artifacts/evaluate/ppo" / file
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        run(tmp_path, tuple(ALIGNED))
+
+
+def test_it_reads_what_reward_measures(tmp_path: Path):
+    noise = np.random.default_rng(0)
+    used = [
+        Preference(
+            f"i{at}",
+            f"p{at // 3}",
+            "never that " * (1 + at % 4),
+            "gladly do it " * (1 + at % 3),
+            1.0,
+            1 / 3,
+            f"g{at // 3}",
+            "ratings",
+        )
+        for at in range(90)
+    ]
+    margins, folds = noise.normal(0.4, 1.0, 90), [at // 3 % 5 for at in range(90)]
+    cfg = ParamsFile(ROOT / "params.yaml").section("reward", reward.Config).model_copy(update={"resamples": 200})
+    found = reward.measure(cfg, used, margins, np.full(90, 1 / 3), folds)
+    made = report_artifacts.rewarded()["held_out"]
+    assert made.keys() == found.keys() and made["all"].keys() == found["all"].keys()
+    report_artifacts.write(tmp_path, ALIGNED, count=20)
+    report_artifacts.align(tmp_path)
+    folder = tmp_path / "artifacts/evaluate/ppo"
+    (folder / "reward.json").write_text(
+        json.dumps(json.loads((folder / "reward.json").read_text()) | {"held_out": found})
+    )
+    reward.write_csv(folder / "reward_reliability.csv", [each._asdict() for each in pairwise.reliability(margins)])
+    reward.write_csv(
+        folder / "reward_histogram.csv", [each._asdict() for each in pairwise.histogram(margins, -margins)]
+    )
+    run(tmp_path, tuple(ALIGNED))
+    page = Page((tmp_path / "out/report.html").read_text(encoding="utf-8"))
+    assert f"it is right in {100 * (margins > 0).mean():.1f}% of the pairs" in page.words
+    assert page.tables["Accuracy and length"][1][-2:] == ["90", "30"]
+
+
 def test_several_seeds_of_one_stage_are_one_training(tmp_path: Path):
     report_artifacts.write(tmp_path, {"base": 0.0, "lora": 10.0, "second": 9.0})
     evaluate = tmp_path / "artifacts/evaluate"
@@ -187,8 +265,8 @@ def test_it_reads_what_compare_writes(tmp_path: Path):
             reference="base",
             min_groups=10,
             pairs=(),
-            seeds={},
-            aligned={},
+            seeds={"trained": ("lora", "twin")},
+            aligned={"lora": "base", "twin": "base"},
             margins=comparing.MARGINS,
         ),
         evaluations=tmp_path / "artifacts/evaluate", scope=tmp_path / "artifacts/scope",
@@ -202,6 +280,12 @@ def test_it_reads_what_compare_writes(tmp_path: Path):
             category: each["metric"] for category, each in written["categories"][name].items()
         }
         assert made["details"][name].keys() <= written["details"][name].keys()
+    for of in (("lora",), ("lora", "twin")):
+        entry = next(each for each in written["alignment"] if each["of"] == [*of])
+        alike = report_artifacts.judged(entry["name"], of, -0.05, 0.02)
+        assert alike.keys() == entry.keys() and alike["measures"].keys() == entry["measures"].keys()
+        for each in ("conditions", "guards"):
+            assert {*alike[each][0]} == {*entry[each][0]}
     run(tmp_path, names)
     page = Page((tmp_path / "out/report.html").read_text(encoding="utf-8"))
     packages = {row[0]: row[1:] for row in page.tables["ROUGE-1 by group"]}
@@ -218,6 +302,8 @@ def test_it_reads_what_compare_writes(tmp_path: Path):
         "resampling whole packages 1,000 times",
         "twin − first-sentence",
         "picked as the best of 3 candidates",
+        "trained against base, by the judges",
+        written["alignment"][0]["sentence"],
         "ROUGE-1, worst of two wordings",
         "expected calibration error, ten bins",
     ):
