@@ -60,6 +60,8 @@ EXAMPLES = 2
 """Random answers before and after, beside those that changed most."""
 CURVE_POINTS = 400
 """Most points in a drawn curve."""
+FAR = 5.0
+"""A limit so many times as high as anything reached is drawn at the chart's upper edge: to scale, nothing else could be seen."""
 
 
 # ── what was fed back ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -412,7 +414,7 @@ class Panel:
     alarms: tuple[tuple[float, str], ...]
     """Where an alarm was raised, and what it is called."""
     limit: tuple[float, str] | None
-    """A level that must not be passed, and its name."""
+    """A level that must not be passed, at the upper edge where it is far above, and its name."""
     x_ticks: tuple[tuple[float, str], ...]
     y_ticks: tuple[tuple[float, str], ...]
     summary: str
@@ -445,8 +447,10 @@ def _by_update(run: Run, title: str, trained: str | None, watched: str | None) -
     if not thin and not looks:
         return None
     limit = run.record["kl_limit"] if "kl" in (trained, watched) else None
+    values = [value for _, value in (*thin, *looks)]
+    far = limit is not None and limit > FAR * max(values)
     x = charts.scale([0.0, *(at for at, _ in (*thin, *looks))], margin=0.0)
-    y = charts.scale([limit, *(value for _, value in (*thin, *looks))], zero=limit is not None, flip=True)
+    y = charts.scale([None if far else limit, *values], zero=limit is not None, flip=True)
     kept = float(run.record["kept"])
     told = looks or thin
     said = f"{title}: from {brief(told[0][1])} to {brief(told[-1][1])}"
@@ -463,7 +467,7 @@ def _by_update(run: Run, title: str, trained: str | None, watched: str | None) -
             (x(at), ALARMS.get(kind, visible(kind)))
             for at, kind in sorted({(float(each["update"]), each["kind"]) for each in run.record["alarms"]})
         ),
-        limit=None if limit is None else (y(limit), f"limit {brief(limit)}"),
+        limit=None if limit is None else (y(limit), f"limit {brief(limit)}" + (", far above" if far else "")),
         x_ticks=tuple((x(at), brief(at)) for at in x.ticks(5) if at == round(at)),
         y_ticks=tuple((y(at), brief(at)) for at in y.ticks(4)),
         summary=f"{said}, limit {brief(limit)}" if limit is not None else said,

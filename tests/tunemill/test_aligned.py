@@ -129,6 +129,13 @@ def test_the_limit_is_drawn_above_or_below_what_was_reached():
     assert panel(RUN, "Reward").limit is None
 
 
+def test_a_limit_far_above_leaves_the_curve_its_height():
+    limit, reached = (panel(made.optimised_run("ppo", kl_limit=high), "KL") for high in (8.0, 30.0))
+    assert reached.limit == (0.0, "limit 30, far above")
+    assert min(y for _, y, _, _ in reached.points) < 15 < min(y for _, y, _, _ in limit.points)
+    assert "limit 30" in reached.summary
+
+
 def test_what_was_not_measured_has_no_chart():
     unjudged = [{**row, "harm": None} for row in RUN.monitor]
     bare = aligned.Run("ppo", RUN.record, RUN.training, (), unjudged, ())
