@@ -159,14 +159,15 @@ def score_tokens(
     asked = [(tuple(prompt), tuple(completion)) for prompt, completion in requests]
     if any(not prompt or not completion for prompt, completion in asked):
         raise ValueError("a prompt or a completion has no token")
+    if not asked:
+        return []
     different = list(dict.fromkeys(asked))
     wanted: dict[Tokens, dict[Tokens, list[int]]] = {}  # question → all but the last token → last tokens
     for prompt, completion in different:
         wanted.setdefault(prompt, {}).setdefault(completion[:-1], []).append(completion[-1])
     log = log if log is not None else Log()
     found = _recovered(kept, different)
-    if different:
-        log.start("scoring", len(different), "answer", first=len(found))
+    log.start("scoring", len(different), "answer", first=len(found))
     for start, batches in _planned(model, wanted, batch_tokens, batch_rows):
         read: Callable[[Sequence[Row]], list[_Logits]] | None = None
         for batch in batches:

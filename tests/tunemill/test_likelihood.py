@@ -257,8 +257,8 @@ def test_the_best_choice_is_the_likeliest_token_by_token() -> None:
     assert likelihood.best([-2.0, -2.0]) == 0
 
 
-def test_nothing_to_score(decoder: Path) -> None:
-    model, tokenizer = models.load_base(decoder, CPU), models.load_tokenizer(decoder)
+def test_nothing_to_score(either: Path) -> None:
+    model, tokenizer = models.load_base(either, CPU), models.load_tokenizer(either)
     assert likelihood.score(model, tokenizer, [], batch_tokens=10, batch_rows=1) == []
     with pytest.raises(ValueError, match="has no token"):
         likelihood.score(model, tokenizer, [("why", "")], batch_tokens=10, batch_rows=1)
