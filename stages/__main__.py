@@ -31,6 +31,8 @@ STARTED = ("prompt", "sft", *ADAPTERS)
 TUNING = ("pretrain", "sft", *ADAPTERS, "ia3")
 OFF = ("ia3", "dpo", "kto", "grpo", "rloo")
 """Stages that are off by default and make an adapter of the model that their run names."""
+ALIGNED_ON = "artifacts/feedback/policy"
+"""What the adapters of ppo sit on."""
 RESULTS = {
     "select": "model",
     "prompt": "model",
@@ -298,14 +300,21 @@ def in_folders(setup: Setup) -> Iterator[str]:
             known=results,
         )
     for at, candidate in adapted.items():
-        keys = origin(candidate.policy, setup)
-        if keys not in named or {keys, (*at, "base")} & wrong or candidate.base == named[keys]:
+        if (*at, "base") in wrong:
             continue
-        yield setup.told(
-            (*at, "base"),
-            f"an adapter of {Path(candidate.policy).parts[1]} sits on '{named[keys]}', not on '{candidate.base}'",
-            expected=f"the model that `{'.'.join(map(str, keys))}` names",
-        )
+        if path_under(candidate.policy, "artifacts/ppo") and Path(candidate.policy).name.startswith("adapter"):
+            made_on, expected = ALIGNED_ON, "the starting policy that feedback writes"
+        else:
+            keys = origin(candidate.policy, setup)
+            if keys not in named or keys in wrong:
+                continue
+            made_on, expected = named[keys], f"the model that `{'.'.join(map(str, keys))}` names"
+        if candidate.base != made_on:
+            yield setup.told(
+                (*at, "base"),
+                f"an adapter of {Path(candidate.policy).parts[1]} sits on '{made_on}', not on '{candidate.base}'",
+                expected=expected,
+            )
 
 
 def checkpoints(setup: Setup) -> list[str]:
@@ -316,8 +325,9 @@ def checkpoints(setup: Setup) -> list[str]:
         if stage not in RESULTS or (stage in TUNING and stage not in setup.values):
             found.append(out)
             continue
-        further = getattr(setup.values.get(stage), "seeds", (0,))[1:]
-        found += [f"{out}/{RESULTS[stage]}", *(f"{out}/{RESULTS[stage]}-{seed}" for seed in further)]
+        settings = setup.values.get(stage)
+        result = "model" if getattr(settings, "mode", None) == "full" else RESULTS[stage]
+        found += [f"{out}/{result}", *(f"{out}/{result}-{seed}" for seed in getattr(settings, "seeds", (0,))[1:])]
     return found
 
 

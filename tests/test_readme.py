@@ -41,6 +41,7 @@ def test_the_readmes_figures_are_the_committed_ones() -> None:
         "sft",
         "lora",
         "prompt_tune",
+        "ppo",
         "lead-10-words",
         "first-sentence",
     }

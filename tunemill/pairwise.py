@@ -124,6 +124,9 @@ def tfidf_margins(
         rejected: the others.
         weights: (n,) of the pairs.
         folds: which fold each pair is held out in.
+
+    Returns:
+        (n,); 0, which is no opinion, where no text that is learnt from has a word of two letters or more.
     """
     import numpy as np
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -134,7 +137,11 @@ def tfidf_margins(
     for fold in sorted(set(folds)):
         known, held_out = np.flatnonzero(dealt != fold), np.flatnonzero(dealt == fold)
         reader = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
-        reader.fit(sorted({text for at in known.tolist() for text in (chosen[at], rejected[at])}))
+        learnt = sorted({text for at in known.tolist() for text in (chosen[at], rejected[at])})
+        words = reader.build_tokenizer()
+        if not any(words(text) for text in learnt):
+            continue
+        reader.fit(learnt)
 
         def gaps(items: np.ndarray, reader: TfidfVectorizer = reader) -> object:
             both = ([texts[at] for at in items.tolist()] for texts in (chosen, rejected))

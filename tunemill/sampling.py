@@ -357,7 +357,7 @@ def beginning(model: Any, soft: torch.Tensor | None, ids: Sequence[int]) -> Any:
     row = torch.tensor([list(ids)], dtype=torch.long, device=model.device)  # (1, T)
     given = {"input_ids": row} if soft is None else {"inputs_embeds": embedded(model, soft, row)}
     with torch.inference_mode():
-        return model(**given, use_cache=True, logits_to_keep=1).past_key_values
+        return model.base_model(**given, use_cache=True).past_key_values
 
 
 def embedded(model: Any, soft: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
@@ -517,13 +517,13 @@ def _read(model: Any, ids: torch.Tensor, mask: torch.Tensor, room: int, prefix: 
         positions = (seen.cumsum(dim=1) - 1).clamp(min=0)
         cache = caches.roomy(model, len(chosen), room if whole else longest, prefix.cache)
         with torch.inference_mode():
-            model(
+            # Without the head: nobody reads these logits, and of a frozen head torch would copy the weights for each row.
+            model.base_model(
                 input_ids=ids[index, first:-1],
                 attention_mask=seen,
                 position_ids=positions[:, prefix.length :],
                 past_key_values=cache,
                 use_cache=True,
-                logits_to_keep=1,
             )
         if whole:
             return cache

@@ -227,6 +227,27 @@ def test_what_aligns_without_ppo_is_checked_like_the_rest(place: Path, stage: st
         assert f"an adapter of {stage} sits on 'artifacts/feedback/policy', not on 'artifacts/select/model'" in fault
 
 
+@pytest.mark.parametrize(("mode", "result"), [("adapters", "adapter"), ("full", "model")])
+def test_what_ppo_writes_is_known_by_its_mode_and_sits_on_the_starting_policy(
+    place: Path, mode: str, result: str
+) -> None:
+    def found(base: str, result: str = result) -> list[str]:
+        policy = {"policy": f"artifacts/ppo/harm/{result}-18", "base": base}
+        setting = {"mode": mode, "seeds": [17, 18]}
+        run = {"ppo": {"harm": {"reward": "artifacts/reward"}}}
+        return faults(place, {**ONE, "candidates": {**LORA_ONLY, "ppo": policy}, "extra": run, "ppo": setting})
+
+    policy = "artifacts/feedback/policy"
+    assert found(policy if mode == "adapters" else f"artifacts/ppo/harm/{result}-18") == []
+    other = "model" if result == "adapter" else "adapter"
+    [fault, *_] = found(policy, other)
+    assert f"candidates.ppo.policy: 'artifacts/ppo/harm/{other}-18' is neither there nor made by a stage" in fault
+    if mode == "adapters":
+        [fault] = found("artifacts/select/model")
+        assert f"an adapter of ppo sits on '{policy}', not on 'artifacts/select/model'" in fault
+        assert "the starting policy that feedback writes" in fault
+
+
 @pytest.mark.parametrize(
     ("text", "told"), [("stages: [\n", r"dvc\.yaml:\d+: not valid YAML"), ("a: 1\n", r"dvc\.yaml: no stages")]
 )

@@ -49,7 +49,9 @@ def passes(model: Any) -> list[tuple[int, int]]:
     def note(_: Any, __: Any, given: dict[str, Any]) -> None:
         seen.append(tuple(given["decoder_input_ids" if "decoder_input_ids" in given else "input_ids"].shape))
 
-    model.register_forward_pre_hook(note, with_kwargs=True)
+    # Below the head: what is only remembered is read without one.
+    body = model if model.config.is_encoder_decoder else model.base_model
+    body.register_forward_pre_hook(note, with_kwargs=True)
     return seen
 
 

@@ -63,6 +63,11 @@ def test_tfidf_ridge_is_scikit_learns_on_differences() -> None:
         assert found[held_out] == pytest.approx(gaps[held_out] @ solved)
 
 
+def test_answers_without_a_word_leave_tfidf_without_an_opinion() -> None:
+    chosen, rejected = ["a", "b", "A?", "I", "a b", "!"], ["I", "c", "b", "", "x", "y z"]
+    assert pairwise.tfidf_margins(chosen, rejected, WEIGHTS, FOLDS).tolist() == [0.0] * 6
+
+
 def test_a_linear_reward_is_a_logistic_regression_on_differences() -> None:
     from sklearn.linear_model import LogisticRegression
 

@@ -531,7 +531,7 @@ def test_a_soft_prompt_and_what_prompts_begin_with_are_read_once(
         fed = given["inputs_embeds"] if given.get("input_ids") is None else given["input_ids"]
         read.append(fed.shape[:2].numel())
 
-    hook = model.get_base_model().register_forward_pre_hook(note, with_kwargs=True)
+    hook = model.get_base_model().base_model.register_forward_pre_hook(note, with_kwargs=True)
     list(
         sampling.generate(
             model, tokenizer, prompts, max_new_tokens=1, batches=sampling.plan([*map(len, prompts)], 1, 9999, 4)
