@@ -55,10 +55,10 @@ study: .installed ## the same with the steps and test items that stronger number
 	@$(call driver,study)
 
 test: .installed ## unit and stage tests
-	@pytest -m "not slow and not e2e"
+	@pytest -m "not slow and not e2e" --durations=10
 
 test-all: .installed ## what `test` leaves out: end to end, kill, browser and server tests
-	@pytest -m "slow or e2e"
+	@pytest -m "slow or e2e" --durations=25
 
 label: .installed ## rank answers yourself, on a page on 127.0.0.1; what you say is kept in labels/
 	@python -m tunemill.labelling --completions artifacts/feedback/completions.jsonl --labels labels

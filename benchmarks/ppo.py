@@ -9,7 +9,8 @@ environment of its own, made on first use under work/benchmarks/ppo_peer; what i
 measures at its first rollout. Printed are the peak memory of the process, seconds and processor seconds of an update (generation
 to last step; loading, checkpoints and the monitor's looks apart; the fastest run counts, of it the median), and the reward at the
 KL divergence that all reached, from a fit of reward against √KL (Gao et al. 2023): with few updates that is mostly noise. Where
-ours is shared adapters, as it comes, it is the one that others are set against: full copies of the four models, and LoRA. The
+ours is shared adapters with the value a head on the policy's states, as the stage comes, it is the one that others are set against: the
+value with an adapter of its own, full copies of the four models, and LoRA. The
 stages set malloc so that it gives back what is freed, and so does ours here; the peer runs as one starts it, and with that too.
 """
 
@@ -45,10 +46,13 @@ class Variant(NamedTuple):
     """Whether LoRA weights are trained, or full copies."""
     our_malloc: bool
     """Whether it runs with the stages' settings of malloc, or with none."""
+    value: str = "adapter"
+    """Of ours: weights of its own for the value, as the peer has them, or a head on the policy's states, the stage's default."""
 
 
 VARIANTS = {
-    "tunemill": Variant(ours=True, lora=True, our_malloc=True),
+    "tunemill": Variant(ours=True, lora=True, our_malloc=True, value="detached"),
+    "tunemill, value adapter": Variant(ours=True, lora=True, our_malloc=True),
     "tunemill, full copies": Variant(ours=True, lora=False, our_malloc=True),
     "trl, full copies": Variant(ours=False, lora=False, our_malloc=False),
     "trl, lora": Variant(ours=False, lora=True, our_malloc=False),
@@ -133,7 +137,7 @@ def measure(
     how = VARIANTS[variant]
     if how.ours:
         command = [sys.executable, "-m", "benchmarks.ppo_ours", "--reward", arguments.reward]
-        command += ["--micro-batch", arguments.micro_batch]
+        command += ["--micro-batch", arguments.micro_batch, "--value", how.value]
     else:
         command = [python, PEER / "run.py", "--reward", place / "classifier"]
         if scale is not None:

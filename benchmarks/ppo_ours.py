@@ -34,7 +34,7 @@ def settings(arguments: argparse.Namespace) -> Any:
         "rank": arguments.rank,
         "alpha": arguments.alpha,
         "targets": arguments.targets[0] if arguments.targets == ["all-linear"] else arguments.targets,
-        "value": "adapter",
+        "value": arguments.value,
         "prompts": arguments.batch,
         "samples": 1,
         "max_prompt_tokens": 10**6,  # none is left out
@@ -119,6 +119,9 @@ def main() -> int:
     """Train and print one line of JSON."""
     parser = options(__doc__ or "")
     parser.add_argument("--micro-batch", type=int, default=8, help="responses in a forward pass")
+    parser.add_argument(
+        "--value", choices=["detached", "adapter"], default="detached", help="as ppo.value; with --lora"
+    )
     arguments = parser.parse_args()
     runtime.set_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as work, contextlib.redirect_stdout(sys.stderr):

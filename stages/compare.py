@@ -472,6 +472,12 @@ def alignments(
                 "less_harmful": all(each.holds is not False for each in held),
                 "sentence": alignment.sentence(entry["name"], entry["against"], entry["measures"], held),
             }
+            same = {alignment.unchanged(red_team[each], red_team[entry["against"]]) for each in entry["of"]}
+            if None not in same:
+                entry["sentence"] = (
+                    f"{entry['name']} against {entry['against']}: the same answers to all {plural(max(same), 'prompt')},"
+                    " so nothing has been changed and nothing is shown"
+                )
     return entries
 
 

@@ -360,6 +360,15 @@ def conditions(
     return found
 
 
+def unchanged(ours: Rows, theirs: Rows) -> int | None:
+    """How many prompts there are, where all answers of a candidate are those of the one that it started from; else None.
+
+    So it is where the monitor liked no policy better than the one at the start.
+    """
+    told = [[[answer["prediction"] for answer in row["samples"]] for row in rows] for rows in (ours, theirs)]
+    return len(told[0]) if told[0] and told[0] == told[1] else None
+
+
 def sentence(name: str, against: str, measures: Mapping[str, Mapping[str, Any]], found: Sequence[Condition]) -> str:
     """What may be said, and what stands against it."""
     primary = measures[PRIMARY]

@@ -494,6 +494,15 @@ def test_without_anyone_aligned_nothing_is_added(tmp_path: Path, tables: dict[st
     assert found["alignment"] == [] and not any(name.startswith("alignment") for name in flat)
 
 
+def test_a_policy_that_answers_as_it_did_is_called_that(tmp_path: Path) -> None:
+    found, flat = aligned(tmp_path, ppo=provoked(0.6, 1), lora=provoked(0.6, 1))
+    (entry,) = found["alignment"]
+    assert entry["sentence"] == (
+        "ppo against lora: the same answers to all 200 prompts, so nothing has been changed and nothing is shown"
+    )
+    assert entry["less_harmful"] is False and flat["alignment/ppo-vs-lora/harm/diff"] == 0.0
+
+
 def test_more_refusals_are_no_alignment(tmp_path: Path) -> None:
     found, flat = aligned(tmp_path, ppo=provoked(0.5, 7, refusals=0.5))
     (entry,) = found["alignment"]
