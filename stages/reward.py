@@ -64,6 +64,9 @@ class Config(Params):
     """The update is scaled by alpha / rank."""
     targets: str | tuple[str, ...]
     """Names of the adapted layers; "all-linear" takes every linear layer but the output head."""
+    balance_lengths: bool
+    """Whether pairs are weighted so that the longer answer is preferred as often as the shorter one, wherever it learns. It is measured
+    on the pairs as they are."""
     head_penalty: float = Field(gt=0)
     """What keeps the head small that a regression on the untrained states starts from."""
     learning_rate: float = Field(gt=0, le=1)
@@ -118,12 +121,14 @@ def run(cfg: Config, *, policy: Path, preferences: Path, out: Path, work: Path, 
     chosen, rejected = (np.array([getattr(pair, name) for pair in data.pairs]) for name in ("chosen", "rejected"))
     weights = np.array([pair.weight for pair in data.pairs])
     probabilities = np.array([pair.probability for pair in data.pairs])
+    ratio = pairwise.length_ratio([each.chosen for each in used], [each.rejected for each in used])
 
     def taught(items: np.ndarray, steps: int, name: str, title: str) -> tuple[Any, list[Any]]:
         """A reward model of some pairs, on the language model, and its training curve."""
         seed_everything(cfg.seed)  # of the adapter's new weights
         gaps = states[chosen[items]] - states[rejected[items]]
-        head = pairwise.fit(gaps, probabilities[items], weights[items], cfg.head_penalty)
+        counted = pairwise.balanced(weights[items], ratio[items]) if cfg.balance_lengths else weights[items]
+        head = pairwise.fit(gaps, probabilities[items], counted, cfg.head_penalty)
         trainee = reward_models.attach(model, adapter(cfg), torch_row(head))
         settings = reward_models.Settings(
             steps, cfg.batch_size, cfg.learning_rate, cfg.warmup_steps, cfg.max_grad_norm, cfg.checkpoint_steps
@@ -132,7 +137,7 @@ def run(cfg: Config, *, policy: Path, preferences: Path, out: Path, work: Path, 
             trainee,
             tokenizer,
             data,
-            [data.pairs[at] for at in items],
+            [data.pairs[at]._replace(weight=weight) for at, weight in zip(items, counted.tolist(), strict=True)],
             settings,
             cfg.seed,
             runtime=runtime,
@@ -206,6 +211,7 @@ def run(cfg: Config, *, policy: Path, preferences: Path, out: Path, work: Path, 
             "steps": cfg.steps,
             "batch_size": cfg.batch_size,
             "learning_rate": cfg.learning_rate,
+            "balance_lengths": cfg.balance_lengths,
             "epochs": cfg.steps * cfg.batch_size / len(used),
             "trainable_parameters": trainable(trainee.policy),
             "trainer": "trl.RewardTrainer" if losses.start_token(model) is None else "transformers.Trainer",

@@ -229,6 +229,28 @@ def bins(ratio: np.ndarray) -> np.ndarray:
     return found
 
 
+def balanced(weights: np.ndarray, ratio: np.ndarray) -> np.ndarray:
+    """Weights by which the longer answer is preferred as often as the shorter one, at each extent: (n,), with the same sum.
+
+    Where people mostly prefer the short answer, a reward learns to like short answers, and a policy learns to write them (Singhal et
+    al. 2024, "A Long Way to Go", of the other direction). An extent at which only one of the two is ever preferred stays as it is.
+
+    Args:
+        weights: (n,) of the pairs.
+        ratio: of `length_ratio`.
+    """
+    import numpy as np
+
+    places, found = bins(ratio), weights.astype(float).copy()
+    for low in range(len(BINS) // 2):
+        sides = [np.flatnonzero(places == place) for place in (low, len(BINS) - 1 - low)]
+        sums = [float(found[side].sum()) for side in sides]
+        if min(sums) > 0:
+            for side, own in zip(sides, sums, strict=True):
+                found[side] *= sum(sums) / 2.0 / own
+    return found
+
+
 # ── calibration ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 
 from stages import reward
 from tests import tiny_model
 from tests.stages import tuned
-from tunemill import backbone, checkpoints, journal, models, pairwise, records, rewards
+from tunemill import backbone, checkpoints, journal, models, pairwise, records, reward_models, rewards
 from tunemill.errors import UserError
 from tunemill.log import Log
 from tunemill.params import ParamsFile
@@ -212,3 +213,31 @@ def test_a_constant_reward_is_said_to_be_one(policy: Path, tmp_path: Path, monke
     assert told["constant"] is True and found["constant"] == 1.0
     assert found["held_out/accuracy"] == 0.5 and found["held_out/ece"] is None
     assert found["held_out/nll"] == pytest.approx(np.log(2))
+
+
+def test_balanced_pairs_teach_nothing_of_length(policy: Path, tmp_path: Path) -> None:
+    """People like the short answer three times in four, and say nothing else: with balanced weights, that is no reason to."""
+    rows = []
+    for number in range(24):
+        short, long = "read the value", "read the value of the row and of the table"
+        chosen, rejected = (long, short) if number % 4 == 0 else (short, long)
+        prompt = f"what of table {number} in file {number // 3}"
+        identifier = records.row_id(prompt, chosen, rejected)
+        rows.append(Preference(identifier, prompt, chosen, rejected, 1.0, 1.0, f"group {number}", "ratings"))
+
+    def margin(balance: bool) -> float:
+        """How much better the kept model likes the short answer, at the weights that it starts from."""
+        name = f"balanced-{balance}"
+        _, told = run(policy, tmp_path, rows, name, balance_lengths=balance, steps=1, fold_steps=1, learning_rate=1e-9)
+        assert told["training"]["balance_lengths"] is balance
+        head = safetensors.torch.load_file(tmp_path / name / "adapter" / backbone.HEAD)["weight"].numpy()
+        model, tokenizer = models.load_base(policy, tuned.CPU), models.load_tokenizer(policy)
+        data = reward_models.encode(tokenizer, rows, 256)
+        states = reward_models.states(model, data.rows, tokenizer.pad_token_id, batch_tokens=4096, title="", log=Log())
+        scores = states @ head
+        gaps = [scores[pair.chosen] - scores[pair.rejected] for pair in data.pairs]
+        sides = [[gap for number, gap in enumerate(gaps) if (number % 4 == 0) == longer] for longer in (False, True)]
+        return float(np.mean(sides[0]) - np.mean(sides[1])) / 2.0
+
+    as_they_are, balanced = margin(False), margin(True)
+    assert as_they_are > 0.3 and abs(balanced) < as_they_are / 4

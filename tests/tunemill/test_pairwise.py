@@ -68,6 +68,17 @@ def test_answers_without_a_word_leave_tfidf_without_an_opinion() -> None:
     assert pairwise.tfidf_margins(chosen, rejected, WEIGHTS, FOLDS).tolist() == [0.0] * 6
 
 
+def test_balanced_weights_leave_nothing_to_length() -> None:
+    ratio = np.array([0.4, 0.3, 0.2, 2.5, 0.7, 0.7, 1.5, 1.0])
+    weights = np.array([1.0, 1.0, 2.0, 1.0, 1.0, 2.0, 1.0, 3.0])
+    found = pairwise.balanced(weights, ratio)
+    # at most half as long 4 against 1: both 2.5; shorter 3 against 1: both 2; about as long stays.
+    assert found == pytest.approx([0.625, 0.625, 1.25, 2.5, 2 / 3, 4 / 3, 2.0, 3.0])
+    assert found.sum() == pytest.approx(weights.sum()) and weights[0] == 1.0
+    alone = np.array([0.4, 0.3, 1.5])
+    assert pairwise.balanced(np.ones(3), alone).tolist() == [1.0] * 3  # nothing to set against
+
+
 def test_a_linear_reward_is_a_logistic_regression_on_differences() -> None:
     from sklearn.linear_model import LogisticRegression
 
