@@ -207,7 +207,9 @@ def test_what_all_prompts_of_a_cell_begin_with_is_read_once(
 
     def watched(*given: Any) -> Any:
         policy, tokenizer = load(*given)
-        policy.register_forward_pre_hook(lambda _, __, named: fed.append(named["input_ids"].shape), with_kwargs=True)
+        policy.base_model.register_forward_pre_hook(
+            lambda _, __, named: fed.append(named["input_ids"].shape), with_kwargs=True
+        )
         return policy, tokenizer
 
     monkeypatch.setattr(models, "load_policy", watched)
