@@ -426,6 +426,7 @@ def serve(desk: Desk, port: int) -> None:
     """Answer on 127.0.0.1 until told to stop."""
     from fastapi import Response
     from nicegui import app, ui
+    from nicegui.events import GenericEventArguments
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     here = Path(__file__)
@@ -455,9 +456,9 @@ def serve(desk: Desk, port: int) -> None:
             with ui.element("div").classes("warning"):
                 ui.label(WARNING)
 
-            def start() -> None:
+            def start(event: GenericEventArguments) -> None:
                 try:
-                    name = labels.check_name(field.value or "")
+                    name = labels.check_name(event.args or "")
                 except UserError as error:
                     field.props(f'error error-message="{error.expected}"')
                     return
@@ -467,8 +468,12 @@ def serve(desk: Desk, port: int) -> None:
 
             with ui.element("div").classes("row-of"):
                 field = ui.input("Your name").props("outlined autofocus autocomplete=off").classes("name")
-                field.on("keydown.enter", start)
-                ui.button("Start", color=None, on_click=start).props("flat no-caps").classes("action main")
+                # The name comes with the key or the click. What a field says of itself comes by another message, and until a slow
+                # machine has connected the page, either of the two may be the first.
+                typed = "() => emit(document.querySelector('.name input').value)"
+                field.on("keydown.enter", start, js_handler=typed)
+                button = ui.button("Start", color=None).props("flat no-caps").classes("action main")
+                button.on("click", start, js_handler=typed)
             for name, told in desk.people().items():
                 with ui.element("div").classes("others small soft"):
                     ui.link(name, f"/as/{name}").classes("plain")

@@ -118,7 +118,7 @@ def visit(browser: Any) -> Iterator[Any]:
         context = browser.new_context(viewport={"width": 1280, "height": 800}, color_scheme=scheme, locale="en-US")
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(60_000)  # of a machine that does other things as well
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda request: complaints.append(request.url) if not local(request.url) else None)
         page.goto(server.url)
@@ -363,6 +363,36 @@ def test_a_name_that_is_none_is_asked_for_again_and_the_browser_remembers_the_la
     page.keyboard.press("Enter")
     page.get_by_text("letters a-z").wait_for()
     assert not [*server.folder.rglob("*.jsonl")][1:]
+
+
+@pytest.mark.parametrize("how", ["key", "click"])
+def test_a_name_arrives_with_the_key_or_the_click_that_ends_it(browser: Any, server: Server, how: str) -> None:
+    """Until the page is connected its messages wait, and may change places."""
+    context = browser.new_context(locale="en-US")
+    page = context.new_page()
+    lost: list[str] = []
+
+    def without_the_first(route: Any) -> None:
+        socket = route.connect_to_server()
+
+        def forward(message: str) -> None:
+            if '["event"' in message and not lost:
+                lost.append(message)
+            else:
+                socket.send(message)
+
+        route.on_message(forward)
+
+    page.route_web_socket(re.compile("."), without_the_first)
+    page.goto(server.url)
+    page.get_by_label("Your name").fill("ada")
+    if how == "key":
+        page.keyboard.press("Enter")
+    else:
+        page.get_by_role("button", name="Start").click()
+    page.get_by_text(re.compile(r"^Prompt 1 of")).wait_for()
+    assert '"ada"' in lost[0].replace("\\", "")
+    context.close()
 
 
 def test_only_this_machine_by_its_own_name(server: Server) -> None:
