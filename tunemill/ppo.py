@@ -227,9 +227,11 @@ class Piece(NamedTuple):
     rows: torch.Tensor
     """(B,) which responses of the rollout."""
     batch: Batch
+    ended: Batch
+    """The same as a reward model reads it: with an end after each response that was cut off (`rewards.ended`)."""
 
 
-def pieces(episodes: Sequence[Episode], size: int, pad: int, actors: Actors) -> list[Piece]:
+def pieces(episodes: Sequence[Episode], size: int, tokenizer: Any, actors: Actors) -> list[Piece]:
     """Micro-batches; each has the same rows in every pass: those of like length, or where they are packed those of one prompt."""
     import torch
 
@@ -241,13 +243,16 @@ def pieces(episodes: Sequence[Episode], size: int, pad: int, actors: Actors) -> 
         key=lambda each: (episodes[each].row.prompt if packed else len(episodes[each].row), each),
     )
     parts = [order[at : at + size] for at in range(0, len(order), size)]
-    return [
-        Piece(
-            torch.tensor(part, device=device),
-            backbone.collate([episodes[row].row for row in part], pad, start, packed).to(device),
-        )
-        for part in parts
-    ]
+    found = []
+    for part in parts:
+        rows = [episodes[each].row for each in part]
+        batch = backbone.collate(rows, tokenizer.pad_token_id, start, packed).to(device)
+        ended = batch
+        if not all(episodes[each].finished for each in part):
+            whole = [rewards.ended(episodes[each].row, episodes[each].finished, tokenizer) for each in part]
+            ended = backbone.collate(whole, tokenizer.pad_token_id, start, packed).to(device)
+        found.append(Piece(torch.tensor(part, device=device), batch, ended))
+    return found
 
 
 def read(
@@ -297,7 +302,7 @@ def read(
             if reward.model is not None:
                 assert actors.reward_head is not None
                 with actors.role("reward") as scorer:
-                    scores[part.rows] = backbone.linear(backbone.end_states(scorer, part.batch), actors.reward_head)
+                    scores[part.rows] = backbone.linear(backbone.end_states(scorer, part.ended), actors.reward_head)
     if reward.model is None:
         lengths = [float(len(each.row.completion)) for each in episodes]
         told = lengths if reward.texts is None else reward.texts(*texts)
@@ -748,7 +753,7 @@ class _Run(NamedTuple):
         """Steps 1 and 2."""
         ids = [each for _, each in prompts]
         episodes = roll_out(self.actors, self.tokenizer, ids, chosen, self.cfg, seed, self.runtime)
-        parts = pieces(episodes, self.cfg.micro_batch, self.tokenizer.pad_token_id, self.actors)
+        parts = pieces(episodes, self.cfg.micro_batch, self.tokenizer, self.actors)
         texts = [prompts[each.prompt][0] for each in episodes], self.written(episodes)
         found = read(self.actors, episodes, parts, texts, self.reward, self.cfg, self.runtime, self.where)
         return episodes, parts, found

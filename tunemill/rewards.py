@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import ConfigDict, ValidationError
 
-from tunemill import backbone, checkpoints, losses, models, toxicity
+from tunemill import backbone, checkpoints, losses, models, sampling, toxicity
 from tunemill.errors import UserError
 from tunemill.losses import Encoded
 from tunemill.params import Params
@@ -234,6 +234,7 @@ def reader(folder: Path, start: Path, runtime: Runtime) -> Rows:
     # Not merged: bfloat16 would round much of the adapter away.
     model = PeftModel.from_pretrained(base, folder / "adapter", is_trainable=False).eval().get_base_model()
     first, packed = losses.start_token(model), backbone.packable(model)
+    ends = set(sampling.end_tokens(model, tokenizer))
 
     def score(rows: Sequence[Encoded]) -> list[float]:
         # Rows that begin alike, and are alike in length, are read together.
@@ -241,7 +242,8 @@ def reader(folder: Path, start: Path, runtime: Runtime) -> Rows:
         found = [0.0] * len(rows)
         for at in range(0, len(order), ROWS):
             places = order[at : at + ROWS]
-            batch = backbone.collate([rows[place] for place in places], tokenizer.pad_token_id, first, packed)
+            whole = [ended(rows[place], bool(ends & {*rows[place].completion[-1:]}), tokenizer) for place in places]
+            batch = backbone.collate(whole, tokenizer.pad_token_id, first, packed)
             with torch.inference_mode():
                 states = backbone.end_states(model, batch.to(runtime.device))
             for place, value in zip(places, backbone.linear(states, head).tolist(), strict=True):
@@ -249,6 +251,20 @@ def reader(folder: Path, start: Path, runtime: Runtime) -> Rows:
         return found
 
     return score
+
+
+def ended(row: Encoded, finished: bool, tokenizer: Any) -> Encoded:
+    """A response as a reward model knows responses: with an end.
+
+    People rated whole answers, so of one that was cut off a reward model's last state says above all that it was cut off: PPO would
+    learn to be brief, and nothing else. Not to have ended has a price of its own (`ppo.missing_eos_penalty`).
+
+    Args:
+        row: prompt and response.
+        finished: whether its last token ends the text.
+        tokenizer: whose end is put after it where it does not.
+    """
+    return row if finished else Encoded(row.prompt, [*row.completion, tokenizer.eos_token_id])
 
 
 def shuffle(scores: torch.Tensor, seed: Sequence[int]) -> torch.Tensor:

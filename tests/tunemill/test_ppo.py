@@ -13,6 +13,7 @@ from tests.tunemill.test_backbone import adapter, reward_folder
 from tunemill import backbone, checkpoints, models, ppo, rewards
 from tunemill.errors import UserError
 from tunemill.log import Log
+from tunemill.losses import Encoded
 from tunemill.ppo import KL, Settings
 from tunemill.rewards import Reward
 from tunemill.runtime import Runtime
@@ -198,6 +199,24 @@ def test_learning_a_reward_model_with_a_value_of_its_own(bench: Bench, tmp_path:
     assert len(trained.state.curve) == 2
     assert len({each["reward"] for each in trained.state.curve}) == 2
     assert trained.actors.value_head.abs().max() > 0.0
+
+
+def test_what_was_cut_off_is_scored_as_if_it_ended_there(bench: Bench, tmp_path: Path) -> None:
+    """People rated whole answers: a reward model must not tell by the missing end what it thinks of an answer."""
+    folder = reward_folder(bench.start, tmp_path / "reward")
+    actors = backbone.share(bench.start, folder, adapter(8), CPU, detached=True)
+    responses = ([261, 70, 90], [261, 70, 90, bench.tokenizer.eos_token_id], [80])
+    told = zip(responses, (False, True, False), strict=True)
+    episodes = [ppo.Episode(0, Encoded(bench.prompts[0][1], ids), finished) for ids, finished in told]
+    parts = ppo.pieces(episodes, 2, bench.tokenizer, actors)
+    texts = (["a"] * 3, ["b"] * 3)
+    found = ppo.read(actors, episodes, parts, texts, Reward("model", folder, None, False), bench.cfg, CPU, folder)
+    assert found.mask.sum(dim=1).tolist() == [3, 4, 1]  # nothing but what was drawn is learnt from
+    alone = rewards.reader(folder, bench.start, CPU)(
+        [Encoded(each.row.prompt, each.row.completion) for each in episodes]
+    )
+    assert found.scores.tolist() == pytest.approx(alone, rel=1e-3, abs=1e-3)
+    assert alone[0] == pytest.approx(alone[1], abs=1e-6) and abs(alone[0] - alone[2]) > 1e-3
 
 
 def test_training_all_weights(bench: Bench, tmp_path: Path) -> None:
