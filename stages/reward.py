@@ -1,6 +1,7 @@
 r"""Reward: teach a model which of two answers people prefer, and measure it on prompts that it did not learn from.
 
-    python -m stages.reward --policy artifacts/feedback/policy --preferences artifacts/feedback/preferences.jsonl
+    python -m stages.reward --policy artifacts/feedback/policy --preferences artifacts/feedback/preferences.jsonl \
+        --completions artifacts/feedback/completions.jsonl
 
 Bradley-Terry with a low-rank adapter and a linear head on the starting policy's own weights (`tunemill.reward_models`): PPO loads both
 beside its other adapters, on the same base.
@@ -10,6 +11,9 @@ asked about it. The model that is kept has seen all pairs, so it is not the one 
 accuracy stand what length alone tells, and a ridge regression on TF-IDF weights of the answer, and of prompt and answer, dealt into the
 same parts. "Beats" is said where the interval of the difference, which resamples groups, lies above zero. People prefer short answers
 here; so the accuracy is told by how the two answers' lengths differ, too. A reward that follows length is a defect to show.
+With `length_control` it is mended, too: what the reward model makes of the length of the starting policy's own answers (`completions`)
+is taken off its scores (`rlhf.LengthLine`). What is left tells less of people's pairs, where length does tell something, and is
+what a policy can be trained by without its answers just becoming short. Both are measured.
 
 Writes adapter/ (the adapter, head.safetensors and a card), reward.json (everything measured), curve.csv (the training), folds.csv,
 lengths.csv, reliability.csv and histogram.csv.
@@ -29,25 +33,35 @@ from tunemill import checkpoints, journal, pairwise, records
 from tunemill.errors import UserError
 from tunemill.log import Log
 from tunemill.params import Params
-from tunemill.records import Preference
+from tunemill.records import Completions, Preference
+from tunemill.rlhf import LengthLine
 from tunemill.runtime import Runtime, seed_everything
 from tunemill.stage import Metrics, main
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from tunemill.losses import Encoded
+
+CONTROLLED = "controlled"
+"""The reward model's scores, less what they say of length."""
 BASELINES = {
     "length": "length alone",
     "response": "TF-IDF of the answer",
     "text": "TF-IDF of prompt and answer",
 }
 """What the reward model is measured beside."""
-SYSTEMS = ("reward", *BASELINES)
+SYSTEMS = ("reward", CONTROLLED, *BASELINES)
 SUBSETS = ("all", "chosen_longer", "length_matched")
 """All pairs; those where people preferred the longer answer; those of about the same length."""
 ENDS = {"": 0, "_low": 1, "_high": 2}
 """What a metric's key ends in → which part of an interval it is."""
 
+
+NO_LINE = (
+    "length is not taken out of the reward: the policy's answers to each prompt are all of one length, or there are none "
+    "(feedback.prompts, feedback.max_new_tokens)"
+)
 
 LEAST = 1e-9
 """Scores closer together than this are the same: what an optimizer's first step moves a reward that has learnt nothing by."""
@@ -67,6 +81,8 @@ class Config(Params):
     balance_lengths: bool
     """Whether pairs are weighted so that the longer answer is preferred as often as the shorter one, wherever it learns. It is measured
     on the pairs as they are."""
+    length_control: bool
+    """Whether what the reward says of the starting policy's answers by their length alone is taken off it."""
     head_penalty: float = Field(gt=0)
     """What keeps the head small that a regression on the untrained states starts from."""
     learning_rate: float = Field(gt=0, le=1)
@@ -93,8 +109,18 @@ class Config(Params):
     """Bootstrap resamples of groups, for the intervals."""
 
 
-def run(cfg: Config, *, policy: Path, preferences: Path, out: Path, work: Path, runtime: Runtime, log: Log) -> Metrics:
-    """Train on `preferences`, measure by cross-validation, and write the reward model under `out`."""
+def run(
+    cfg: Config,
+    *,
+    policy: Path,
+    preferences: Path,
+    completions: Path,
+    out: Path,
+    work: Path,
+    runtime: Runtime,
+    log: Log,
+) -> Metrics:
+    """Train on `preferences`, take length out by `completions`, measure by cross-validation, and write the reward model under `out`."""
     import numpy as np
 
     from tunemill import backbone, cards, losses, models, reward_models
@@ -106,11 +132,13 @@ def run(cfg: Config, *, policy: Path, preferences: Path, out: Path, work: Path, 
     used = [preferred[at] for at in data.kept]
     check(cfg, used, data.left_out, preferences)
     folds = pairwise.deal([each.group for each in used], cfg.folds, cfg.seed)
+    sampled = records.read(completions, Completions) if cfg.length_control else []
+    own = reward_models.answered(tokenizer, sampled, cfg.max_tokens)
 
     # 2. What the untrained model makes of every answer: the head starts from a regression on it.
     model = models.load_base(policy, runtime)
-    reward_models.fits(model.config, data.rows)
-    pad = reward_models.unused_token(tokenizer, data.rows)
+    reward_models.fits(model.config, [*data.rows, *own.rows])
+    pad = reward_models.unused_token(tokenizer, [*data.rows, *own.rows])
     states = remembered(
         work / "states.npy",
         lambda: reward_models.states(
@@ -122,6 +150,23 @@ def run(cfg: Config, *, policy: Path, preferences: Path, out: Path, work: Path, 
     weights = np.array([pair.weight for pair in data.pairs])
     probabilities = np.array([pair.probability for pair in data.pairs])
     ratio = pairwise.length_ratio([each.chosen for each in used], [each.rejected for each in used])
+    tokens = np.array([len(row.completion) for row in data.rows])
+
+    def read(rows: Sequence[Encoded], trainee: Any, title: str) -> list[float]:
+        """What a reward model makes of answers."""
+        states = reward_models.states(model, rows, pad, batch_tokens=cfg.batch_tokens, title=title, log=log)
+        return [float(each) for each in states @ trainee.head.cpu().numpy()]
+
+    def line_of(trainee: Any, title: str) -> LengthLine | None:
+        """What it makes of their length; None where that is not asked, or cannot be told."""
+        if not own.rows:
+            return None
+        try:
+            return LengthLine.fit(
+                read(own.rows, trainee, title), [len(row.completion) for row in own.rows], own.prompts
+            )
+        except ValueError:
+            return None
 
     def taught(items: np.ndarray, steps: int, name: str, title: str) -> tuple[Any, list[Any]]:
         """A reward model of some pairs, on the language model, and its training curve."""
@@ -148,7 +193,8 @@ def run(cfg: Config, *, policy: Path, preferences: Path, out: Path, work: Path, 
         return trainee, points
 
     # 3. Cross-validation: each fold's answers are scored by a model that has not seen their prompts.
-    margins = np.zeros(len(used))
+    margins, controlled = np.zeros(len(used)), np.zeros(len(used))
+    lines: list[float | None] = []
     scored: dict[str, np.ndarray] = {name: np.zeros(len(used)) for name in ("chosen", "rejected")}
     table = []
     done = {entry["fold"]: entry for entry in journal.recover(work / "folds.jsonl")}
@@ -157,24 +203,21 @@ def run(cfg: Config, *, policy: Path, preferences: Path, out: Path, work: Path, 
         if fold not in done:
             trainee, points = taught(known, cfg.fold_steps, f"fold-{fold}", f"fold {fold + 1} of {cfg.folds}")
             rows = sorted({*chosen[held_out].tolist(), *rejected[held_out].tolist()})
-            read = reward_models.states(
-                model,
-                [data.rows[row] for row in rows],
-                pad,
-                batch_tokens=cfg.batch_tokens,
-                title=f"score fold {fold + 1}",
-                log=log,
-            )
-            found = (read @ trainee.head.cpu().numpy()).astype(float)
-            trainee.release()
+            found = np.array(read([data.rows[row] for row in rows], trainee, f"score fold {fold + 1}"))
             finite(found, f"the scores of fold {fold + 1}")
-            done[fold] = {"fold": fold, "rows": rows, "scores": found.tolist(), "loss": points[-1].loss}
+            line = line_of(trainee, f"length of answers, fold {fold + 1}")
+            trainee.release()
+            slope = line.slope if line else None
+            done[fold] = {"fold": fold, "rows": rows, "scores": found.tolist(), "loss": points[-1].loss, "slope": slope}
             journal.append(work / "folds.jsonl", done[fold])
         score = dict(zip(done[fold]["rows"], done[fold]["scores"], strict=True))
         for name, places in (("chosen", chosen), ("rejected", rejected)):
             scored[name][held_out] = [score[place] for place in places[held_out].tolist()]
         gaps = scored["chosen"][held_out] - scored["rejected"][held_out]
         margins[held_out] = np.where(np.abs(gaps) < LEAST, 0.0, gaps)
+        longer = np.log1p(tokens[chosen[held_out]]) - np.log1p(tokens[rejected[held_out]])
+        lines.append(done[fold]["slope"])
+        controlled[held_out] = gaps - (lines[-1] or 0.0) * longer
         table.append(
             {
                 "fold": fold + 1,
@@ -187,7 +230,7 @@ def run(cfg: Config, *, policy: Path, preferences: Path, out: Path, work: Path, 
         )
 
     # 4. Measure, beside the baselines.
-    found = measure(cfg, used, margins, weights, folds)
+    found = measure(cfg, used, margins, controlled if None not in lines else None, weights, folds)
     bars = pairwise.reliability(margins)
     # A reward is known up to a function of the prompt: each pair is shown about its own middle.
     middle = (scored["chosen"] + scored["rejected"]) / 2.0
@@ -196,10 +239,14 @@ def run(cfg: Config, *, policy: Path, preferences: Path, out: Path, work: Path, 
     # 5. The model that is kept learns from all pairs.
     trainee, points = taught(np.arange(len(used)), cfg.steps, "all", "training on all pairs")
     finite(trainee.head.cpu().numpy(), "the head")
+    line = line_of(trainee, "length of answers")
+    if cfg.length_control and line is None:
+        log.note(NO_LINE)
     reward_models.save(trainee, out / "adapter")
     told = {
         "kind": "model",  # among the rewards of `tunemill.rewards`
         "vocabulary": backbone.vocabulary(tokenizer),
+        "length": line._asdict() if line else None,
         "constant": bool((margins == 0).all()),
         "pairs": len(used),
         "prompts": len({each.prompt for each in used}),
@@ -321,9 +368,14 @@ def finite(values: np.ndarray, what: str) -> None:
 
 
 def measure(
-    cfg: Config, used: Sequence[Preference], margins: np.ndarray, weights: np.ndarray, folds: Sequence[int]
+    cfg: Config,
+    used: Sequence[Preference],
+    margins: np.ndarray,
+    controlled: np.ndarray | None,
+    weights: np.ndarray,
+    folds: Sequence[int],
 ) -> dict[str, Any]:
-    """Accuracy of the reward model and of the baselines, by subset and by length; calibration."""
+    """Accuracy of the reward model, with length and without, and of the baselines, by subset and by length; calibration."""
     import numpy as np
 
     chosen, rejected = [each.chosen for each in used], [each.rejected for each in used]
@@ -333,6 +385,7 @@ def measure(
     ]
     systems = {
         "reward": margins,
+        **({CONTROLLED: controlled} if controlled is not None else {}),
         "length": pairwise.length_margins(chosen, rejected),
         "response": pairwise.tfidf_margins(chosen, rejected, weights, folds),
         "text": pairwise.tfidf_margins(whole[0], whole[1], weights, folds),
@@ -359,15 +412,15 @@ def measure(
             "pairs": int(inside.sum()),
             "groups": len(set(own)),
             "accuracy": {name: each._asdict() for name, each in accuracy.items()},
-            "less": {name: each._asdict() for name, each in less.items()},
-            "beats": {name: each.low is not None and each.low > 0 for name, each in less.items()},
+            "less": {name: less[name]._asdict() for name in BASELINES},
+            "beats": {name: (low := less[name].low) is not None and low > 0 for name in BASELINES},
         }
 
     by_length = []
     for place, name in enumerate(pairwise.BINS):
         own = within(places == place)
         row: dict[str, Any] = {"preferred_is": name, "pairs": own["pairs"], "groups": own["groups"]}
-        for system in SYSTEMS:
+        for system in systems:
             accuracy = own["accuracy"][system]
             row |= {f"{system}{end}": accuracy[("value", "low", "high")[at]] for end, at in ENDS.items()}
         by_length.append(row)
@@ -410,6 +463,7 @@ def flat(told: Mapping[str, Any]) -> dict[str, float | None]:
         "held_out/nll": held_out["calibration"]["nll"],
         "held_out/chosen_shorter": held_out["chosen_shorter"],
         "constant": float(told["constant"]),
+        "length/slope": told["length"]["slope"] if told["length"] else None,
     }
     bounds = ("value", "low", "high")
     for subset in SUBSETS:
@@ -417,7 +471,7 @@ def flat(told: Mapping[str, Any]) -> dict[str, float | None]:
         found[f"{key}/pairs"] = held_out[subset]["pairs"]
         for system in SYSTEMS:
             name = "accuracy" if system == "reward" else f"accuracy_{system}"
-            own = held_out[subset]["accuracy"][system]
+            own = held_out[subset]["accuracy"].get(system) or dict.fromkeys(bounds)
             found |= {f"{key}/{name}{end}": own[bounds[at]] for end, at in ENDS.items()}
         for system in BASELINES:
             less = held_out[subset]["less"][system]
@@ -442,10 +496,17 @@ def sentence(held_out: Mapping[str, Any]) -> str:
     matched = held_out["length_matched"]
     return (
         f"accuracy on {own['pairs']} pairs of {own['groups']} groups of prompts it did not learn from: "
-        f"{ranged(own['accuracy']['reward'])}; {beside}; "
+        f"{ranged(own['accuracy']['reward'])}"
+        + (f" (length taken out: {ranged(own['accuracy'][CONTROLLED])})" if CONTROLLED in own["accuracy"] else "")
+        + f"; {beside}; "
         + ("it beats " + " and ".join(beaten) if beaten else "it is not shown to beat any of these")
         + f"; of about the same length ({matched['pairs']} pairs): {ranged(matched['accuracy']['reward'])}"
     )
+
+
+def taken_off(length: Mapping[str, float]) -> str:
+    """A length line as a formula."""
+    return f"{length['slope']:.3f} · (log(1 + tokens of the answer) − {length['log_tokens']:.3f})"
 
 
 def facts(cfg: Config, told: Mapping[str, Any]) -> dict[str, object]:
@@ -457,6 +518,10 @@ def facts(cfg: Config, told: Mapping[str, Any]) -> dict[str, object]:
         "peak learning rate": f"{cfg.learning_rate:g}",
         "seed": cfg.seed,
         "accuracy, cross-validated": ranged(own["accuracy"]["reward"]),
+        **(
+            {"the same, length taken out": ranged(own["accuracy"][CONTROLLED])} if CONTROLLED in own["accuracy"] else {}
+        ),
+        **({"taken off its score": taken_off(told["length"])} if told["length"] else {}),
         **{f"beside it: {title}": ranged(own["accuracy"][name]) for name, title in BASELINES.items()},
         "where people prefer the longer answer": ranged(told["held_out"]["chosen_longer"]["accuracy"]["reward"]),
     }

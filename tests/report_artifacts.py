@@ -532,14 +532,14 @@ FED_BACK: dict[str, Any] = {
 
 def rewarded() -> dict[str, Any]:
     """reward.json of a reward model that beats length, and words with the prompt, but not words of the answer alone."""
-    accuracy = {"reward": 0.824, "length": 0.742, "response": 0.803, "text": 0.771}
+    accuracy = {"reward": 0.824, "controlled": 0.702, "length": 0.742, "response": 0.803, "text": 0.771}
 
     def bounded(value: float, half: float, key: str = "value") -> dict[str, float | None]:
         return {key: value, "low": value - half, "high": value + half}
 
     def part(pairs: int, groups: int, shift: float, half: float) -> dict[str, Any]:
         own = {name: max(0.05, value + (shift if name == "length" else shift / 4)) for name, value in accuracy.items()}
-        less = {name: own["reward"] - value for name, value in own.items() if name != "reward"}
+        less = {name: own["reward"] - value for name, value in own.items() if name not in ("reward", "controlled")}
         return {
             "pairs": pairs,
             "groups": groups,
@@ -558,6 +558,7 @@ def rewarded() -> dict[str, Any]:
     ece = bounded(0.071, 0.022) | {"p": 0.02}
     return {
         "kind": "model",
+        "length": {"slope": -1.42, "log_tokens": 3.18},
         "constant": False,
         "pairs": 1204,
         "prompts": 113,

@@ -25,11 +25,12 @@ Row = Mapping[str, float | None]
 
 SYSTEMS = {
     "reward": "reward model",
+    "controlled": "reward model, length taken out",
     "length": "length alone",
     "response": "TF-IDF of the answer",
     "text": "TF-IDF of prompt and answer",
 }
-"""What reward.json measures, in the order of the page: the reward model, then its baselines."""
+"""What reward.json measures, in the order of the page: the reward model, the same less what it makes of length, then its baselines."""
 SUBSETS = {
     "all": "all pairs",
     "chosen_longer": "the preferred answer is longer",

@@ -309,6 +309,9 @@ def read(
         scores = torch.tensor(rewards.checked(told, texts[1], where), device=device)
     else:
         rewards.checked(scores.tolist(), texts[1], where)
+        if reward.line is not None:
+            tokens = [len(each.row.completion) + (not each.finished) for each in episodes]
+            scores = scores - torch.tensor([reward.line.says(each) for each in tokens], device=device)
     return Reading(mask, zeros["logprobs"], zeros["ref_logprobs"], zeros["entropy"], zeros["values"], scores)
 
 

@@ -33,7 +33,7 @@ from tunemill import backbone, checkpoints, losses, rlhf, sampling, tuning
 from tunemill.errors import UserError
 from tunemill.log import Log
 from tunemill.losses import Encoded
-from tunemill.records import Preference
+from tunemill.records import Completions, Preference
 from tunemill.runtime import Runtime, out_of_memory
 
 NAME = "reward_head"
@@ -138,6 +138,27 @@ def encode(tokenizer: Any, preferences: Sequence[Preference], max_tokens: int) -
         kept.append(number)
     encoded = [Encoded(list(prompt), list(ids)) for prompt, ids in rows]
     return Data(encoded, pairs, kept, len(cut), left_out)
+
+
+class Answered(NamedTuple):
+    """Answers of the policy, to see what a reward makes of their length."""
+
+    rows: list[Encoded]
+    prompts: list[int]
+    """Whose answer each is."""
+
+
+def answered(tokenizer: Any, sampled: Sequence[Completions], max_tokens: int) -> Answered:
+    """The policy's own answers, encoded and cut as `encode` does pairs."""
+    from tunemill.models import render_completion, render_prompt
+
+    found = Answered([], [])
+    for number, each in enumerate(sampled):
+        prompt = render_prompt(tokenizer, each.prompt)
+        for text in each.completions if len(prompt) < max_tokens else ():
+            found.rows.append(Encoded(prompt, render_completion(tokenizer, text)[: max_tokens - len(prompt)]))
+            found.prompts.append(number)
+    return found
 
 
 def fits(config: Any, rows: Sequence[Encoded]) -> None:

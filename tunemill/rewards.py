@@ -20,12 +20,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from tunemill import backbone, checkpoints, losses, models, sampling, toxicity
 from tunemill.errors import UserError
 from tunemill.losses import Encoded
 from tunemill.params import Params
+from tunemill.rlhf import LengthLine
 from tunemill.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -55,6 +56,17 @@ class Reward(NamedTuple):
     """What scores texts; None where a reward model does, or where only their length counts."""
     shuffled: bool
     """Whether the scores are dealt out anew among the responses of a rollout."""
+    line: LengthLine | None = None
+    """Of a reward model: what is taken off its scores."""
+
+
+class Length(Params):
+    """A `LengthLine`, in a reward.json."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    slope: float = Field(allow_inf_nan=False)
+    log_tokens: float = Field(allow_inf_nan=False)
 
 
 class Description(Params):
@@ -70,6 +82,8 @@ class Description(Params):
     """Of a classifier: the label whose logit is the reward."""
     sign: Literal[1, -1] = 1
     """Of a classifier: -1 where the label is what is not wanted."""
+    length: Length | None = None
+    """Of a reward model: what is taken off its scores, see `rlhf.LengthLine`; null: nothing."""
 
 
 def describe(folder: Path) -> Description:
@@ -107,7 +121,10 @@ def load(folder: Path, runtime: Runtime) -> Reward:
     """
     told = describe(folder)
     if told.kind in ("model", "shuffled"):
-        return Reward(told.kind, (folder / told.model).resolve(), None, told.kind == "shuffled")
+        model = (folder / told.model).resolve()
+        length = (describe(model) if told.kind == "shuffled" else told).length
+        line = LengthLine(length.slope, length.log_tokens) if length else None
+        return Reward(told.kind, model, None, told.kind == "shuffled", line)
     if told.kind == "classifier":
         return Reward(
             told.kind, None, classifier((folder / told.model).resolve(), told.label, told.sign, runtime), False
@@ -205,7 +222,7 @@ def drawn(reward: Reward, start: Path, runtime: Runtime) -> Drawn:
         UserError: a reward model does not fit the starting policy.
     """
     if reward.model is not None:
-        read = reader(reward.model, start, runtime)
+        read = reader(reward.model, start, runtime, reward.line)
         return lambda rows, prompts, responses: read(rows)
     if reward.texts is not None:
         texts = reward.texts
@@ -213,13 +230,14 @@ def drawn(reward: Reward, start: Path, runtime: Runtime) -> Drawn:
     return lambda rows, prompts, responses: [float(len(each.completion)) for each in rows]
 
 
-def reader(folder: Path, start: Path, runtime: Runtime) -> Rows:
+def reader(folder: Path, start: Path, runtime: Runtime, line: LengthLine | None = None) -> Rows:
     """A reward model by itself, on a copy of the starting policy's weights of its own: what scores token ids.
 
     Args:
         folder: of stage `reward`.
         start: folder of the starting policy.
         runtime: device and number format.
+        line: what is taken off its scores; None: nothing.
 
     Raises:
         UserError: it was trained with another tokenizer, or for a model of another width.
@@ -246,8 +264,8 @@ def reader(folder: Path, start: Path, runtime: Runtime) -> Rows:
             batch = backbone.collate(whole, tokenizer.pad_token_id, first, packed)
             with torch.inference_mode():
                 states = backbone.end_states(model, batch.to(runtime.device))
-            for place, value in zip(places, backbone.linear(states, head).tolist(), strict=True):
-                found[place] = value
+            for place, row, value in zip(places, whole, backbone.linear(states, head).tolist(), strict=True):
+                found[place] = value - (line.says(len(row.completion)) if line else 0.0)
         return found
 
     return score
@@ -322,4 +340,8 @@ def carry(folder: Path, out: Path) -> None:
 
 def told(reward: Reward) -> dict[str, Any]:
     """What is written down about it."""
-    return {"kind": reward.kind, "shuffled": reward.shuffled}
+    return {
+        "kind": reward.kind,
+        "shuffled": reward.shuffled,
+        "length": reward.line._asdict() if reward.line else None,
+    }

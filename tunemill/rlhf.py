@@ -215,6 +215,52 @@ class Normalization(NamedTuple):
         return ((scores - self.mean) / self.std).clamp(-CLIPPED_SCORE, CLIPPED_SCORE)
 
 
+class LengthLine(NamedTuple):
+    """What a reward model's score says of an answer's length alone, and is taken off it: slope · (log(1 + tokens) − log_tokens).
+
+    Where people mostly prefer the shorter answer, so does a reward model, and PPO would shorten answers before all else. The line is
+    the least-squares one through the starting policy's own answers (`fit`), so that among them the reward no longer follows length
+    (the idea of Huang et al. 2024, "Post-hoc Reward Calibration: A Case Study on Length Bias", with one line in place of their
+    locally weighted ones).
+    """
+
+    slope: float
+    """Score for each unit of log(1 + tokens)."""
+    log_tokens: float
+    """Mean of log(1 + tokens) over the answers it was fitted to: there nothing is taken off."""
+
+    def says(self, tokens: int) -> float:
+        """What is taken off the score of an answer of so many tokens, its end among them."""
+        return self.slope * (math.log1p(tokens) - self.log_tokens)
+
+    @classmethod
+    def fit(cls, scores: Sequence[float], tokens: Sequence[int], prompts: Sequence[object]) -> LengthLine:
+        """The least-squares line within prompts: what one prompt's answers are worth more than another's is no matter of length.
+
+        Args:
+            scores: of the answers.
+            tokens: of each answer, its end among them.
+            prompts: whose answer each is.
+
+        Raises:
+            ValueError: no prompt has answers of different lengths.
+        """
+        logs = [math.log1p(each) for each in tokens]
+        sums: dict[object, tuple[float, float, int]] = {}
+        for prompt, score, log in zip(prompts, scores, logs, strict=True):
+            a, b, count = sums.get(prompt, (0.0, 0.0, 0))
+            sums[prompt] = a + score, b + log, count + 1
+        both, own = [], []
+        for prompt, score, log in zip(prompts, scores, logs, strict=True):
+            a, b, count = sums[prompt]
+            both.append((score - a / count) * (log - b / count))
+            own.append((log - b / count) ** 2)
+        spread = math.fsum(own)
+        if spread <= 1e-9 * len(own):
+            raise ValueError("the answers to each prompt are all of one length")
+        return cls(math.fsum(both) / spread, math.fsum(logs) / len(logs))
+
+
 def token_rewards(
     scores: torch.Tensor, logprobs: torch.Tensor, ref_logprobs: torch.Tensor, mask: torch.Tensor, kl_coef: float
 ) -> torch.Tensor:

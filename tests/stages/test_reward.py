@@ -19,7 +19,8 @@ from tunemill import backbone, checkpoints, journal, models, pairwise, records, 
 from tunemill.errors import UserError
 from tunemill.log import Log
 from tunemill.params import ParamsFile
-from tunemill.records import Preference
+from tunemill.records import Completions, Preference
+from tunemill.rlhf import LengthLine
 
 GOOD, BAD = ("return", "read", "valid", "safe".upper()), ("delete", "raise", "invalid", "false")
 PLAIN = ("value", "row", "file", "table", "index", "object", "string", "number")
@@ -60,16 +61,36 @@ def config(**change: object) -> reward.Config:
     return reward.Config.model_validate(values | few | change)
 
 
+SAMPLED = [
+    Completions(
+        f"{number:012x}",
+        f"what of table {number}",
+        ("value", "value row file", f"{'index ' * (4 + number)}read"),
+        "own",
+    )
+    for number in range(6)
+]
+"""Answers of the starting policy."""
+
+
 def run(
-    policy: Path, place: Path, rows: list[Preference], name: str = "out", log: Log | None = None, **change: Any
+    policy: Path,
+    place: Path,
+    rows: list[Preference],
+    name: str = "out",
+    log: Log | None = None,
+    sampled: list[Completions] = SAMPLED,
+    **change: Any,
 ) -> Any:
     """The stage's metrics, and what it told in reward.json."""
     records.write(place / "preferences.jsonl", rows)
+    records.write(place / "completions.jsonl", sampled)
     (place / f"work-{name}").mkdir(exist_ok=True)
     found = reward.run(
         config(**change),
         policy=policy,
         preferences=place / "preferences.jsonl",
+        completions=place / "completions.jsonl",
         out=place / name,
         work=place / f"work-{name}",
         runtime=tuned.CPU,
@@ -213,6 +234,40 @@ def test_a_constant_reward_is_said_to_be_one(policy: Path, tmp_path: Path, monke
     assert told["constant"] is True and found["constant"] == 1.0
     assert found["held_out/accuracy"] == 0.5 and found["held_out/ece"] is None
     assert found["held_out/nll"] == pytest.approx(np.log(2))
+
+
+def test_length_is_taken_out_by_the_policys_own_answers(policy: Path, tmp_path: Path) -> None:
+    """Within a prompt, what the reward says of the policy's answers no longer follows their length; without the line it does."""
+    rows, scores = preferred(), {}
+    texts = [(each.prompt, text) for each in SAMPLED for text in each.completions]
+    tokenizer = models.load_tokenizer(policy)
+    tokens = [len(models.render_completion(tokenizer, text)) for _, text in texts]
+    for control in (True, False):
+        name = f"control-{control}"
+        found, told = run(policy, tmp_path, rows, name, length_control=control)
+        own = rewards.load(tmp_path / name, tuned.CPU)
+        scores[control] = rewards.scorer(own, policy, tuned.CPU)(*zip(*texts, strict=True))
+        assert (own.line is not None) is control
+        assert found["length/slope"] == (own.line.slope if own.line else None)
+        assert ("controlled" in told["held_out"]["all"]["accuracy"]) is control
+        assert (found["held_out/accuracy_controlled"] is not None) is control
+        assert set(told["held_out"]["all"]["beats"]) == set(reward.BASELINES)
+    line = LengthLine.fit(scores[True], tokens, [prompt for prompt, _ in texts])
+    before = LengthLine.fit(scores[False], tokens, [prompt for prompt, _ in texts])
+    assert abs(before.slope) > 0.05 and abs(line.slope) < 0.02 * abs(before.slope) + 1e-3
+    assert found["held_out/accuracy"] > 0.85
+    columns = table(tmp_path / "control-True/lengths.csv")[0]
+    assert "controlled" in columns and "controlled" not in table(tmp_path / "control-False/lengths.csv")[0]
+
+
+@pytest.mark.parametrize("sampled", [[], [Completions("0" * 12, "what of table 1", ("value", "value"), "own")]])
+def test_length_that_cannot_be_told_is_left_in_and_said(policy: Path, tmp_path: Path, sampled: list[Any]) -> None:
+    notes: list[str] = []
+    log = Log()
+    log.note = notes.append  # type: ignore[method-assign, assignment]
+    found, told = run(policy, tmp_path, preferred(4, 1), sampled=sampled, log=log, steps=1, fold_steps=1)
+    assert told["length"] is None and found["length/slope"] is None and found["held_out/accuracy_controlled"] is None
+    assert any("length is not taken out of the reward" in each for each in notes)
 
 
 def test_balanced_pairs_teach_nothing_of_length(policy: Path, tmp_path: Path) -> None:

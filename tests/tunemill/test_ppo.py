@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.tunemill.test_backbone import adapter, reward_folder
-from tunemill import backbone, checkpoints, models, ppo, rewards
+from tunemill import backbone, checkpoints, models, ppo, rewards, rlhf
 from tunemill.errors import UserError
 from tunemill.log import Log
 from tunemill.losses import Encoded
@@ -217,6 +217,13 @@ def test_what_was_cut_off_is_scored_as_if_it_ended_there(bench: Bench, tmp_path:
     )
     assert found.scores.tolist() == pytest.approx(alone, rel=1e-3, abs=1e-3)
     assert alone[0] == pytest.approx(alone[1], abs=1e-6) and abs(alone[0] - alone[2]) > 1e-3
+    # And what length alone says is taken off: of the second and the third, as many tokens as of the first, and two less.
+    line = rlhf.LengthLine(3.0, 0.5)
+    without = ppo.read(
+        actors, episodes, parts, texts, Reward("model", folder, None, False, line), bench.cfg, CPU, folder
+    )
+    off = [before - after for before, after in zip(found.scores.tolist(), without.scores.tolist(), strict=True)]
+    assert off == pytest.approx([line.says(4), line.says(4), line.says(2)], abs=1e-5)
 
 
 def test_training_all_weights(bench: Bench, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.tunemill.test_backbone import adapter, reward_folder
-from tunemill import backbone, losses, models, rewards
+from tunemill import backbone, checkpoints, losses, models, rewards, rlhf
 from tunemill.errors import UserError
 from tunemill.losses import Encoded
 from tunemill.runtime import Runtime
@@ -64,7 +65,7 @@ def test_each_kind_says_who_scores(kind: str, tmp_path: Path) -> None:
     assert found.model == (tmp_path / "learnt" if kind in ("model", "shuffled") else None)
     assert (found.texts is not None) == (kind == "offence")
     assert found.shuffled == (kind == "shuffled")
-    assert rewards.told(found) == {"kind": kind, "shuffled": kind == "shuffled"}
+    assert rewards.told(found) == {"kind": kind, "shuffled": kind == "shuffled", "length": None}
 
 
 @pytest.mark.parametrize(
@@ -166,6 +167,32 @@ def test_a_reward_model_by_itself_scores_as_it_does_among_the_actors(either: Pat
     assert score(ASKED, ANSWERED) == pytest.approx(found, abs=1e-6)
     cut = [Encoded(each.prompt, each.completion[:-1] or each.completion) for each in rows(either)]
     assert cut[0] != rows(either)[0] and read(cut) == pytest.approx(found, abs=1e-6)  # read as if they ended there
+
+
+def test_what_a_reward_says_of_length_is_taken_off_wherever_it_is_read(either: Path, tmp_path: Path) -> None:
+    folder = reward_folder(either, tmp_path / "model")
+    plain = rewards.scorer(rewards.load(folder, CPU), either, CPU)(ASKED, ANSWERED)
+    said = json.loads((folder / "reward.json").read_text())
+    checkpoints.write_json(folder / "reward.json", said | {"length": {"slope": -2.0, "log_tokens": 1.0}})
+    shuffled = described(tmp_path / "shuffled", kind="shuffled", model="../model")
+    rewards.carry(folder, tmp_path / "elsewhere")
+    tokens = [len(each.completion) for each in rows(either)]
+    wanted = [score + 2.0 * (math.log1p(each) - 1.0) for score, each in zip(plain, tokens, strict=True) if score]
+    for place in (folder, shuffled, tmp_path / "elsewhere"):
+        reward = rewards.load(place, CPU)
+        assert reward.line == rlhf.LengthLine(-2.0, 1.0)
+        assert rewards.scorer(reward, either, CPU)(ASKED, ANSWERED) == pytest.approx(wanted, abs=1e-6)
+        # What was cut off counts as it is read: with an end.
+        cut = [Encoded(each.prompt, each.completion[:-1] or each.completion) for each in rows(either)]
+        assert rewards.drawn(reward, either, CPU)(cut, ASKED, ANSWERED) == pytest.approx(wanted, abs=1e-6)
+    assert rewards.told(rewards.load(folder, CPU))["length"] == {"slope": -2.0, "log_tokens": 1.0}
+
+
+@pytest.mark.parametrize("length", ['"short"', '{"slope": 1.0}', '{"slope": NaN, "log_tokens": 1.0}'])
+def test_a_line_that_is_none_is_told(length: str, tmp_path: Path) -> None:
+    (tmp_path / "reward.json").write_text(f'{{"kind": "model", "length": {length}}}')
+    with pytest.raises(UserError, match="length"):
+        rewards.load(tmp_path, CPU)
 
 
 def test_more_rows_than_are_read_at_once_are_all_scored(decoder: Path, tmp_path: Path) -> None:

@@ -102,6 +102,28 @@ def test_scores_without_a_scale_are_refused(scores: list[float], why: str) -> No
         rlhf.Normalization.of(scores)
 
 
+def test_what_length_alone_says_is_a_line_within_prompts() -> None:
+    tokens, prompts = [1, 7, 19, 3, 3, 31], ["a", "a", "a", "b", "b", "b"]
+    wanted = [
+        2.0 - 1.5 * math.log1p(each) + (40.0 if prompt == "b" else 0.0)
+        for each, prompt in zip(tokens, prompts, strict=True)
+    ]
+    line = rlhf.LengthLine.fit(wanted, tokens, prompts)
+    assert line.slope == pytest.approx(-1.5)
+    assert line.log_tokens == pytest.approx(math.log(2 * 8 * 20 * 4 * 4 * 32) / 6)
+    left = [score - line.says(each) for score, each in zip(wanted, tokens, strict=True)]
+    assert left[:3] == pytest.approx([left[0]] * 3) and left[3:] == pytest.approx([left[0] + 40.0] * 3)
+    assert sum(line.says(each) for each in tokens) == pytest.approx(0.0)
+    # Hand-computed: one prompt, log(1 + tokens) of 0, ln 2, 2 ln 2; scores 1, 0, 5 → slope 2 / ln 2.
+    assert rlhf.LengthLine.fit([1.0, 0.0, 5.0], [0, 1, 3], [0, 0, 0]).slope == pytest.approx(2.0 / math.log(2))
+
+
+def test_no_line_where_answers_do_not_differ_in_length() -> None:
+    for tokens, prompts in (([4, 4, 9, 9], [0, 0, 1, 1]), ([1, 2, 3], [0, 1, 2])):
+        with pytest.raises(ValueError, match="all of one length"):
+            rlhf.LengthLine.fit([1.0, 2.0, 3.0, 4.0][: len(tokens)], tokens, prompts)
+
+
 def test_the_score_stands_on_the_token_that_ends_the_response() -> None:
     mask = torch.tensor([[YES, YES, YES, NO], [YES, NO, NO, NO], [YES, YES, YES, YES]])
     logprobs, ref = torch.full((3, 4), -1.0), torch.full((3, 4), -1.5)
