@@ -98,6 +98,14 @@ def test_it_is_valid(name: str, place: Path) -> None:
     assert checks.check(place) == []
 
 
+def test_the_controls_of_alignment_are_of_its_size(place: Path) -> None:
+    asked = merge(place, "alignment")
+    controls = merge(place, "align-controls")
+    for section in ("validate", "feedback", "reward", "evaluate", "efficiency"):
+        assert controls.values(section) == asked.values(section), section
+    assert {**asked.values("ppo"), "seeds": [17]} == controls.values("ppo")
+
+
 @functools.cache
 def screened(repo: str, license_: str, limits: screening.Limits, batch: planning.Batch) -> screening.Verdict:
     """What a recipe's screening says on a GPU; several recipes ask the same of the same model."""
