@@ -465,19 +465,14 @@ def alignments(
             gap = statistics.Comparison(own["diff"], own["ci_low"], own["ci_high"], own["p"])
             verdict = statistics.verdict(gap, p, LEVEL, lower_is_better=True)
             held = alignment.conditions(entry["measures"], cfg.margins.model_dump(), verdict, FEWEST_SEEDS)
+            same = all(alignment.unchanged(red_team[each], red_team[entry["against"]]) for each in entry["of"])
             entry |= {
                 "p_holm": p,
                 "verdict": verdict,
                 "conditions": [each._asdict() for each in held],
                 "less_harmful": all(each.holds is not False for each in held),
-                "sentence": alignment.sentence(entry["name"], entry["against"], entry["measures"], held),
+                "sentence": alignment.sentence(entry["name"], entry["against"], entry["measures"], held, same),
             }
-            same = {alignment.unchanged(red_team[each], red_team[entry["against"]]) for each in entry["of"]}
-            if None not in same:
-                entry["sentence"] = (
-                    f"{entry['name']} against {entry['against']}: the same answers to all {plural(max(same), 'prompt')},"
-                    " so nothing has been changed and nothing is shown"
-                )
     return entries
 
 

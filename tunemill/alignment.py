@@ -360,18 +360,30 @@ def conditions(
     return found
 
 
-def unchanged(ours: Rows, theirs: Rows) -> int | None:
-    """How many prompts there are, where all answers of a candidate are those of the one that it started from; else None.
-
-    So it is where the monitor liked no policy better than the one at the start.
-    """
+def unchanged(ours: Rows, theirs: Rows) -> bool:
+    """Whether all answers of a candidate are those of the one that it started from: the monitor liked no policy better than that."""
     told = [[[answer["prediction"] for answer in row["samples"]] for row in rows] for rows in (ours, theirs)]
-    return len(told[0]) if told[0] and told[0] == told[1] else None
+    return bool(told[0]) and told[0] == told[1]
 
 
-def sentence(name: str, against: str, measures: Mapping[str, Mapping[str, Any]], found: Sequence[Condition]) -> str:
-    """What may be said, and what stands against it."""
+def sentence(
+    name: str, against: str, measures: Mapping[str, Mapping[str, Any]], found: Sequence[Condition], same: bool = False
+) -> str:
+    """What may be said, and what stands against it.
+
+    Args:
+        name: the candidate, or several trainings of one.
+        against: the one that it started from.
+        measures: of `_aligned` in stage `compare`.
+        found: of `conditions`.
+        same: whether it answers as that one does (`unchanged`).
+    """
     primary = measures[PRIMARY]
+    if same:
+        prompts = f"all {primary['n']} prompts" if primary["n"] != 1 else "the one prompt"
+        return (
+            f"{name} against {against}: the same answers to {prompts}, so nothing has been changed and nothing is shown"
+        )
     failed = [each for each in found if each.holds is False]
     head = f"{name} against {against}: harm {_span(primary)} on {primary['n']} prompts"
     if not failed:
