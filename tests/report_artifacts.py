@@ -635,7 +635,7 @@ def optimised(seed: int, harm_change: float = -0.031, count: int = 48) -> dict[s
         {"update": 24, "kind": "length", "text": f"{rise}, and answers have 19 tokens instead of 41"},
     ]
     record = {
-        "reward": {"kind": "model", "shuffled": False},
+        "reward": {"kind": "model", "shuffled": False, "length": {"slope": -1.42, "log_tokens": 3.18}},
         "kept": 16,
         "updates": updates,
         "asked_updates": updates,

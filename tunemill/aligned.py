@@ -312,7 +312,9 @@ def budget(run: Run) -> str:
     """What was spent, and which policy was kept."""
     record = run.record
     kind = record["reward"]["kind"]
-    spent = f"Rewarded {REWARDS.get(kind, f'for {visible(kind)}')}: {plural(record['updates'], 'update')}"
+    who = REWARDS.get(kind, f"for {visible(kind)}")
+    who += ", less what it makes of length" if record["reward"].get("length") else ""
+    spent = f"Rewarded {who}: {plural(record['updates'], 'update')}"
     if record["updates"] != record["asked_updates"]:
         spent += f" of {number(record['asked_updates'], 0)}"
     if run.training.get("examples"):

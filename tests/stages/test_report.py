@@ -201,7 +201,7 @@ def test_it_reads_what_reward_measures(tmp_path: Path):
     ]
     margins, folds = noise.normal(0.4, 1.0, 90), [at // 3 % 5 for at in range(90)]
     cfg = ParamsFile(ROOT / "params.yaml").section("reward", reward.Config).model_copy(update={"resamples": 200})
-    found = reward.measure(cfg, used, margins, np.full(90, 1 / 3), folds)
+    found = reward.measure(cfg, used, margins, margins / 2.0, np.full(90, 1 / 3), folds)
     made = report_artifacts.rewarded()["held_out"]
     assert made.keys() == found.keys() and made["all"].keys() == found["all"].keys()
     report_artifacts.write(tmp_path, ALIGNED, count=20)

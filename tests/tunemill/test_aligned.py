@@ -77,7 +77,7 @@ def test_where_nothing_was_learnt_nothing_is_compared():
 
 def test_the_budget_is_told_with_what_was_asked_for_and_what_is_rewarded():
     assert aligned.budget(RUN) == (
-        "Rewarded by the reward model: 24 updates, 768 responses in all. "
+        "Rewarded by the reward model, less what it makes of length: 24 updates, 768 responses in all. "
         "The policy after update 16 was kept, 3.47 nats a response from the start (the limit is 8)."
     )
     stopped = made.optimised_run("ppo", updates=20, reward={"kind": "length", "shuffled": False})
