@@ -84,6 +84,7 @@ def run(
         reward_histogram=read_table(taught / "reward_histogram.csv") if taught else (),
         reward_reliability=read_table(taught / "reward_reliability.csv") if taught else (),
         optimised=read_optimised(evaluations, names),
+        beside=read_beside(evaluations, names),
         efficiency=read_json(efficiency / "efficiency.json") if efficiency else None,
         timings=read_timings(timings) if timings else {},
         lock=read_lock(lock) if lock else None,
@@ -181,6 +182,22 @@ def read_optimised(evaluations: Path, names: tuple[str, ...]) -> list[aligned.Ru
         for name in names
         if ((folder := evaluations / name) / "ppo.json").exists()
     ]
+
+
+def read_beside(evaluations: Path, names: tuple[str, ...]) -> list[aligned.Beside]:
+    """What the ways beside PPO told of each candidate that they made."""
+    found = []
+    for name in names:
+        folder = evaluations / name
+        if (
+            (folder / "training.json").exists()
+            and (folder / "updates.csv").exists()
+            and not (folder / "ppo.json").exists()
+        ):
+            training = read_json(folder / "training.json")
+            if training.get("method") in ALIGNING:
+                found.append(aligned.Beside(name, training, read_table(folder / "updates.csv")))
+    return found
 
 
 def read_table(path: Path) -> list[aligned.Row]:

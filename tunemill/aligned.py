@@ -508,6 +508,67 @@ def _against(run: Run) -> Panel | None:
     )
 
 
+@dataclass(frozen=True)
+class Beside:
+    """A policy that another way than PPO aligned: training.json and updates.csv."""
+
+    candidate: str
+    training: Json
+    curve: Sequence[Row]
+
+
+BESIDE = {
+    "reward": "Reward",
+    "margin": "Margin of the preferred answer, β · log-ratios",
+    "accuracy": "Pairs told right",
+    "kl": "KL from the start, nats a response",
+    "entropy": "Entropy, nats a token",
+    "tokens": "Tokens in a response",
+    "loss": "Loss",
+}
+"""What is drawn of the ways beside PPO: column of updates.csv → title, those that a curve has."""
+
+
+def beside_budget(run: Beside) -> str:
+    """What was spent, and which policy was kept."""
+    training = run.training
+    seen = "pair" if "reward" not in training else "response"
+    said = f"{plural(training['steps'], 'optimizer step')} of {plural(training['batch_size'], seen)}"
+    if "reward" in training:
+        kind = training["reward"]["kind"]
+        who = REWARDS.get(kind, f"for {visible(kind)}")
+        said += f", rewarded {who}{', less what it makes of length' if training['reward'].get('length') else ''}"
+    return f"{said}. Nobody watched it: the last policy was kept, whatever its divergence."
+
+
+def beside_panels(run: Beside) -> list[Panel]:
+    """A line for each column that the curve has, by step or update."""
+    across = "update" if run.curve and "update" in run.curve[0] else "step"
+    found = []
+    for name, title in BESIDE.items():
+        points = _column(run.curve, across, name)
+        if len(points) < 2:
+            continue
+        x = charts.scale([0.0, *(at for at, _ in points)], margin=0.0)
+        y = charts.scale([value for _, value in points], flip=True)
+        found.append(
+            Panel(
+                title=title,
+                across=across,
+                thin=charts.line(charts.thin(points, CURVE_POINTS), x, y),
+                line="",
+                points=(),
+                kept=None,
+                alarms=(),
+                limit=None,
+                x_ticks=tuple((x(at), brief(at)) for at in x.ticks(5) if at == round(at)),
+                y_ticks=tuple((y(at), brief(at)) for at in y.ticks(4)),
+                summary=f"{title}: from {brief(points[0][1])} to {brief(points[-1][1])}",
+            )
+        )
+    return found
+
+
 LOOKS = (
     ("kl", "KL", 1, 2),
     ("reward", "Reward", 1, 2),

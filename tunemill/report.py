@@ -65,6 +65,7 @@ class Material:
     reward_histogram: Sequence[aligned.Row] = ()
     reward_reliability: Sequence[aligned.Row] = ()
     optimised: Sequence[aligned.Run] = ()
+    beside: Sequence[aligned.Beside] = ()
     """The candidates that PPO made."""
     efficiency: Json | None = None
     timings: Mapping[str, Json] = field(default_factory=dict)
@@ -712,7 +713,7 @@ def reliability(material: Material) -> list[categories.Reliability]:
 
 @dataclass(frozen=True)
 class Alignment:
-    """What was fed back, the reward model, what PPO did with it, and what the judges say of it."""
+    """What was fed back, the reward model, what PPO and the ways beside it did with it, and what the judges say of it."""
 
     feedback: Sequence[tuple[str, str]]
     reward: Json | None
@@ -720,6 +721,7 @@ class Alignment:
     histogram: aligned.Histogram | None
     reliability: Sequence[tuple[float, float, float, str]]
     runs: Sequence[tuple[aligned.Run, Sequence[aligned.SideBySide]]]
+    beside: Sequence[aligned.Beside]
     verdicts: Sequence[aligned.Verdict]
 
 
@@ -737,9 +739,10 @@ def alignment(material: Material, seed: int) -> Alignment | None:
         histogram=aligned.histogram(material.reward_histogram),
         reliability=aligned.reliability(material.reward_reliability),
         runs=[(each, aligned.examples(each, seed)) for each in material.optimised],
+        beside=material.beside,
         verdicts=aligned.verdicts(material.comparison),
     )
-    return found if found.reward or found.runs or found.verdicts else None
+    return found if found.reward or found.runs or found.beside or found.verdicts else None
 
 
 # ---------------------------------------------------------------- the page

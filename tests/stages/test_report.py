@@ -19,7 +19,7 @@ from stages import compare, report, reward
 from tests import report_artifacts
 from tests.html_page import Page
 from tests.stages import comparing
-from tunemill import pairwise
+from tunemill import aligned, pairwise
 from tunemill.errors import UserError
 from tunemill.log import Log
 from tunemill.params import Candidates, ParamsFile
@@ -236,9 +236,22 @@ def test_what_aligned_a_candidate_is_no_training_for_the_task(tmp_path: Path):
     evaluate = tmp_path / "artifacts/evaluate"
     record = json.loads((evaluate / "lora/training.json").read_text()) | {"method": "dpo"}
     (evaluate / "dpo/training.json").write_text(json.dumps(record))
-    (evaluate / "dpo/updates.csv").write_text("step,loss\n1,0.693147\n")
+    (evaluate / "dpo/updates.csv").write_text("step,loss,margin,kl\n1,0.693147,0.0,\n2,0.5,0.31,\n3,0.4,0.62,\n")
     policies = {"lora": "artifacts/lora/adapter", "dpo": "artifacts/dpo/harm/adapter"}
     assert [each.name for each in report.read_trainings(evaluate, policies)] == ["lora"]
+    # It has a card of its own, with what its curve has.
+    [told] = report.read_beside(evaluate, ("base", "lora", "dpo"))
+    assert [each.title for each in aligned.beside_panels(told)] == [aligned.BESIDE["margin"], "Loss"]
+    assert [each.summary.split(": ")[1] for each in aligned.beside_panels(told)] == [
+        "from 0 to 0.62",
+        "from 0.693 to 0.4",
+    ]
+    run(tmp_path, ("base", "lora", "dpo"))
+    page = Page((tmp_path / "out/report.html").read_text(encoding="utf-8"))
+    assert "DPO: dpo" in page.words and f"{aligned.beside_budget(told)}" in page.words
+    (evaluate / "dpo/updates.csv").write_text("step,loss\n1,no\n")
+    with pytest.raises(UserError, match="not a row of numbers"):
+        report.read_beside(evaluate, ("dpo",))
 
 
 def test_one_candidate_six_candidates_no_baselines_no_groups(tmp_path: Path):
