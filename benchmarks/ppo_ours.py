@@ -4,7 +4,7 @@
 
 REWARD is what stage `reward` wrote. Printed is the same line of JSON, and the scale that the scores were put on besides. Without
 `--lora` policy and value are full copies, and reference and reward models of their own. The monitor looks at two prompts before the
-first update and after the last, off the clock.
+first update and after the last, off the clock. The reward is the peer's: without what stage `ppo` does about length and missing ends.
 """
 
 from __future__ import annotations
@@ -78,7 +78,9 @@ def train(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
     tokenizer = models.load_tokenizer(arguments.model)
     rows = [json.loads(line) for line in arguments.prompts.read_text().splitlines() if line.strip()]
     prompts = [(str(tokenizer.decode(ids, skip_special_tokens=True)), ids) for ids in rows]
-    reward = rewards.load(arguments.reward, machine)
+    # The peer's reward is the reward model's plain score of the response as it stands: with its length in it, and cut off where it is.
+    reward = rewards.load(arguments.reward, machine)._replace(line=None)
+    rewards.ended = lambda row, finished, tokenizer: row
     actors = stage.actors(cfg, arguments.model, reward, machine)
     clock, loaded = Clock(), memory("VmRSS")
 
