@@ -12,8 +12,8 @@ accuracy stand what length alone tells, and a ridge regression on TF-IDF weights
 same parts. "Beats" is said where the interval of the difference, which resamples groups, lies above zero. People prefer short answers
 here; so the accuracy is told by how the two answers' lengths differ, too. A reward that follows length is a defect to show.
 With `length_control` it is mended, too: what the reward model makes of the length of the starting policy's own answers (`completions`)
-is taken off its scores (`rlhf.LengthLine`). What is left tells less of people's pairs, where length does tell something, and is
-what a policy can be trained by without its answers just becoming short. Both are measured.
+is taken off its scores (`rlhf.LengthLine`). What is left usually tells less of people's pairs, where length does tell something, and
+is what a policy can be trained by without its answers just becoming short. Both are measured.
 
 Writes adapter/ (the adapter, head.safetensors and a card), reward.json (everything measured), curve.csv (the training), folds.csv,
 lengths.csv, reliability.csv and histogram.csv.
@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,7 @@ from tunemill.stage import Metrics, main
 if TYPE_CHECKING:
     import numpy as np
 
+    from tunemill import reward_models
     from tunemill.losses import Encoded
 
 CONTROLLED = "controlled"
@@ -59,8 +61,8 @@ ENDS = {"": 0, "_low": 1, "_high": 2}
 
 
 NO_LINE = (
-    "length is not taken out of the reward: the policy's answers to each prompt are all of one length, or there are none "
-    "(feedback.prompts, feedback.max_new_tokens)"
+    "length is NOT taken out of the reward: the starting policy's answers to each prompt are all of one length "
+    "(raise feedback.max_new_tokens, or feedback.completions)"
 )
 
 LEAST = 1e-9
@@ -134,6 +136,8 @@ def run(
     folds = pairwise.deal([each.group for each in used], cfg.folds, cfg.seed)
     sampled = records.read(completions, Completions) if cfg.length_control else []
     own = reward_models.answered(tokenizer, sampled, cfg.max_tokens)
+    if cfg.length_control:
+        tellable(own, completions, log)
 
     # 2. What the untrained model makes of every answer: the head starts from a regression on it.
     model = models.load_base(policy, runtime)
@@ -159,14 +163,11 @@ def run(
 
     def line_of(trainee: Any, title: str) -> LengthLine | None:
         """What it makes of their length; None where that is not asked, or cannot be told."""
-        if not own.rows:
+        if not own.differ:
             return None
-        try:
-            return LengthLine.fit(
-                read(own.rows, trainee, title), [len(row.completion) for row in own.rows], own.prompts
-            )
-        except ValueError:
-            return None
+        scores = read(own.rows, trainee, title)
+        finite(np.array(scores), "the scores of the policy's own answers")
+        return LengthLine.fit(scores, own.tokens, own.prompts)
 
     def taught(items: np.ndarray, steps: int, name: str, title: str) -> tuple[Any, list[Any]]:
         """A reward model of some pairs, on the language model, and its training curve."""
@@ -217,7 +218,7 @@ def run(
         margins[held_out] = np.where(np.abs(gaps) < LEAST, 0.0, gaps)
         longer = np.log1p(tokens[chosen[held_out]]) - np.log1p(tokens[rejected[held_out]])
         lines.append(done[fold]["slope"])
-        controlled[held_out] = gaps - (lines[-1] or 0.0) * longer
+        controlled[held_out] = np.where(np.abs(gaps) < LEAST, 0.0, gaps - (lines[-1] or 0.0) * longer)
         table.append(
             {
                 "fold": fold + 1,
@@ -240,13 +241,11 @@ def run(
     trainee, points = taught(np.arange(len(used)), cfg.steps, "all", "training on all pairs")
     finite(trainee.head.cpu().numpy(), "the head")
     line = line_of(trainee, "length of answers")
-    if cfg.length_control and line is None:
-        log.note(NO_LINE)
     reward_models.save(trainee, out / "adapter")
     told = {
         "kind": "model",  # among the rewards of `tunemill.rewards`
         "vocabulary": backbone.vocabulary(tokenizer),
-        "length": line._asdict() if line else None,
+        "length": length(line, own),
         "constant": bool((margins == 0).all()),
         "pairs": len(used),
         "prompts": len({each.prompt for each in used}),
@@ -310,6 +309,33 @@ def check(cfg: Config, used: Sequence[Preference], left_out: Mapping[str, int], 
             expected=f"at most {groups}" if groups > 1 else "pairs of at least two different prompts",
             fix="lower it, or rank answers to more prompts",
         )
+
+
+def tellable(own: reward_models.Answered, path: Path, log: Log) -> None:
+    """Say where the policy's answers cannot show what a reward makes of their length.
+
+    Raises:
+        UserError: there are none.
+    """
+    if not own.rows:
+        raise UserError(
+            "no answers of the starting policy, to see what the reward makes of length"
+            + (f": {own.left_out} prompts are too long" if own.left_out else ""),
+            where=str(path),
+            expected="answers that stage `feedback` sampled",
+            fix="raise feedback.prompts or reward.max_tokens, or set reward.length_control: false",
+        )
+    if not own.differ:
+        log.note(NO_LINE)
+
+
+def length(line: LengthLine | None, own: reward_models.Answered) -> dict[str, float | None] | None:
+    """What is written down of the line."""
+    if line is None:
+        return None
+    error = line.error if math.isfinite(line.error) else None
+    answers = {"answers": len(own.rows), "prompts": len({*own.prompts}), "prompts_left_out": own.left_out}
+    return {"slope": line.slope, "slope_error": error, "log_tokens": line.log_tokens, **answers}
 
 
 def adapter(cfg: Config) -> Any:
@@ -463,7 +489,7 @@ def flat(told: Mapping[str, Any]) -> dict[str, float | None]:
         "held_out/nll": held_out["calibration"]["nll"],
         "held_out/chosen_shorter": held_out["chosen_shorter"],
         "constant": float(told["constant"]),
-        "length/slope": told["length"]["slope"] if told["length"] else None,
+        **{f"length/{key}": told["length"][key] if told["length"] else None for key in ("slope", "slope_error")},
     }
     bounds = ("value", "low", "high")
     for subset in SUBSETS:

@@ -153,6 +153,24 @@ def beaten(reward: Json) -> list[Beaten]:
     return found
 
 
+def length_told(reward: Json) -> str:
+    """What became of length, in words."""
+    line = reward.get("length")
+    if not line:
+        return "Length is left in it: a policy may gain by the length of its answers alone."
+    found = accuracies(reward).get("controlled")
+    told = "" if found is None or found.value is None else f": {number(found.value, 1)}% of the pairs"
+    slope = brief(line["slope"], sign=True)
+    answers = (
+        f" ({plural(line['answers'], 'answer')} to {plural(line['prompts'], 'prompt')})" if "answers" in line else ""
+    )
+    return (
+        f"A policy is rewarded by what is left when length is taken out of it{told}. What is taken off is {slope} for each unit of "
+        f"log(1 + tokens), as the starting policy’s own answers show it{answers}. "
+        "The other figures here are of the reward with its length."
+    )
+
+
 class Part(NamedTuple):
     """Accuracy on one part of the pairs."""
 
@@ -313,7 +331,7 @@ def budget(run: Run) -> str:
     record = run.record
     kind = record["reward"]["kind"]
     who = REWARDS.get(kind, f"for {visible(kind)}")
-    who += ", less what it makes of length" if record["reward"].get("length") else ""
+    who += ", less what it makes of length" if kind == "model" and record["reward"].get("length") else ""
     spent = f"Rewarded {who}: {plural(record['updates'], 'update')}"
     if record["updates"] != record["asked_updates"]:
         spent += f" of {number(record['asked_updates'], 0)}"
@@ -537,7 +555,8 @@ def beside_budget(run: Beside) -> str:
     if "reward" in training:
         kind = training["reward"]["kind"]
         who = REWARDS.get(kind, f"for {visible(kind)}")
-        said += f", rewarded {who}{', less what it makes of length' if training['reward'].get('length') else ''}"
+        less = kind == "model" and training["reward"].get("length")
+        said += f", rewarded {who}{', less what it makes of length' if less else ''}"
     return f"{said}. Nobody watched it: the last policy was kept, whatever its divergence."
 
 
@@ -547,7 +566,8 @@ def beside_panels(run: Beside) -> list[Panel]:
     found = []
     for name, title in BESIDE.items():
         points = _column(run.curve, across, name)
-        if len(points) < 2:
+        # KTO's divergence is an estimate from answers to other prompts, and no distance that the policy has come.
+        if len(points) < 2 or (name, run.training["method"]) == ("kl", "kto"):
             continue
         x = charts.scale([0.0, *(at for at, _ in points)], margin=0.0)
         y = charts.scale([value for _, value in points], flip=True)

@@ -65,8 +65,9 @@ class Material:
     reward_histogram: Sequence[aligned.Row] = ()
     reward_reliability: Sequence[aligned.Row] = ()
     optimised: Sequence[aligned.Run] = ()
-    beside: Sequence[aligned.Beside] = ()
     """The candidates that PPO made."""
+    beside: Sequence[aligned.Beside] = ()
+    """Those that another way aligned."""
     efficiency: Json | None = None
     timings: Mapping[str, Json] = field(default_factory=dict)
     lock: Json | None = None
@@ -241,7 +242,7 @@ def accuracies_plot(reward: Json) -> Plot:
     ends = [end for each in found.values() for end in (each.value, each.low, each.high)]
     axis = charts.scale([*ends, 50.0])
     rows = tuple(
-        _mark(aligned.SYSTEMS[name], "leader" if name == "reward" else "baseline", each, axis)
+        _mark(aligned.SYSTEMS[name], "baseline" if name in ("length", "response", "text") else "leader", each, axis)
         for name, each in found.items()
     )
     return Plot("accuracy", rows, _ticks(axis, 4), axis(50.0))

@@ -106,8 +106,8 @@ class Point(NamedTuple):
 def encode(tokenizer: Any, preferences: Sequence[Preference], max_tokens: int) -> Data:
     """Pairs as PPO will see them: the prompt in the chat template, the answer with its end.
 
-    An answer that goes on beyond `max_tokens`, prompt included, is cut off there and has no end then, like an answer of the
-    policy at its limit.
+    An answer that goes on beyond `max_tokens`, prompt included, is cut off there and has no end then: it was longer. (What the policy
+    had to leave off at its own limit is read with one, see `rewards.ended`.)
 
     Args:
         tokenizer: of the policy.
@@ -146,19 +146,34 @@ class Answered(NamedTuple):
     rows: list[Encoded]
     prompts: list[int]
     """Whose answer each is."""
+    left_out: int
+    """Prompts that leave no room for an answer."""
+
+    @property
+    def tokens(self) -> list[int]:
+        """Of each answer, its end among them."""
+        return [len(row.completion) for row in self.rows]
+
+    @property
+    def differ(self) -> bool:
+        """Whether some prompt has answers of different lengths."""
+        return len({*self.prompts}) < len({*zip(self.prompts, self.tokens, strict=True)})
 
 
 def answered(tokenizer: Any, sampled: Sequence[Completions], max_tokens: int) -> Answered:
-    """The policy's own answers, encoded and cut as `encode` does pairs."""
+    """The policy's own answers, as a reward model reads them: what is too long is cut, and all have an end (`rewards.ended`)."""
     from tunemill.models import render_completion, render_prompt
 
-    found = Answered([], [])
+    rows, prompts, left_out = [], [], 0
     for number, each in enumerate(sampled):
         prompt = render_prompt(tokenizer, each.prompt)
-        for text in each.completions if len(prompt) < max_tokens else ():
-            found.rows.append(Encoded(prompt, render_completion(tokenizer, text)[: max_tokens - len(prompt)]))
-            found.prompts.append(number)
-    return found
+        room = max_tokens - len(prompt)
+        left_out += room < 1
+        for text in each.completions if room >= 1 else ():
+            ids = render_completion(tokenizer, text)
+            rows.append(Encoded(prompt, ids if len(ids) <= room else [*ids[: room - 1], ids[-1]]))
+            prompts.append(number)
+    return Answered(rows, prompts, left_out)
 
 
 def fits(config: Any, rows: Sequence[Encoded]) -> None:

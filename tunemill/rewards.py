@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from tunemill import backbone, checkpoints, losses, models, sampling, toxicity
 from tunemill.errors import UserError
@@ -85,6 +85,12 @@ class Description(Params):
     length: Length | None = None
     """Of a reward model: what is taken off its scores, see `rlhf.LengthLine`; null: nothing."""
 
+    @model_validator(mode="after")
+    def _of_a_model(self) -> Description:
+        if self.length is not None and self.kind != "model":
+            raise ValueError("length is taken off the scores of a reward model alone (kind: model)")
+        return self
+
 
 def describe(folder: Path) -> Description:
     """What a folder's reward.json says.
@@ -113,6 +119,27 @@ def describe(folder: Path) -> Description:
         ) from None
 
 
+def learnt(folder: Path, told: Description) -> Description:
+    """What the reward model that a folder is, or points at, says of itself: length is taken off its scores whoever names it.
+
+    Raises:
+        UserError: it points at what is no reward model.
+    """
+    model = folder / told.model
+    if model.resolve() == folder.resolve() and told.kind == "model":
+        return told
+    found = describe(model)
+    if found.kind != "model":
+        raise UserError(
+            f"a reward of kind {found.kind} where a reward model should be",
+            where=str(model / "reward.json"),
+            expected="kind: model, what stage `reward` writes",
+            fix=f"name another folder as `model` in {folder / 'reward.json'}",
+            exit_code=2,
+        )
+    return found
+
+
 def load(folder: Path, runtime: Runtime) -> Reward:
     """The reward that a folder describes.
 
@@ -122,7 +149,7 @@ def load(folder: Path, runtime: Runtime) -> Reward:
     told = describe(folder)
     if told.kind in ("model", "shuffled"):
         model = (folder / told.model).resolve()
-        length = (describe(model) if told.kind == "shuffled" else told).length
+        length = learnt(folder, told).length
         line = LengthLine(length.slope, length.log_tokens) if length else None
         return Reward(told.kind, model, None, told.kind == "shuffled", line)
     if told.kind == "classifier":
@@ -330,7 +357,7 @@ def carry(folder: Path, out: Path) -> None:
     said = json.loads((folder / "reward.json").read_text(encoding="utf-8"))
     source = folder / told.model
     if told.kind == "model":
-        said["model"] = "."
+        said |= {"model": ".", "length": length.model_dump() if (length := learnt(folder, told).length) else None}
         shutil.copytree(source / "adapter", out / "adapter", copy_function=shutil.copyfile)
     elif told.kind == "classifier":
         said["model"] = "classifier"
@@ -343,5 +370,5 @@ def told(reward: Reward) -> dict[str, Any]:
     return {
         "kind": reward.kind,
         "shuffled": reward.shuffled,
-        "length": reward.line._asdict() if reward.line else None,
+        "length": {"slope": reward.line.slope, "log_tokens": reward.line.log_tokens} if reward.line else None,
     }

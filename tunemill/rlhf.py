@@ -228,6 +228,8 @@ class LengthLine(NamedTuple):
     """Score for each unit of log(1 + tokens)."""
     log_tokens: float
     """Mean of log(1 + tokens) over the answers it was fitted to: there nothing is taken off."""
+    error: float = math.nan
+    """Standard error of the slope; nan where the answers are too few, or unknown."""
 
     def says(self, tokens: int) -> float:
         """What is taken off the score of an answer of so many tokens, its end among them."""
@@ -250,15 +252,16 @@ class LengthLine(NamedTuple):
         for prompt, score, log in zip(prompts, scores, logs, strict=True):
             a, b, count = sums.get(prompt, (0.0, 0.0, 0))
             sums[prompt] = a + score, b + log, count + 1
-        both, own = [], []
+        within = []  # each answer against the mean of its prompt
         for prompt, score, log in zip(prompts, scores, logs, strict=True):
             a, b, count = sums[prompt]
-            both.append((score - a / count) * (log - b / count))
-            own.append((log - b / count) ** 2)
-        spread = math.fsum(own)
-        if spread <= 1e-9 * len(own):
+            within.append((score - a / count, log - b / count))
+        spread = math.fsum(log**2 for _, log in within)
+        if spread <= 1e-9 * len(within):
             raise ValueError("the answers to each prompt are all of one length")
-        return cls(math.fsum(both) / spread, math.fsum(logs) / len(logs))
+        slope = math.fsum(score * log for score, log in within) / spread
+        left, free = math.fsum((score - slope * log) ** 2 for score, log in within), len(within) - len(sums) - 1
+        return cls(slope, math.fsum(logs) / len(logs), math.sqrt(left / free / spread) if free > 0 else math.nan)
 
 
 def token_rewards(

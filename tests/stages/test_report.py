@@ -248,7 +248,8 @@ def test_what_aligned_a_candidate_is_no_training_for_the_task(tmp_path: Path):
     ]
     run(tmp_path, ("base", "lora", "dpo"))
     page = Page((tmp_path / "out/report.html").read_text(encoding="utf-8"))
-    assert "DPO: dpo" in page.words and f"{aligned.beside_budget(told)}" in page.words
+    said = f"{record['steps']} optimizer steps of {record['batch_size']} pairs. Nobody watched it: the last policy was kept"
+    assert "DPO: dpo" in page.words and said in page.words
     (evaluate / "dpo/updates.csv").write_text("step,loss\n1,no\n")
     with pytest.raises(UserError, match="not a row of numbers"):
         report.read_beside(evaluate, ("dpo",))

@@ -154,13 +154,15 @@ def test_the_same_input_gives_the_same_bytes_and_a_kill_changes_nothing(policy: 
     whole, _ = run(policy, tmp_path, rows, "whole")
 
     def killed_at(phase: str, step: int) -> Log:
-        """A log that is interrupted at a step of what is being done."""
+        """A log that is interrupted at a step of what is being done, or 0: at its beginning."""
         log = Log()
         begun: list[str] = []
         start = log.start
 
         def watch(label: str, *given: Any, **more: Any) -> None:
             begun.append(label)
+            if label == phase and not step:
+                raise KeyboardInterrupt
             start(label, *given, **more)
 
         def listen(now: int, _: dict[str, float]) -> None:
@@ -170,7 +172,8 @@ def test_the_same_input_gives_the_same_bytes_and_a_kill_changes_nothing(policy: 
         log.start, log.listener = watch, listen  # type: ignore[method-assign]
         return log
 
-    for phase, step in (("fold 1 of 2", 3), ("fold 2 of 2", 2), ("training on all pairs", 3)):
+    phases = (("fold 1 of 2", 3), ("score fold 1", 0), ("length of answers, fold 1", 0), ("fold 2 of 2", 2))
+    for phase, step in (*phases, ("training on all pairs", 3), ("length of answers", 0)):
         with pytest.raises(KeyboardInterrupt):
             run(policy, tmp_path, rows, "killed", killed_at(phase, step))
     assert [entry["fold"] for entry in journal.recover(tmp_path / "work-killed/folds.jsonl")] == [0, 1]
@@ -232,7 +235,7 @@ def test_a_constant_reward_is_said_to_be_one(policy: Path, tmp_path: Path, monke
     monkeypatch.setattr(pairwise, "fit", lambda gaps, *_: np.zeros(gaps.shape[1]))
     found, told = run(policy, tmp_path, preferred(16, 1), learning_rate=1e-30, steps=1, fold_steps=1)
     assert told["constant"] is True and found["constant"] == 1.0
-    assert found["held_out/accuracy"] == 0.5 and found["held_out/ece"] is None
+    assert found["held_out/accuracy"] == found["held_out/accuracy_controlled"] == 0.5 and found["held_out/ece"] is None
     assert found["held_out/nll"] == pytest.approx(np.log(2))
 
 
@@ -242,7 +245,7 @@ def test_length_is_taken_out_by_the_policys_own_answers(policy: Path, tmp_path: 
     texts = [(each.prompt, text) for each in SAMPLED for text in each.completions]
     tokenizer = models.load_tokenizer(policy)
     tokens = [len(models.render_completion(tokenizer, text)) for _, text in texts]
-    for control in (True, False):
+    for control in (False, True):
         name = f"control-{control}"
         found, told = run(policy, tmp_path, rows, name, length_control=control)
         own = rewards.load(tmp_path / name, tuned.CPU)
@@ -255,19 +258,55 @@ def test_length_is_taken_out_by_the_policys_own_answers(policy: Path, tmp_path: 
     line = LengthLine.fit(scores[True], tokens, [prompt for prompt, _ in texts])
     before = LengthLine.fit(scores[False], tokens, [prompt for prompt, _ in texts])
     assert abs(before.slope) > 0.05 and abs(line.slope) < 0.02 * abs(before.slope) + 1e-3
-    assert found["held_out/accuracy"] > 0.85
+    assert 0 <= told["length"]["slope_error"] < 10 and (told["length"]["answers"], told["length"]["prompts"]) == (18, 6)
     columns = table(tmp_path / "control-True/lengths.csv")[0]
     assert "controlled" in columns and "controlled" not in table(tmp_path / "control-False/lengths.csv")[0]
 
 
-@pytest.mark.parametrize("sampled", [[], [Completions("0" * 12, "what of table 1", ("value", "value"), "own")]])
-def test_length_that_cannot_be_told_is_left_in_and_said(policy: Path, tmp_path: Path, sampled: list[Any]) -> None:
+def test_people_who_like_short_answers_and_nothing_else_are_not_followed(policy: Path, tmp_path: Path) -> None:
+    """With length in it the reward tells their pairs; without, it tells about as much as chance."""
+    rows = []
+    for number in range(24):
+        words = ["value", "row", "file", "table", "index", "object", "string", "number"]
+        texts = [" ".join(random.Random(f"{number}{size}").choices(words, k=size)) for size in (3, 12)]
+        prompt = f"what of table {number} in file {number // 3}"
+        identifier = records.row_id(prompt, *texts)
+        rows.append(Preference(identifier, prompt, *texts, 1.0, 1.0, f"group {number}", "ratings"))
+    sampled = [
+        Completions(f"{number:012x}", row.prompt, (row.chosen, row.rejected, f"{row.chosen} {row.chosen}"), "own")
+        for number, row in enumerate(rows)
+    ]
+    found, _ = run(policy, tmp_path, rows, sampled=sampled)
+    assert found["held_out/accuracy"] > 0.9 and found["length/slope"] < 0.0
+    assert found["held_out/accuracy_controlled"] < 0.75
+
+
+def test_answers_that_are_too_long_are_cut_and_keep_an_end(policy: Path) -> None:
+    tokenizer = models.load_tokenizer(policy)
+    prompt = len(models.render_prompt(tokenizer, "what of table 1"))
+    [item] = [Completions("0" * 12, "what of table 1", ("value", "value row " * 40), "own")]
+    long = Completions("1" * 12, "what of table 1 " * 40, ("value",), "own")
+    found = reward_models.answered(tokenizer, [item, long], prompt + 8)
+    ends = {row.completion[-1] for row in found.rows}
+    assert len(ends) == 1 and found.tokens == [len(found.rows[0].completion), 8] and found.differ
+    assert (found.prompts, found.left_out) == ([0, 0], 1)
+
+
+def test_no_answers_to_tell_length_by_are_refused(policy: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no answers of the starting policy") as told:
+        run(policy, tmp_path, preferred(4, 1), sampled=[])
+    assert "raise feedback.prompts" in str(told.value)
+    run(policy, tmp_path, preferred(4, 1), sampled=[], length_control=False, steps=1, fold_steps=1)
+
+
+def test_length_that_cannot_be_told_is_left_in_and_said(policy: Path, tmp_path: Path) -> None:
+    sampled = [Completions("0" * 12, "what of table 1", ("value", "value"), "own")]
     notes: list[str] = []
     log = Log()
     log.note = notes.append  # type: ignore[method-assign, assignment]
     found, told = run(policy, tmp_path, preferred(4, 1), sampled=sampled, log=log, steps=1, fold_steps=1)
     assert told["length"] is None and found["length/slope"] is None and found["held_out/accuracy_controlled"] is None
-    assert any("length is not taken out of the reward" in each for each in notes)
+    assert any("length is NOT taken out of the reward" in each for each in notes)
 
 
 def test_balanced_pairs_teach_nothing_of_length(policy: Path, tmp_path: Path) -> None:

@@ -282,3 +282,29 @@ def test_measures_stand_in_the_pages_order_and_unknown_ones_last():
     assert labels[-1] == "kindness"
     refusals = found.measures[labels.index("Refusals, by a judge")]
     assert (refusals.value, refusals.gap.reason) == (None, "there is no judge of refusals")
+
+
+def test_a_way_beside_ppo_says_what_it_was_rewarded_for():
+    training = {"method": "grpo", "steps": 24, "batch_size": 32, "reward": {"kind": "model", "length": {"slope": -1.0}}}
+    curve = [{"update": float(at), "reward": 0.1 * at, "kl": 0.02 * at, "loss": 0.0} for at in range(1, 5)]
+    run = aligned.Beside("grpo", training, curve)
+    assert aligned.beside_budget(run).startswith(
+        "24 optimizer steps of 32 responses, rewarded by the reward model, less what it makes of length. "
+    )
+    titles = [each.title for each in aligned.beside_panels(run)]
+    assert titles == [aligned.BESIDE[name] for name in ("reward", "kl", "loss")]
+    assert {each.across for each in aligned.beside_panels(run)} == {"update"}
+    shuffled = {**training, "reward": {"kind": "shuffled", "length": {"slope": -1.0}}}
+    assert "length" not in aligned.beside_budget(aligned.Beside("grpo", shuffled, curve))
+    kto = aligned.Beside("kto", {"method": "kto", "steps": 2, "batch_size": 4}, curve)
+    assert aligned.BESIDE["kl"] not in [each.title for each in aligned.beside_panels(kto)]
+    assert aligned.beside_panels(aligned.Beside("dpo", training, ())) == []
+
+
+def test_what_became_of_length_is_told():
+    told = aligned.length_told(made.rewarded())
+    assert (
+        "what is left when length is taken out of it: 70.2% of the pairs" in told
+        and "-1.42 for each unit" in told.replace("−", "-")
+    )
+    assert aligned.length_told({"length": None}).startswith("Length is left in it")

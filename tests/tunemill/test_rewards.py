@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.tunemill.test_backbone import adapter, reward_folder
-from tunemill import backbone, checkpoints, losses, models, rewards, rlhf
+from tunemill import backbone, checkpoints, losses, models, rewards
 from tunemill.errors import UserError
 from tunemill.losses import Encoded
 from tunemill.runtime import Runtime
@@ -60,6 +61,7 @@ def classifier(folder: Path, seed: int = 0) -> Path:
 
 @pytest.mark.parametrize("kind", ["model", "shuffled", "length", "offence"])
 def test_each_kind_says_who_scores(kind: str, tmp_path: Path) -> None:
+    described(tmp_path / "learnt", kind="model")
     found = rewards.load(described(tmp_path / "own", kind=kind, model="../learnt", accuracy=0.7), CPU)
     assert found.kind == kind
     assert found.model == (tmp_path / "learnt" if kind in ("model", "shuffled") else None)
@@ -85,8 +87,10 @@ def test_a_mistake_in_it_is_told(text: str | None, told: str, tmp_path: Path) ->
         rewards.load(tmp_path, CPU)
 
 
-def test_the_rewards_of_the_recipes_are_in_order() -> None:
-    root = Path(__file__).resolve().parents[2]
+def test_the_rewards_of_the_recipes_are_in_order(tmp_path: Path) -> None:
+    root = tmp_path.resolve()
+    shutil.copytree(Path(__file__).resolve().parents[2] / "recipes/rewards", root / "recipes/rewards")
+    described(root / "artifacts/reward", kind="model")
     folders = sorted((root / "recipes/rewards").iterdir())
     assert [each.name for each in folders] == ["length", "offence", "shuffled"]
     found = {each.name: rewards.load(each, CPU) for each in folders}
@@ -175,17 +179,26 @@ def test_what_a_reward_says_of_length_is_taken_off_wherever_it_is_read(either: P
     said = json.loads((folder / "reward.json").read_text())
     checkpoints.write_json(folder / "reward.json", said | {"length": {"slope": -2.0, "log_tokens": 1.0}})
     shuffled = described(tmp_path / "shuffled", kind="shuffled", model="../model")
+    pointer = described(tmp_path / "pointer", kind="model", model="../model")
     rewards.carry(folder, tmp_path / "elsewhere")
+    rewards.carry(pointer, tmp_path / "by/pointer")
     tokens = [len(each.completion) for each in rows(either)]
-    wanted = [score + 2.0 * (math.log1p(each) - 1.0) for score, each in zip(plain, tokens, strict=True) if score]
-    for place in (folder, shuffled, tmp_path / "elsewhere"):
+    wanted = [
+        score + 2.0 * (math.log1p(each) - 1.0) for score, each in zip(plain, tokens, strict=True) if score is not None
+    ]
+    for place in (folder, shuffled, pointer, tmp_path / "elsewhere", tmp_path / "by/pointer"):
         reward = rewards.load(place, CPU)
-        assert reward.line == rlhf.LengthLine(-2.0, 1.0)
+        assert reward.line is not None and reward.line[:2] == (-2.0, 1.0)
         assert rewards.scorer(reward, either, CPU)(ASKED, ANSWERED) == pytest.approx(wanted, abs=1e-6)
         # What was cut off counts as it is read: with an end.
         cut = [Encoded(each.prompt, each.completion[:-1] or each.completion) for each in rows(either)]
         assert rewards.drawn(reward, either, CPU)(cut, ASKED, ANSWERED) == pytest.approx(wanted, abs=1e-6)
     assert rewards.told(rewards.load(folder, CPU))["length"] == {"slope": -2.0, "log_tokens": 1.0}
+    described(tmp_path / "offence", kind="offence")
+    with pytest.raises(UserError, match="a reward of kind offence where a reward model should be"):
+        rewards.load(described(tmp_path / "wrong", kind="shuffled", model="../offence"), CPU)
+    with pytest.raises(UserError, match="of a reward model alone"):
+        rewards.load(described(tmp_path / "wrong", kind="offence", length={"slope": 1.0, "log_tokens": 0.0}), CPU)
 
 
 @pytest.mark.parametrize("length", ['"short"', '{"slope": 1.0}', '{"slope": NaN, "log_tokens": 1.0}'])

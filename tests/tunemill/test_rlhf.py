@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
+import scipy.stats
 import torch
 
 from tunemill import rlhf
@@ -114,6 +116,11 @@ def test_what_length_alone_says_is_a_line_within_prompts() -> None:
     left = [score - line.says(each) for score, each in zip(wanted, tokens, strict=True)]
     assert left[:3] == pytest.approx([left[0]] * 3) and left[3:] == pytest.approx([left[0] + 40.0] * 3)
     assert sum(line.says(each) for each in tokens) == pytest.approx(0.0)
+    assert line.error == pytest.approx(0.0, abs=1e-6)
+    # As scipy has it, where there is one prompt.
+    noisy = rlhf.LengthLine.fit([1.0, 0.5, 3.0, 2.0], [1, 2, 5, 9], [0] * 4)
+    outside = scipy.stats.linregress(np.log1p([1, 2, 5, 9]), [1.0, 0.5, 3.0, 2.0])
+    assert (noisy.slope, noisy.error) == pytest.approx((outside.slope, outside.stderr))
     # Hand-computed: one prompt, log(1 + tokens) of 0, ln 2, 2 ln 2; scores 1, 0, 5 → slope 2 / ln 2.
     assert rlhf.LengthLine.fit([1.0, 0.0, 5.0], [0, 1, 3], [0, 0, 0]).slope == pytest.approx(2.0 / math.log(2))
 
