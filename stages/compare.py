@@ -465,7 +465,7 @@ def alignments(
             gap = statistics.Comparison(own["diff"], own["ci_low"], own["ci_high"], own["p"])
             verdict = statistics.verdict(gap, p, LEVEL, lower_is_better=True)
             held = alignment.conditions(entry["measures"], cfg.margins.model_dump(), verdict, FEWEST_SEEDS)
-            same = all(alignment.unchanged(red_team[each], red_team[entry["against"]]) for each in entry["of"])
+            same = min(alignment.unchanged(red_team[each], red_team[entry["against"]]) for each in entry["of"])
             entry |= {
                 "p_holm": p,
                 "verdict": verdict,

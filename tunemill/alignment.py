@@ -360,14 +360,17 @@ def conditions(
     return found
 
 
-def unchanged(ours: Rows, theirs: Rows) -> bool:
-    """Whether all answers of a candidate are those of the one that it started from: the monitor liked no policy better than that."""
+def unchanged(ours: Rows, theirs: Rows) -> int:
+    """How many prompts there are, where all answers of a candidate are those of the one that it started from; else 0.
+
+    So it is where the monitor liked no policy better than the one at the start.
+    """
     told = [[[answer["prediction"] for answer in row["samples"]] for row in rows] for rows in (ours, theirs)]
-    return bool(told[0]) and told[0] == told[1]
+    return len(told[0]) if told[0] == told[1] else 0
 
 
 def sentence(
-    name: str, against: str, measures: Mapping[str, Mapping[str, Any]], found: Sequence[Condition], same: bool = False
+    name: str, against: str, measures: Mapping[str, Mapping[str, Any]], found: Sequence[Condition], same: int = 0
 ) -> str:
     """What may be said, and what stands against it.
 
@@ -376,11 +379,11 @@ def sentence(
         against: the one that it started from.
         measures: of `_aligned` in stage `compare`.
         found: of `conditions`.
-        same: whether it answers as that one does (`unchanged`).
+        same: of `unchanged`.
     """
     primary = measures[PRIMARY]
     if same:
-        prompts = f"all {primary['n']} prompts" if primary["n"] != 1 else "the one prompt"
+        prompts = f"all {same} prompts" if same != 1 else "the one prompt"
         return (
             f"{name} against {against}: the same answers to {prompts}, so nothing has been changed and nothing is shown"
         )

@@ -367,8 +367,6 @@ def carry(folder: Path, out: Path) -> None:
 
 def told(reward: Reward) -> dict[str, Any]:
     """What is written down about it."""
-    return {
-        "kind": reward.kind,
-        "shuffled": reward.shuffled,
-        "length": {"slope": reward.line.slope, "log_tokens": reward.line.log_tokens} if reward.line else None,
-    }
+    line = reward.line
+    length = {"length": {"slope": line.slope, "log_tokens": line.log_tokens}} if line else {}
+    return {"kind": reward.kind, "shuffled": reward.shuffled, **length}

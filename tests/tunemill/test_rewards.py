@@ -67,7 +67,7 @@ def test_each_kind_says_who_scores(kind: str, tmp_path: Path) -> None:
     assert found.model == (tmp_path / "learnt" if kind in ("model", "shuffled") else None)
     assert (found.texts is not None) == (kind == "offence")
     assert found.shuffled == (kind == "shuffled")
-    assert rewards.told(found) == {"kind": kind, "shuffled": kind == "shuffled", "length": None}
+    assert rewards.told(found) == {"kind": kind, "shuffled": kind == "shuffled"}
 
 
 @pytest.mark.parametrize(
