@@ -75,7 +75,7 @@ def test_the_reward_models_accuracies_are_those_that_were_measured() -> None:
     assert f"of {measured['pairs']:.0f} held-out pairs" in " ".join(told.split())
     assert re.findall(r"([\d.]+) \[([\d.]+), ([\d.]+)\]", told) == [
         tuple(f"{measured[f'held_out/accuracy{system}{end}']:.2f}" for end in ("", "_low", "_high"))
-        for system in ("", "_length", "_response", "_text")
+        for system in ("", "_controlled", "_length", "_response", "_text")
     ]
     beaten = [system for system in ("length", "response", "text") if measured[f"held_out/less_{system}_low"] > 0]
     assert not beaten and "it beats none of them" in told
