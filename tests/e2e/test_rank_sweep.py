@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from tests.e2e import checkout
-from tunemill import recipes
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -29,10 +28,6 @@ def test_a_sweep_over_ranks_is_one_table_and_one_plot(finished: Path, browser: A
     shutil.copytree(
         finished, place, symlinks=True, ignore=lambda folder, names: {"tmp"} if Path(folder).name == ".dvc" else set()
     )
-    params = recipes.merged(
-        place / "params.yaml", [(Path("few"), checkout.FEW)]
-    )  # without what is aligned, as the page advises
-    (place / "params.yaml").write_text(params)
     checkout.run(place, "git", "add", "-A")
     checkout.run(place, "git", "commit", "-q", "-m", "results")
     commands = [each.replace("4,8,16,32", "2,4") for each in documented()]
