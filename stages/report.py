@@ -186,18 +186,11 @@ def read_optimised(evaluations: Path, names: tuple[str, ...]) -> list[aligned.Ru
 
 def read_beside(evaluations: Path, names: tuple[str, ...]) -> list[aligned.Beside]:
     """What the ways beside PPO told of each candidate that they made."""
-    found = []
-    for name in names:
-        folder = evaluations / name
-        if (
-            (folder / "training.json").exists()
-            and (folder / "updates.csv").exists()
-            and not (folder / "ppo.json").exists()
-        ):
-            training = read_json(folder / "training.json")
-            if training.get("method") in ALIGNING:
-                found.append(aligned.Beside(name, training, read_table(folder / "updates.csv")))
-    return found
+    return [
+        aligned.Beside(name, read_json(folder / "training.json"), read_table(folder / "updates.csv"))
+        for name in names
+        if ((folder := evaluations / name) / "updates.csv").exists() and not (folder / "ppo.json").exists()
+    ]
 
 
 def read_table(path: Path) -> list[aligned.Row]:

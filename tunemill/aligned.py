@@ -326,13 +326,17 @@ def notices(record: Json) -> list[Notice]:
     return found
 
 
+def _reason(reward: Json) -> str:
+    """What a policy was rewarded for, in words that follow "rewarded"."""
+    kind = reward["kind"]
+    less = ", less what it makes of length" if kind == "model" and reward.get("length") else ""
+    return f"{REWARDS.get(kind, f'for {visible(kind)}')}{less}"
+
+
 def budget(run: Run) -> str:
     """What was spent, and which policy was kept."""
     record = run.record
-    kind = record["reward"]["kind"]
-    who = REWARDS.get(kind, f"for {visible(kind)}")
-    who += ", less what it makes of length" if kind == "model" and record["reward"].get("length") else ""
-    spent = f"Rewarded {who}: {plural(record['updates'], 'update')}"
+    spent = f"Rewarded {_reason(record['reward'])}: {plural(record['updates'], 'update')}"
     if record["updates"] != record["asked_updates"]:
         spent += f" of {number(record['asked_updates'], 0)}"
     if run.training.get("examples"):
@@ -417,24 +421,24 @@ def change(found: Sequence[float] | None, count: int) -> Change | None:
 # ── the curves ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Panel:
     """One of the small charts, in a view box of 100 by 100."""
 
     title: str
     across: str
     """What the horizontal axis counts."""
-    thin: str
+    thin: str = ""
     """A line over every update, on prompts that are trained on; empty for none."""
-    line: str
+    line: str = ""
     """A line through the monitor's looks; empty for none."""
-    points: tuple[tuple[float, float, bool, str], ...]
+    points: tuple[tuple[float, float, bool, str], ...] = ()
     """The monitor's looks: x, y, whether this is the policy that was kept, what is said of it."""
-    kept: float | None
+    kept: float | None = None
     """Where the update lies that was kept; None in a chart over something else."""
-    alarms: tuple[tuple[float, str], ...]
+    alarms: tuple[tuple[float, str], ...] = ()
     """Where an alarm was raised, and what it is called."""
-    limit: tuple[float, str] | None
+    limit: tuple[float, str] | None = None
     """A level that must not be passed, at the upper edge where it is far above, and its name."""
     x_ticks: tuple[tuple[float, str], ...]
     y_ticks: tuple[tuple[float, str], ...]
@@ -506,7 +510,6 @@ def _against(run: Run) -> Panel | None:
     return Panel(
         title="Reward against KL",
         across="nats a response",
-        thin="",
         line=charts.line(looks, x, y),
         points=tuple(
             (
@@ -517,9 +520,6 @@ def _against(run: Run) -> Panel | None:
             )
             for place, (at, value) in enumerate(looks)
         ),
-        kept=None,
-        alarms=(),
-        limit=None,
         x_ticks=tuple((x(at), brief(at)) for at in x.ticks(4)),
         y_ticks=tuple((y(at), brief(at)) for at in y.ticks(4)),
         summary=f"Reward against KL: {brief(looks[0][1])} at {brief(looks[0][0])} nats, {brief(looks[-1][1])} at {brief(looks[-1][0])}",
@@ -553,10 +553,7 @@ def beside_budget(run: Beside) -> str:
     seen = "pair" if "reward" not in training else "response"
     said = f"{plural(training['steps'], 'optimizer step')} of {plural(training['batch_size'], seen)}"
     if "reward" in training:
-        kind = training["reward"]["kind"]
-        who = REWARDS.get(kind, f"for {visible(kind)}")
-        less = kind == "model" and training["reward"].get("length")
-        said += f", rewarded {who}{', less what it makes of length' if less else ''}"
+        said += f", rewarded {_reason(training['reward'])}"
     return f"{said}. Nobody watched it: the last policy was kept, whatever its divergence."
 
 
@@ -576,11 +573,6 @@ def beside_panels(run: Beside) -> list[Panel]:
                 title=title,
                 across=across,
                 thin=charts.line(charts.thin(points, CURVE_POINTS), x, y),
-                line="",
-                points=(),
-                kept=None,
-                alarms=(),
-                limit=None,
                 x_ticks=tuple((x(at), brief(at)) for at in x.ticks(5) if at == round(at)),
                 y_ticks=tuple((y(at), brief(at)) for at in y.ticks(4)),
                 summary=f"{title}: from {brief(points[0][1])} to {brief(points[-1][1])}",
