@@ -8,9 +8,9 @@ environment of its own, made on first use under work/benchmarks/ppo_peer; what i
 `benchmarks/ppo_peer/run.py`. Its reward is the reward model as a classifier with the adapter merged, on the scale that ours
 measures at its first rollout. Printed are the peak memory of the process, seconds and processor seconds of an update (generation
 to last step; loading, checkpoints and the monitor's looks apart; the fastest run counts, of it the median), and the reward at the
-KL divergence that all reached, from a fit of reward against √KL (Gao et al. 2023): with few updates that is mostly noise. Where
-ours is shared adapters with the value a head on the policy's states, as the stage comes, it is the one that others are set against: the
-value with an adapter of its own, full copies of the four models, and LoRA. The
+KL divergence that all reached, from a fit of reward against √KL (Gao et al. 2023), with its standard error: with few updates that
+is mostly noise. Where ours is shared adapters with the value a head on the policy's states, as the stage comes, it is the one that
+others are set against: the value with an adapter of its own, full copies of the four models, and LoRA. The
 stages set malloc so that it gives back what is freed, and so does ours here; the peer runs as one starts it, and with that too.
 """
 
@@ -174,14 +174,24 @@ def summary(runs: Sequence[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def reward_at(runs: Sequence[dict[str, Any]], kl: float) -> float:
-    """Reward at a KL divergence, by least squares of reward against √KL over all updates of all runs; NaN for too few."""
+def reward_at(runs: Sequence[dict[str, Any]], kl: float) -> tuple[float, float]:
+    """Reward at a KL divergence, by least squares of reward against √KL over all updates of all runs.
+
+    Returns:
+        The reward and its standard error, as if the updates were independent; NaN for too few of them.
+    """
     rows = [row for run in runs for row in run["updates"]]
     roots = [math.sqrt(max(0.0, row["kl"])) for row in rows]
+    rewards = [row["reward"] for row in rows]
     if len(rows) < 3 or max(roots) - min(roots) < 1e-6:
-        return math.nan
-    slope, start = statistics.linear_regression(roots, [row["reward"] for row in rows])
-    return start + slope * math.sqrt(kl)
+        return math.nan, math.nan
+    slope, start = statistics.linear_regression(roots, rewards)
+    left = sum((reward - start - slope * root) ** 2 for root, reward in zip(roots, rewards, strict=True)) / (
+        len(rows) - 2
+    )
+    middle = statistics.fmean(roots)
+    leverage = 1 / len(rows) + (math.sqrt(kl) - middle) ** 2 / sum((root - middle) ** 2 for root in roots)
+    return start + slope * math.sqrt(kl), math.sqrt(left * leverage)
 
 
 def main() -> int:
@@ -230,7 +240,7 @@ def main() -> int:
     table = {name: summary(found) for name, found in runs.items()}
     reached = max(0.0, min(row["kl"] for row in table.values()))
     for name, row in table.items():
-        row["reward_at_equal_kl"] = reward_at(runs[name], reached)
+        row["reward_at_equal_kl"], row["reward_error"] = reward_at(runs[name], reached)
     first = arguments.variants[0]
     best = table[first]
     size = f"{arguments.updates} updates of {arguments.batch} prompts, at most {arguments.response} tokens each"
@@ -243,7 +253,7 @@ def main() -> int:
         smaller, shorter = best["peak_mib"] / row["peak_mib"], best["seconds"] / row["seconds"]
         print(
             f"| {name} | {row['peak_mib']:.0f} | {smaller:.2f}x | {row['seconds']:.1f} | {shorter:.2f}x |"
-            f" {row['cpu_seconds']:.1f} | {row['reward_at_equal_kl']:.3f} | {row['kl']:.3f} |"
+            f" {row['cpu_seconds']:.1f} | {row['reward_at_equal_kl']:.3f} ± {row['reward_error']:.3f} | {row['kl']:.3f} |"
         )
     print(json.dumps({"rounds": arguments.rounds, "updates": arguments.updates, "scale": scale, **table}))
     return 0

@@ -374,6 +374,9 @@ def in_names(setup: Setup) -> Iterator[str]:
         for name, start in setup.values["compare"].aligned.items():
             # The line of a key is that of its value.
             named["compare", "aligned", name] = (name if name not in candidates else start), candidates
+        for name, controls in setup.values["compare"].controls.items():
+            for at, control in enumerate(controls):
+                named["compare", "controls", name, at] = control, candidates
     for keys, (name, known) in named.items():
         if name not in known:
             yield setup.told(

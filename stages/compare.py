@@ -17,7 +17,7 @@ stands under `forgetting`: see `tunemill.forgetting`.
 What alignment has done stands under `alignment`, for each candidate that `aligned` names, against the one that it started from:
 the harm of its answers to red-team prompts, at matched length too, refusals, nonsense, and guards on offence and on the task. "Less
 harmful" is said only where all of its conditions hold (`tunemill.alignment`). Candidates of several training seeds are taken together
-there as well.
+there as well. `controls` names what else one is held against in the same way: a policy with a reward that knows nothing of harm, say.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from tunemill import alignment, forgetting, heldout, helm, metrics, records, statistics
 from tunemill.checkpoints import write_json, write_text
@@ -90,8 +90,28 @@ class Config(Params):
     """Name → candidates that are one method with several training seeds: they are compared with the reference together."""
     aligned: dict[str, str]
     """Aligned candidate → the candidate that its alignment started from, which it is compared with on red-team prompts."""
+    controls: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]]
+    """Aligned candidate, or several of one method by its name under `seeds` → what else it is compared with there."""
     margins: Margins
-    """Of that comparison."""
+    """Of these comparisons."""
+
+    @field_validator("controls")
+    @classmethod
+    def _of_aligned(cls, value: dict[str, tuple[str, ...]], info: ValidationInfo) -> dict[str, tuple[str, ...]]:
+        if not {"aligned", "seeds"} <= info.data.keys():  # a mistake there is told there
+            return value
+        starts: dict[str, str] = info.data["aligned"]
+        trainings = {name: (name,) for name in starts}
+        trainings |= {name: of for name, of in info.data["seeds"].items() if len(of) > 1 and {*of} <= {*starts}}
+        for name, controls in value.items():
+            if name not in trainings:
+                raise ValueError(f"'{name}' is not aligned: name one of {', '.join(trainings) or 'compare.aligned'}")
+            for each in controls:
+                if each in trainings[name] or each in {starts[of] for of in trainings[name]}:
+                    raise ValueError(
+                        f"'{each}' is no control of '{name}': it is that itself, or what that started from"
+                    )
+        return value
 
 
 class Measured(NamedTuple):
@@ -422,12 +442,12 @@ def across_seeds(
 def alignments(
     cfg: Config, red_team: Mapping[str, alignment.Rows], found: Mapping[str, helm.Figures], primary: str
 ) -> list[dict[str, Any]]:
-    """Every aligned candidate against the one that it started from, then every method of several training seeds.
+    """Every aligned candidate against the one that it started from, every method of several training seeds, then the controls.
 
-    The primary measure is corrected after Holm, over the single candidates and over the methods.
+    The primary measure is corrected after Holm, over the single candidates, over the methods, and over the controls.
 
     Args:
-        cfg: who was aligned, from whom, and the margins.
+        cfg: who was aligned, from whom, what else to hold it against, and the margins.
         red_team: candidate → its rows of red_team.jsonl.
         found: candidate → its figures, the scores of the test items among them.
         primary: the metric of the task.
@@ -435,16 +455,17 @@ def alignments(
     Raises:
         UserError: a name is no candidate, or the trainings of one method started from different candidates.
     """
-    for name, start in cfg.aligned.items():
-        for each, key in ((name, name), (start, f"{name} (what it started from)")):
-            if each not in found:
-                raise UserError(
-                    f"'{each}' is no candidate",
-                    where=f"params.yaml: compare.aligned.{key}",
-                    expected="one of " + ", ".join(found),
-                    exit_code=2,
-                )
-    asked: list[tuple[str, list[str], str]] = [(name, [name], start) for name, start in cfg.aligned.items()]
+    named = [(each, f"aligned.{name}") for name, start in cfg.aligned.items() for each in (name, start)]
+    named += [(each, f"controls.{name}") for name, controls in cfg.controls.items() for each in controls]
+    for each, key in named:
+        if each not in found:
+            raise UserError(
+                f"'{each}' is no candidate",
+                where=f"params.yaml: compare.{key}",
+                expected="one of " + ", ".join(found),
+                exit_code=2,
+            )
+    started = [(name, [name], start) for name, start in cfg.aligned.items()]
     for method, of in cfg.seeds.items():
         if len(of) < 2 or not all(name in cfg.aligned for name in of):
             continue
@@ -455,12 +476,21 @@ def alignments(
                 expected="one start for all, under compare.aligned",
                 exit_code=2,
             )
-        asked.append((method, [*of], cfg.aligned[of[0]]))
-    entries = [_aligned(cfg, name, of, start, red_team, found, primary) for name, of, start in asked]
-    for several in (False, True):
-        family = [each for each in entries if (len(each["of"]) > 1) == several]
-        adjusted = statistics.holm([each["measures"][alignment.PRIMARY]["p"] for each in family])
-        for entry, p in zip(family, adjusted, strict=True):
+        started.append((method, [*of], cfg.aligned[of[0]]))
+    trainings = {name: of for name, of, _ in started}
+    asked = [(*each, False) for each in started]
+    asked += [(name, trainings[name], each, True) for name, controls in cfg.controls.items() for each in controls]
+    entries = [
+        {**_aligned(cfg, name, of, other, red_team, found, primary), "control": control}
+        for name, of, other, control in asked
+    ]
+    families: dict[str, list[dict[str, Any]]] = {}
+    for entry in entries:
+        family = "controls" if entry["control"] else "methods" if len(entry["of"]) > 1 else "candidates"
+        families.setdefault(family, []).append(entry)
+    for members in families.values():
+        adjusted = statistics.holm([each["measures"][alignment.PRIMARY]["p"] for each in members])
+        for entry, p in zip(members, adjusted, strict=True):
             own = entry["measures"][alignment.PRIMARY]
             gap = statistics.Comparison(own["diff"], own["ci_low"], own["ci_high"], own["p"])
             verdict = statistics.verdict(gap, p, LEVEL, lower_is_better=True)

@@ -690,7 +690,7 @@ def optimised_run(candidate: str, seed: int = 17, **changes: Any) -> aligned.Run
     )
 
 
-def judged(name: str, of: tuple[str, ...], diff: float, half: float) -> dict[str, Any]:
+def judged(name: str, of: tuple[str, ...], diff: float, half: float, control: str = "") -> dict[str, Any]:
     """An entry of comparison.json's `alignment`: of one training, or of several."""
 
     def entry(gap: float, level: float, reach: float = half, **more: Any) -> dict[str, Any]:
@@ -726,7 +726,8 @@ def judged(name: str, of: tuple[str, ...], diff: float, half: float) -> dict[str
     return {
         "name": name,
         "of": list(of),
-        "against": "lora",
+        "against": control or "lora",
+        "control": bool(control),
         "measures": measures,
         "continuation": {key: measures[key] for key in ("harm", "offence", "words")},
         "task": {"metric": "rouge1", "diff": -0.2, "ci_low": -0.9, "ci_high": 0.5},
@@ -738,7 +739,7 @@ def judged(name: str, of: tuple[str, ...], diff: float, half: float) -> dict[str
         "verdict": "better" if holds else "not shown to be better",
         "conditions": conditions,
         "less_harmful": not failed,
-        "sentence": f"{name} against lora: harm {span} on 500 prompts: {said}",
+        "sentence": f"{name} against {control or 'lora'}: harm {span} on 500 prompts: {said}",
     }  # fmt: skip
 
 

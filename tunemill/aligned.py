@@ -719,7 +719,7 @@ class Condition(NamedTuple):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What compare says of an aligned candidate, or of several of one method, against the one that it started from."""
+    """What compare says of an aligned candidate, or of several of one method, against the one that it started from or a control."""
 
     name: str
     of: tuple[str, ...]
@@ -730,6 +730,8 @@ class Verdict:
     """better: it may be called less harmful."""
     is_part: bool
     """Whether it is one of several trainings that are judged together, too."""
+    is_control: bool
+    """Whether it is held against a control here, not against what it started from."""
     conditions: tuple[Condition, ...]
     """All of which that takes."""
     guards: tuple[Condition, ...]
@@ -740,10 +742,10 @@ class Verdict:
 
 
 def verdicts(comparison: Json) -> list[Verdict]:
-    """The entries of comparison.json: alignment, in its words; several trainings together come before each by itself."""
+    """The entries of comparison.json: alignment, in its words: several trainings together, each by itself, and against controls."""
     entries = comparison.get("alignment") or ()
     found = []
-    for each in sorted(entries, key=lambda each: len(each["of"]) < 2):
+    for each in sorted(entries, key=lambda each: (each["control"], len(each["of"]) < 2)):
         measures = _measured(each["measures"])
         harm = estimate(each["measures"]["harm"], "diff")
         outcome: Literal["better", "worse", "unproven"] = "better" if each["less_harmful"] else "unproven"
@@ -758,6 +760,7 @@ def verdicts(comparison: Json) -> list[Verdict]:
                 conditions=_conditions(each["conditions"]),
                 guards=_conditions(each["guards"]),
                 measures=measures,
+                is_control=each["control"],
                 continuations=_measured(each["continuation"]),
             )
         )

@@ -38,6 +38,7 @@ OPEN_SECTIONS = (
     "select.candidates",
     "compare.seeds",
     "compare.aligned",
+    "compare.controls",
     "prompt.templates",
     "prompt.decodings",
 )

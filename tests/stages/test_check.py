@@ -65,6 +65,12 @@ def test_the_default_is_in_order(place: Path) -> None:
             "compare.aligned.sft",
             "'lroa' is no candidate|did you mean 'lora'?",
         ),
+        ({"compare": {"controls": {"pop": ["lora"]}}}, "compare.controls", "'pop' is not aligned: name one of ppo"),
+        (
+            {"compare": {"controls": {"ppo": ["sftt"]}}},
+            "compare.controls.ppo.0",
+            "'sftt' is no candidate|did you mean 'sft'?",
+        ),
         ({"compare": {"reference": "bas"}}, "compare.reference", "'bas' is no candidate|did you mean 'base'?"),
         ({"compare": {"reference": "first-sentence"}}, "compare.reference", "'first-sentence' is no candidate"),
         ({"efficiency": {"reference": "bse"}}, "efficiency.reference", "'bse' is no candidate|did you mean 'base'?"),

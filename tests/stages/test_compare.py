@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from stages.compare import Config
 from tests.stages import comparing
@@ -17,7 +18,15 @@ from tunemill import metrics, records
 from tunemill.errors import UserError
 
 CONFIG = Config(
-    seed=1, resamples=2000, reference="base", min_groups=6, pairs=(), seeds={}, aligned={}, margins=comparing.MARGINS
+    seed=1,
+    resamples=2000,
+    reference="base",
+    min_groups=6,
+    pairs=(),
+    seeds={},
+    aligned={},
+    controls={},
+    margins=comparing.MARGINS,
 )
 SUMMARIES = [
     f"return the {word} value of item {index} in the list"
@@ -546,13 +555,67 @@ def test_trainings_of_one_method_are_taken_together_against_whom_all_started_fro
     assert together["less_harmful"] is False and "2 of 3 trainings show less harm" in together["sentence"]
 
 
+def test_who_was_aligned_is_held_against_controls_on_the_same_prompts(tmp_path: Path) -> None:
+    plain, _ = aligned(tmp_path)
+    change = {"aligned": {"ppo": "lora", "ppo-2": "lora"}, "controls": {"ppo": ("ppo-3", "base", "ppo-2")}}
+    control = provoked(0.52, 4)
+    found, flat = aligned(tmp_path, change, **{"ppo-3": control, "base": provoked(0.45, 5)})
+    told = [(each["name"], each["against"], each["control"]) for each in found["alignment"]]
+    assert told == [
+        ("ppo", "lora", False), ("ppo-2", "lora", False), ("ppo", "ppo-3", True), ("ppo", "base", True), ("ppo", "ppo-2", True),
+    ]  # fmt: skip
+    (start,), (own, _, less, more, _) = plain["alignment"], found["alignment"]
+    assert own["measures"] == start["measures"]
+    # Controls are a family of their own: three p-values corrected together, and none of the others'.
+    held = {each["against"]: each for each in found["alignment"] if each["control"]}
+    smallest = min(each["measures"]["harm"]["p"] for each in held.values())
+    assert min(each["p_holm"] for each in held.values()) == pytest.approx(min(3 * smallest, 1.0))
+    gaps = (less["measures"]["harm"]["diff"], more["measures"]["harm"]["diff"])
+    assert gaps == pytest.approx((-0.02, 0.05), abs=0.02)
+    answers = [one["harm"] for row in control if row["kind"] == "instruction" for one in row["samples"]]
+    assert less["measures"]["harm"]["reference"] == pytest.approx(np.mean(answers))
+    assert more["sentence"].startswith("ppo against base: harm +0.") and more["sentence"].endswith("more harmful")
+    assert flat["alignment/ppo-vs-base/less_harmful"] == 0.0 and flat["alignment/ppo-vs-ppo-3/harm/diff"] == gaps[0]
+
+
+def test_trainings_of_one_method_are_held_against_controls_together(tmp_path: Path) -> None:
+    of = ("ppo", "ppo-2", "ppo-3")
+    change = {"aligned": dict.fromkeys(of, "lora"), "seeds": {"all": of}, "controls": {"all": ("base",)}}
+    found, _ = aligned(tmp_path, change, base=provoked(0.6, 5))
+    entry = found["alignment"][-1]
+    assert (entry["name"], entry["of"], entry["against"], entry["control"]) == ("all", [*of], "base", True)
+    assert entry["less_harmful"] is True and len(entry["measures"]["harm"]["seeds"]) == 3
+
+
 def test_mistakes_about_who_was_aligned(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'dpo' is no candidate"):
         aligned(tmp_path, {"aligned": {"dpo": "lora"}})
     with pytest.raises(UserError, match="'lore' is no candidate"):
         aligned(tmp_path, {"aligned": {"ppo": "lore"}})
+    with pytest.raises(UserError, match="'dpo' is no candidate"):
+        aligned(tmp_path, {"controls": {"ppo": ("dpo",)}})
     with pytest.raises(UserError, match="its trainings were aligned from different candidates"):
         aligned(tmp_path, {"aligned": {"ppo": "lora", "ppo-2": "base"}, "seeds": {"ppo": ("ppo", "ppo-2")}})
+
+
+@pytest.mark.parametrize(
+    ("controls", "what"),
+    [
+        ({"ppo": ("lora",)}, "'lora' is no control of 'ppo'"),
+        ({"ppo": ("ppo",)}, "'ppo' is no control of 'ppo'"),
+        ({"both": ("ppo-2",)}, "'ppo-2' is no control of 'both'"),
+        ({"half": ("base",)}, "'half' is not aligned: name one of ppo, ppo-2, both"),
+        ({"base": ("ppo",)}, "'base' is not aligned"),
+    ],
+)
+def test_what_is_held_against_a_control_must_be_aligned_and_another(controls: dict[str, Any], what: str) -> None:
+    given = CONFIG.model_dump() | {
+        "aligned": {"ppo": "lora", "ppo-2": "lora"},
+        "seeds": {"both": ("ppo", "ppo-2"), "half": ("ppo", "base")},
+    }
+    assert Config.model_validate(given | {"controls": {"both": ("base",)}}).controls == {"both": ("base",)}
+    with pytest.raises(ValidationError, match=what):
+        Config.model_validate(given | {"controls": controls})
 
 
 def test_of_few_groups_seeds_resample_items_as_the_rest_does(tmp_path: Path) -> None:

@@ -696,6 +696,7 @@ def test_a_damaged_candidate_has_defined_results_and_is_compared(
         pairs=(),
         seeds={},
         aligned={},
+        controls={},
         margins=comparing.MARGINS,
     )
     told, flat = comparing.compared(tmp_path, comparing.named(("base", kind)), cfg)

@@ -168,6 +168,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         pairs=(),
         seeds={},
         aligned={},
+        controls={},
         margins=comparing.MARGINS,
     )
     return comparing.compared(root, candidates, cfg, efficiency=root / "efficiency")[0]

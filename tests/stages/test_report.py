@@ -281,6 +281,7 @@ def test_it_reads_what_compare_writes(tmp_path: Path):
             pairs=(),
             seeds={"trained": ("lora", "twin")},
             aligned={"lora": "base", "twin": "base"},
+            controls={"lora": ("twin",)},
             margins=comparing.MARGINS,
         ),
         evaluations=tmp_path / "artifacts/evaluate", scope=tmp_path / "artifacts/scope",

@@ -266,6 +266,12 @@ def test_several_trainings_together_come_before_each_by_itself():
     assert aligned.verdicts({}) == [] and aligned.verdicts({"alignment": []}) == []
 
 
+def test_controls_come_last():
+    entries = [made.judged("ppo", ("ppo",), -0.05, 0.02, "length"), made.judged("ppo", ("ppo",), -0.05, 0.02)]
+    found = aligned.verdicts({"alignment": entries})
+    assert [(each.against, each.is_control) for each in found] == [("lora", False), ("length", True)]
+
+
 def test_more_harm_is_called_so_and_the_words_are_compares():
     [found] = aligned.verdicts({"alignment": [made.judged("ppo", ("ppo",), 0.05, 0.02)]})
     assert found.outcome == "worse"

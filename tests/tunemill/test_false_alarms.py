@@ -131,6 +131,7 @@ def compared(
         pairs=further,
         seeds={},
         aligned={},
+        controls={},
         margins=comparing.MARGINS,
     )
     written, _ = comparing.compared(root, comparing.named(candidates), cfg)

@@ -471,6 +471,15 @@ def test_alignment_is_told_by_judges_reward_curves_alarms_and_answers():
     assert [row[0] for row in looks[1:]] == ["0", "4", "8", "12", "16 ✓ kept", "20", "24"]
 
 
+def test_a_control_is_told_below_and_closed():
+    found = aligned()
+    entries = [*found.comparison["alignment"], made.judged("ppo", ("ppo",), -0.04, 0.02, "shuffled")]
+    seen = page(replace(found, comparison={**found.comparison, "alignment": entries}))
+    assert '<details class="card"><summary>ppo against the control shuffled</summary>' in seen
+    head, first, *_ = Page(seen).tables["ppo against shuffled: answers to instructions"]
+    assert head[:3] == ["Measure", "shuffled", "ppo"] and first[3].startswith("−0.040")
+
+
 def test_answers_are_behind_a_veil_that_is_closed():
     html = page(aligned())
     closed = re.findall(r'<details class="veiled">(<summary>.*?</summary>)(.*?)</details>', html, flags=re.DOTALL)
