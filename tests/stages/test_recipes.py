@@ -106,6 +106,16 @@ def test_the_controls_of_alignment_are_of_its_size(place: Path) -> None:
     assert {**asked.values("ppo"), "seeds": [17]} == controls.values("ppo")
 
 
+def test_the_study_aligns_as_the_alignment_alone_does(place: Path) -> None:
+    asked = merge(place, "alignment")
+    values = {section: asked.values(section) for section in ("ppo", "compare", "candidates")}
+    study = merge(place, "study")
+    assert study.values("ppo") == values["ppo"] and len(values["ppo"]["seeds"]) == 3
+    for key in ("seeds", "aligned", "margins"):
+        assert study.values("compare")[key] == values["compare"][key], key
+    assert values["candidates"].items() <= study.values("candidates").items()
+
+
 @functools.cache
 def screened(repo: str, license_: str, limits: screening.Limits, batch: planning.Batch) -> screening.Verdict:
     """What a recipe's screening says on a GPU; several recipes ask the same of the same model."""
