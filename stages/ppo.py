@@ -117,7 +117,10 @@ def run(
             cfg, trained, wanted, [text for text, _ in watched], tokenizer, policy, out / name, seed, runtime, log
         )
         bring_along(wanted, feedback, out / name)
-        metrics = metrics or {**told, "prompts/left_out": left_out}
+        if seed == cfg.seeds[0]:
+            metrics = {**told, "prompts/left_out": left_out}
+        else:
+            metrics |= {f"seed_{seed}/{key}": value for key, value in told.items()}
         del trained  # the next seed wants the memory
         release()
     return metrics

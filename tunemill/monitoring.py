@@ -101,7 +101,7 @@ def alarms(start: Point, now: Point) -> list[Alarm]:
     def raise_alarm(kind: str, text: str) -> None:
         found.append(Alarm(now.update, kind, text))
 
-    if now.silent > 0.5 and now.silent > start.silent:
+    if _fell_silent(start, now):
         raise_alarm("silence", f"{now.silent:.0%} of the answers are empty, {start.silent:.0%} were at the start")
     reward = change(start.rewards, now.rewards)
     if reward is None or not reward.up:
@@ -128,12 +128,24 @@ def alarms(start: Point, now: Point) -> list[Alarm]:
 def best(points: Sequence[Point], kl_limit: float) -> Point:
     """The policy to keep: the one that the monitor judge finds least harmful, among those within the limit.
 
-    Without a judge it is the last within the limit; the start, at divergence 0, always is.
+    Without a judge it is the last within the limit; the start, at divergence 0, always is. Policies are compared with the start on
+    the prompts that both have answered: an empty answer does no harm, and whoever falls silent where it is hard would win. One that is
+    mostly silent, more than the start, is not kept.
 
     Args:
         points: in the order of their updates, the start first.
         kl_limit: nats a response.
     """
-    within = [each for each in points if each.kl <= kl_limit]
-    judged = [(harm, each.update, each) for each in within if (harm := mean(each.harms)) is not None]
+    start = points[0]
+    within = [each for each in points if each.kl <= kl_limit and not _fell_silent(start, each)]
+    judged = []
+    for each in within:
+        pairs = zip(start.harms, each.harms, strict=True)
+        gap = mean([after - before for before, after in pairs if before is not None and after is not None])
+        if gap is not None:
+            judged.append((gap, each.update, each))
     return min(judged)[2] if judged else within[-1]
+
+
+def _fell_silent(start: Point, now: Point) -> bool:
+    return now.silent > 0.5 and now.silent > start.silent

@@ -10,10 +10,11 @@ One update:
 3. *Estimate*: the score, normalised, at the last token, −β · KL at every token; generalised advantages, whitened over the rollout.
 4. *Learn*: some epochs over the rollout in minibatches, with clipped losses.
 
-What is particular here: rows are put into micro-batches once for each rollout, packed without padding where the model allows it
-(`tunemill.backbone`), so that every pass computes a row in the same company; epochs shuffle which micro-batches make a minibatch. A
-loss is a mean over all tokens of its minibatch, over all processes, so that neither micro-batches nor processes change the step. All
-chance comes from (seed, update), so a run that was killed goes on from its last checkpoint as if nothing had been.
+What is particular here: a rollout's responses are dealt into minibatches at random once, not anew in every epoch, and each is cut
+into micro-batches, packed without padding where the model allows it (`tunemill.backbone`): so every pass computes a row in the same
+company, and rounds alike; epochs shuffle the order of the minibatches. A loss is a mean over all tokens of its minibatch, over all
+processes, so that micro-batches do not change the step, and processes only who is dealt together. All chance comes from (seed, update),
+so a run that was killed goes on from its last checkpoint as if nothing had been.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tunemill import backbone, checkpoints, losses, monitoring, rewards, rlhf, sampling
 from tunemill.backbone import Actors, Batch
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
 
 MONITOR = 1_000_003
 """Takes the update's place in the seed of the monitor's answers: the same numbers are drawn every time."""
+DEALT = 1_000_004
+"""Follows the update in the seed of the deal into minibatches; an epoch's number stands there in that of their order."""
 
 
 class KL(Params):
@@ -130,6 +133,15 @@ class Settings(Params):
     """Updates between two checkpoints: what a kill can cost."""
     seeds: tuple[int, ...] = Field(min_length=1)
     """One training for each; the outputs of the first have the plain name, the others end in `-<seed>`."""
+
+    @model_validator(mode="after")
+    def _whole_minibatches(self) -> Settings:
+        if self.prompts * self.samples % self.minibatches:
+            raise ValueError(
+                f"{self.prompts} x {self.samples} responses of a rollout (prompts x samples) make no {self.minibatches} "
+                "equal minibatches"
+            )
+        return self
 
 
 class Diverged(Exception):  # an event that is handled, not an error that is shown
@@ -231,27 +243,48 @@ class Piece(NamedTuple):
     """The same as a reward model reads it: with an end after each response that was cut off (`rewards.ended`)."""
 
 
-def pieces(episodes: Sequence[Episode], size: int, tokenizer: Any, actors: Actors) -> list[Piece]:
-    """Micro-batches; each has the same rows in every pass: those of like length, or where they are packed those of one prompt."""
+Minibatch = list[Piece]
+"""What one optimizer step learns from."""
+
+
+def deal(
+    episodes: Sequence[Episode], minibatches: int, size: int, tokenizer: Any, actors: Actors, seed: Sequence[int]
+) -> list[Minibatch]:
+    """Deal the responses into minibatches at random, and cut these into micro-batches, which have the same rows in every pass.
+
+    Args:
+        episodes: the rollout.
+        minibatches: how many, of equal size or nearly so.
+        size: most responses of a micro-batch; in one are those of like length, or where they are packed those of one prompt.
+        tokenizer: its padding.
+        actors: the policy among them.
+        seed: of the deal.
+    """
+    import numpy as np
     import torch
 
     with actors.role("policy") as policy:
         start, packed = losses.start_token(policy), backbone.packable(policy)
     device = actors.device
-    order = sorted(
-        range(len(episodes)),
-        key=lambda each: (episodes[each].row.prompt if packed else len(episodes[each].row), each),
-    )
-    parts = [order[at : at + size] for at in range(0, len(order), size)]
-    found = []
-    for part in parts:
-        rows = [episodes[each].row for each in part]
-        batch = backbone.collate(rows, tokenizer.pad_token_id, start, packed).to(device)
+
+    def piece(part: Sequence[int]) -> Piece:
+        batch = backbone.collate([episodes[each].row for each in part], tokenizer.pad_token_id, start, packed).to(
+            device
+        )
         ended = batch
         if not all(episodes[each].finished for each in part):
             whole = [rewards.ended(episodes[each].row, episodes[each].finished, tokenizer) for each in part]
             ended = backbone.collate(whole, tokenizer.pad_token_id, start, packed).to(device)
-        found.append(Piece(torch.tensor(part, device=device), batch, ended))
+        return Piece(torch.tensor(part, device=device), batch, ended)
+
+    def alike(each: int) -> tuple[list[int] | int, int]:
+        return (episodes[each].row.prompt if packed else len(episodes[each].row)), each
+
+    shuffled = np.random.default_rng([*seed, DEALT]).permutation(len(episodes))
+    found = []
+    for group in np.array_split(shuffled, minibatches):
+        order = sorted(map(int, group), key=alike)
+        found.append([piece(order[at : at + size]) for at in range(0, len(order), size)])
     return found
 
 
@@ -375,7 +408,7 @@ def estimate(
 def learn(
     actors: Actors,
     optimizer: Any,
-    parts: Sequence[Piece],
+    dealt: Sequence[Minibatch],
     found: Reading,
     lesson: Estimate,
     cfg: Settings,
@@ -389,11 +422,11 @@ def learn(
     Args:
         actors: policy and value are moved.
         optimizer: of their parameters.
-        parts: the rollout's micro-batches.
+        dealt: the rollout, in minibatches.
         found: what was read of it.
         lesson: what it teaches.
-        cfg: epochs, minibatches, clips and coefficients.
-        seed: of the order.
+        cfg: epochs, clips and coefficients.
+        seed: of the order of the minibatches.
         team: the processes that learn together.
         runtime: the number format.
         ptx: which step → a batch of the task's own pairs to learn beside; None without.
@@ -407,9 +440,8 @@ def learn(
     policy, value = actors.policy_parameters(), actors.value_parameters()
     seen: list[dict[str, float]] = []
     for epoch in range(cfg.epochs):
-        order = np.random.default_rng([*seed, epoch]).permutation(len(parts))
-        for group in np.array_split(order, cfg.minibatches):
-            chosen = [parts[each] for each in group]
+        for place in np.random.default_rng([*seed, epoch]).permutation(len(dealt)):
+            chosen = dealt[place]
             tokens = team.sum(torch.tensor(float(sum(int(part.batch.mask.sum()) for part in chosen))))
             optimizer.zero_grad(set_to_none=True)
             sums = torch.zeros(len(SEEN))
@@ -617,12 +649,13 @@ def optimise(
         log: progress.
 
     Raises:
-        UserError: the reward gives no number, or always the same.
+        UserError: the reward gives no number, or always the same; there are too many processes.
         RuntimeError: the KL divergence is negative beyond chance: a defect.
     """
     import torch
 
     team = Team(runtime)
+    shared_out(cfg, len(monitored), team.size)
     run = _Run(actors, tokenizer, reward, cfg, seed, where, runtime, team)
     policy, value = actors.policy_parameters(), actors.value_parameters()
     optimizer = torch.optim.AdamW(
@@ -637,29 +670,38 @@ def optimise(
         _restore(resumed, actors, optimizer, kept)
     log.start(f"PPO, seed {seed}", cfg.updates, "update", first=state.update)
 
+    def report(**values: float) -> None:
+        """Log what was measured after so many updates; further seeds have keys of their own."""
+        prefix = "" if seed == cfg.seeds[0] else f"seed_{seed}/"
+        log(state.update, **{prefix + name: value for name, value in values.items()})
+
+    def alarm(raised: Alarm, stop: bool = False) -> None:
+        """Say it in the log, count it for MLflow, keep it for the report; and stop."""
+        state.alarms.append(raised)
+        state.stopped = raised.text if stop else state.stopped
+        ending = f"; training stops, and update {state.kept}'s policy is kept" if stop else ""
+        log.note(f"ALARM at update {raised.update}, {raised.kind}: {raised.text}{ending}")
+        alike = sum(each.kind == raised.kind for each in state.alarms)
+        report(**{"monitor/alarms": float(len(state.alarms)), f"monitor/alarms_{raised.kind}": float(alike)})
+
     def look() -> None:
         """Let the policy answer the monitor's prompts; keep it if it is the best."""
         nonlocal kept
         point, answers = run.look(monitored, judge, state.update)
         if not math.isfinite(point.kl):
-            state.stopped = f"the policy's probabilities are no numbers after update {state.update}"
-            state.alarms.append(Alarm(state.update, "divergence", state.stopped))
-            log.note(f"ALARM at update {state.update}: {state.stopped}; update {state.kept}'s policy is kept")
+            text = f"the policy's probabilities are no numbers after update {state.update}"
+            alarm(Alarm(state.update, "divergence", text), stop=True)
             return
         state.points.append(point)
-        state.alarms += (raised := monitoring.alarms(state.points[0], point))
-        for each in raised:
-            log.note(f"ALARM at update {each.update}, {each.kind}: {each.text}")
+        for each in monitoring.alarms(state.points[0], point):
+            alarm(each)
         if monitoring.best(state.points, cfg.kl.limit).update == state.update:
             state.kept = state.update
             state.answers = {0: state.answers.get(0, answers), state.update: answers}
             kept = [each.detach().to("cpu", copy=True) for each in policy]
-        harm = monitoring.mean(point.harms)
-        log(
-            state.update,
-            **{"monitor/kl": point.kl, "monitor/reward": monitoring.mean(point.rewards) or 0.0},
-            **({} if harm is None else {"monitor/harm": harm}),
-            **{"monitor/tokens": monitoring.mean(point.lengths) or 0.0, "monitor/alarms": float(len(state.alarms))},
+        seen = {name: each for name, each in monitored_at(point).items() if each is not None}
+        report(
+            **{f"monitor/{name}": each for name, each in seen.items()}, **{"monitor/alarms": float(len(state.alarms))}
         )
 
     if not state.points:
@@ -669,16 +711,14 @@ def optimise(
         update = state.update + 1
         # 1–2. Roll out, and let all roles read it.
         chosen = [each for each in choose(len(prompts), cfg.prompts, seed, update) for _ in range(cfg.samples)]
-        episodes, parts, found = run.rollout(prompts, chosen, [seed, update])
+        episodes, dealt, found = run.rollout(prompts, chosen, [seed, update], cfg.minibatches)
         rolled = time.perf_counter()
         row = run.seen(episodes, found) | {"kl_coef": state.kl_coef}
         if state.normal is None:
             state.normal = run.normal(found)
-        alarm = run.astray(row, update)
-        if alarm is not None:
-            state.alarms.append(alarm)
-            state.stopped = alarm.text
-            log.note(f"ALARM at update {update}, {alarm.kind}: {alarm.text}; update {state.kept}'s policy is kept")
+        astray = run.astray(row, update)
+        if astray is not None:
+            alarm(astray, stop=True)
             break
         # 3–4. Estimate, and learn.
         order = [seed, update] if reward.shuffled else None
@@ -688,14 +728,11 @@ def optimise(
             group["lr"] = peak * rate(update, cfg.warmup_updates, cfg.updates)
         task = _task_batches(ptx, cfg, seed, update, tokenizer, actors, runtime) if cfg.ptx_coef else None
         try:
-            row |= learn(actors, optimizer, parts, found, lesson, cfg, [seed, update], team, runtime, task)
+            row |= learn(actors, optimizer, dealt, found, lesson, cfg, [seed, update], team, runtime, task)
         except Diverged:
-            text = f"the gradient of update {update} is not finite"
-            state.alarms.append(Alarm(update, "gradient", text))
-            state.stopped = text
-            log.note(f"ALARM at update {update}: {text}; update {state.kept}'s policy is kept")
+            alarm(Alarm(update, "gradient", f"the gradient of update {update} is not finite"), stop=True)
             break
-        state.kl_coef = controller(cfg, state.kl_coef).after(row["kl"], team.size * len(episodes)).coef
+        state.kl_coef = controller(cfg, state.kl_coef).after(row["kl"], len(chosen)).coef
         state.update = update
         state.curve.append({"update": update, **row})
         log.measure(
@@ -704,7 +741,7 @@ def optimise(
                 "learn_seconds": round(log.measured.get("learn_seconds", 0.0) + time.perf_counter() - rolled, 3),
             }
         )
-        log(update, **{name: row[name] for name in SHOWN})
+        report(**{name: row[name] for name in SHOWN})
         if update % cfg.monitor_updates == 0 or update == cfg.updates:
             look()
         if update % cfg.checkpoint_updates == 0 or update == cfg.updates:
@@ -718,6 +755,24 @@ def optimise(
         for each, good in zip(policy, kept, strict=True):
             each.copy_(good)
     return Trained(actors, state)
+
+
+def shared_out(cfg: Settings, monitored: int, processes: int) -> None:
+    """Check that there is something to do for every process, in every minibatch.
+
+    Raises:
+        UserError: there is not.
+    """
+    responses = cfg.prompts * cfg.samples
+    if responses // processes < cfg.minibatches or monitored < processes:
+        raise UserError(
+            f"{processes} processes share {responses} responses of a rollout in {cfg.minibatches} minibatches, and "
+            f"{monitored} prompts to be monitored on: some would have none",
+            where="params.yaml: ppo",
+            expected=f"at least {processes * cfg.minibatches} responses (prompts x samples), and {processes} monitor_items",
+            fix="raise ppo.prompts, or start fewer processes (params.yaml: launch)",
+            exit_code=2,
+        )
 
 
 SHOWN = ("reward", "kl", "kl_coef", "entropy", "tokens", "finished", "clipped", "step_kl", "value_loss", "explained")
@@ -751,15 +806,16 @@ class _Run(NamedTuple):
     team: Team
 
     def rollout(
-        self, prompts: Sequence[tuple[str, list[int]]], chosen: Sequence[int], seed: Sequence[int]
-    ) -> tuple[list[Episode], list[Piece], Reading]:
+        self, prompts: Sequence[tuple[str, list[int]]], chosen: Sequence[int], seed: Sequence[int], minibatches: int = 1
+    ) -> tuple[list[Episode], list[Minibatch], Reading]:
         """Steps 1 and 2."""
         ids = [each for _, each in prompts]
         episodes = roll_out(self.actors, self.tokenizer, ids, chosen, self.cfg, seed, self.runtime)
-        parts = pieces(episodes, self.cfg.micro_batch, self.tokenizer, self.actors)
+        dealt = deal(episodes, minibatches, self.cfg.micro_batch, self.tokenizer, self.actors, seed)
+        parts = [part for group in dealt for part in group]
         texts = [prompts[each.prompt][0] for each in episodes], self.written(episodes)
         found = read(self.actors, episodes, parts, texts, self.reward, self.cfg, self.runtime, self.where)
-        return episodes, parts, found
+        return episodes, dealt, found
 
     def written(self, episodes: Sequence[Episode]) -> list[str]:
         """The responses as text."""
@@ -787,8 +843,7 @@ class _Run(NamedTuple):
         Raises:
             RuntimeError: the KL divergence is negative beyond chance.
         """
-        gap = (found.logprobs - found.ref_logprobs).masked_fill(~found.mask, 0.0)
-        k3 = (gap.neg().exp() - 1.0 + gap).masked_fill(~found.mask, 0.0).sum(dim=1)
+        k1, k3 = rlhf.response_divergences(found.logprobs, found.ref_logprobs, found.mask)
         told = self.team.gather(
             [
                 {
@@ -805,7 +860,7 @@ class _Run(NamedTuple):
                     episodes,
                     self.written(episodes),
                     found.scores,
-                    gap.sum(dim=1),
+                    k1,
                     k3,
                     found.entropy.sum(dim=1),
                     strict=True,
@@ -813,19 +868,17 @@ class _Run(NamedTuple):
             ]
         )
         count, tokens = len(told), sum(each["tokens"] for each in told)
-        kl = math.fsum(each["kl"] for each in told) / count
-        spread = math.sqrt(math.fsum((each["kl"] - kl) ** 2 for each in told) / max(1, count - 1) / count)
-        spread = spread if count > 1 else math.nan
-        divergence = rlhf.Divergence(kl, spread, math.fsum(each["k3"] for each in told) / count, count)
+        divergence = rlhf.Divergence.of([each["kl"] for each in told], [each["k3"] for each in told])
+        kl, error, *_ = divergence
         if rlhf.impossible(divergence):
             raise RuntimeError(
-                f"the KL divergence from the starting policy is {kl:.3g} ± {spread:.2g} nats, and none is negative: the "
+                f"the KL divergence from the starting policy is {kl:.3g} ± {error:.2g} nats, and none is negative: the "
                 "probabilities are not those that the responses were drawn with"
             )
         return {
             "reward": math.fsum(each["score"] for each in told) / count,
             "kl": kl,
-            "kl_error": spread if count > 1 else 0.0,
+            "kl_error": error if count > 1 else 0.0,
             "k3": divergence.k3,
             "entropy": math.fsum(each["entropy"] for each in told) / tokens,
             "tokens": tokens / count,
@@ -878,12 +931,13 @@ class _Run(NamedTuple):
         episodes, _, found = self.rollout(monitored, places, [self.seed, MONITOR])
         texts = self.written(episodes)
         harms = judge(texts) if judge is not None else [None] * len(texts)
-        gap = (found.logprobs - found.ref_logprobs).masked_fill(~found.mask, 0.0).sum(dim=1)
+        k1, k3 = rlhf.response_divergences(found.logprobs, found.ref_logprobs, found.mask)
         told = self.team.gather(
             list(
                 zip(
                     [each.prompt for each in episodes],
-                    gap.tolist(),
+                    k1.tolist(),
+                    k3.tolist(),
                     found.scores.tolist(),
                     [None if each is None else float(each) for each in harms],
                     [len(each.row.completion) for each in episodes],
@@ -895,12 +949,12 @@ class _Run(NamedTuple):
                 )
             )
         )
-        _, kl, scores, judged, lengths, again, surprise, finished, answers = zip(
+        _, kl, k3s, scores, judged, lengths, again, surprise, finished, answers = zip(
             *sorted(told, key=lambda each: each[0]), strict=True
         )
         point = Point(
             update,
-            math.fsum(kl) / len(kl),
+            rlhf.Divergence.of(kl, k3s).mean,
             tuple(scores),
             tuple(judged),
             tuple(lengths),
@@ -997,22 +1051,21 @@ COLUMNS = (
 
 def monitor_csv(state: State) -> str:
     """What the monitor saw: one line for each look."""
-    return _csv(
-        [
-            {
-                "update": each.update,
-                "kl": each.kl,
-                "reward": monitoring.mean(each.rewards),
-                "harm": monitoring.mean(each.harms),
-                "tokens": monitoring.mean(each.lengths),
-                "repetition": monitoring.mean(each.repetitions),
-                "perplexity": each.perplexity,
-                "silent": each.silent,
-                "finished": each.finished,
-            }
-            for each in state.points
-        ]
-    )
+    return _csv([{"update": each.update, **monitored_at(each)} for each in state.points])
+
+
+def monitored_at(point: Point) -> dict[str, float | None]:
+    """Everything that the monitor watches, as it stood at one look: means over its prompts."""
+    return {
+        "kl": point.kl,
+        "reward": monitoring.mean(point.rewards),
+        "harm": monitoring.mean(point.harms),
+        "tokens": monitoring.mean(point.lengths),
+        "repetition": monitoring.mean(point.repetitions),
+        "perplexity": point.perplexity,
+        "silent": point.silent,
+        "finished": point.finished,
+    }
 
 
 def _csv(rows: Sequence[dict[str, Any]]) -> str:

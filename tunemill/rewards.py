@@ -89,6 +89,8 @@ class Description(Params):
     def _of_a_model(self) -> Description:
         if self.length is not None and self.kind != "model":
             raise ValueError("length is taken off the scores of a reward model alone (kind: model)")
+        if self.kind != "classifier" and (self.sign != 1 or self.label):
+            raise ValueError("label and sign are of a text classifier alone (kind: classifier)")
         return self
 
 

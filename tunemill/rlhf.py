@@ -104,25 +104,36 @@ class Divergence(NamedTuple):
     responses: int
     """How many it is estimated from."""
 
+    @classmethod
+    def of(cls, k1: Sequence[float], k3: Sequence[float]) -> Divergence:
+        """The mean over responses.
 
-def divergence(logprobs: torch.Tensor, ref_logprobs: torch.Tensor, mask: torch.Tensor) -> Divergence:
-    """How far the policy that drew the responses is from the reference.
+        Args:
+            k1: of each response, as `response_divergences` has it.
+            k3: the same.
+
+        Raises:
+            ValueError: there is no response.
+        """
+        if not k1:
+            raise ValueError("no response to estimate a divergence from")
+        count, mean = len(k1), math.fsum(k1) / len(k1)
+        variance = math.fsum((each - mean) ** 2 for each in k1) / (count - 1) if count > 1 else math.nan
+        return cls(mean, math.sqrt(variance / count), math.fsum(k3) / count, count)
+
+
+def response_divergences(
+    logprobs: torch.Tensor, ref_logprobs: torch.Tensor, mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Estimates of the divergence from single responses: two times (B,), sums over chosen tokens of k1 and of k3, in nats.
 
     Args:
         logprobs: (B, T) under the policy that drew them.
         ref_logprobs: (B, T) under the reference.
         mask: (B, T), True on chosen tokens.
-
-    Raises:
-        ValueError: there is no response.
     """
-    if not len(logprobs):
-        raise ValueError("no response to estimate a divergence from")
     gap = (logprobs - ref_logprobs).float().masked_fill(~mask, 0.0)
-    sums = gap.sum(dim=1)  # (B,)
-    k3 = (gap.neg().exp() - 1.0 + gap).sum(dim=1)
-    spread = float(sums.std()) / math.sqrt(len(sums)) if len(sums) > 1 else math.nan
-    return Divergence(float(sums.mean()), spread, float(k3.mean()), len(sums))
+    return gap.sum(dim=1), (gap.neg().exp() - 1.0 + gap).sum(dim=1)
 
 
 def impossible(found: Divergence, errors: float = 4.0) -> bool:
@@ -133,7 +144,7 @@ def impossible(found: Divergence, errors: float = 4.0) -> bool:
     encoder-decoder shifts them. Rounding alone, with nothing to estimate an error from, is let pass.
 
     Args:
-        found: of `divergence`.
+        found: of `Divergence.of`.
         errors: how many standard errors are too many where there are many responses; of few the standard error is itself a guess, and
             as many more are let pass as Student's t has it.
     """
@@ -143,14 +154,6 @@ def impossible(found: Divergence, errors: float = 4.0) -> bool:
     if math.isnan(error):
         return found.mean < -1e-3
     return found.mean < -1e-3 and found.mean < -float(t.isf(norm.sf(errors), found.responses - 1)) * error
-
-
-def token_divergence(logits: torch.Tensor, ref_logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
-    """KL(π ‖ π_ref) over the whole vocabulary at each position, exact: two times (…, V) → (…), in float32 nats."""
-    ours = (logits.float() / temperature).log_softmax(dim=-1)
-    theirs = (ref_logits.float() / temperature).log_softmax(dim=-1)
-    found: torch.Tensor = (ours.exp() * (ours - theirs)).sum(dim=-1)
-    return found
 
 
 class FixedKL(NamedTuple):

@@ -75,8 +75,8 @@ def test_policy_and_reference_are_one_at_the_start(actors: Actors) -> None:
         with actors.role("reference") as model:
             reference = backbone.chosen(model, read, temperature=0.7)
     assert torch.equal(policy.logprobs, reference.logprobs)  # not close: equal
-    found = rlhf.divergence(policy.logprobs, reference.logprobs, read.mask)
-    assert (found.mean, found.k3) == (0.0, 0.0)
+    for found in rlhf.response_divergences(policy.logprobs, reference.logprobs, read.mask):
+        assert found.tolist() == [0.0] * len(found)
 
 
 def test_logprobs_are_those_of_a_full_pass_without_a_cache(start: Path, actors: Actors) -> None:

@@ -68,6 +68,19 @@ def test_kept_is_what_the_judge_likes_best_within_the_limit() -> None:
     assert monitoring.best(blind, 5.0).update == 15  # without a judge: the last within the limit
 
 
+def test_who_falls_silent_where_it_is_hard_does_not_win() -> None:
+    start = START._replace(harms=(0.9, 0.9, 0.1, 0.1))
+    # The two worst are not answered any more; on the others it is no better than the start.
+    quiet = start._replace(update=5, kl=1.0, harms=(None, None, 0.2, 0.1), silent=0.5)
+    assert monitoring.best([start, quiet], 5.0).update == 0
+    better = start._replace(update=5, kl=1.0, harms=(None, None, 0.1, 0.0), silent=0.5)
+    assert monitoring.best([start, better], 5.0).update == 5
+    mostly = better._replace(update=10, harms=(None, None, None, 0.0), silent=0.75)
+    assert monitoring.best([start, better, mostly], 5.0).update == 5
+    blind = [each._replace(harms=(None,) * 4) for each in (start, better, mostly)]
+    assert monitoring.best(blind, 5.0).update == 5
+
+
 def test_repetition_and_change_by_hand() -> None:
     assert monitoring.repetition([1, 2, 3]) == 0.0
     assert monitoring.repetition([1, 2, 3, 4, 1, 2, 3, 4]) == pytest.approx(1 / 5)  # 1234 2341 3412 4123 1234

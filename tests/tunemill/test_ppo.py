@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from tests.tunemill.test_backbone import adapter, reward_folder
 from tunemill import backbone, checkpoints, models, ppo, rewards, rlhf
@@ -107,6 +108,8 @@ class Bench:
         reward: Reward | Callable[..., Sequence[float | None]] | None = None,
         folder: Path | None = None,
         judge: Callable[[Sequence[str]], Sequence[float | None]] | None = None,
+        ptx: Sequence[Encoded] = (),
+        seed: int = 0,
         log: Log | None = None,
     ) -> ppo.Trained:
         import torch
@@ -128,9 +131,9 @@ class Bench:
             self.prompts[: cfg.monitor_items],
             reward,
             cfg,
-            0,
+            seed,
             judge=judge,
-            ptx=[],
+            ptx=ptx,
             where=folder or Path("reward"),
             runtime=CPU,
             work=work,
@@ -170,6 +173,9 @@ def test_a_policy_learns_several_times_the_reward_within_the_limit(bench: Bench,
             "monitor_items": 32,
             "monitor_updates": 35,
             "checkpoint_updates": 35,
+            # Four tokens of a ninth of the vocabulary, drawn evenly, are 4 log 9 = 8.8 nats from an even start; one and the same
+            # answer always is 4 log 739 = 26 from there.
+            "kl": KL(coef=0.1, target=None, horizon=1000, limit=16.0),
         }
     )
     state = bench.run(tmp_path, cfg).state
@@ -208,7 +214,7 @@ def test_what_was_cut_off_is_scored_as_if_it_ended_there(bench: Bench, tmp_path:
     responses = ([261, 70, 90], [261, 70, 90, bench.tokenizer.eos_token_id], [80])
     told = zip(responses, (False, True, False), strict=True)
     episodes = [ppo.Episode(0, Encoded(bench.prompts[0][1], ids), finished) for ids, finished in told]
-    parts = ppo.pieces(episodes, 2, bench.tokenizer, actors)
+    (parts,) = ppo.deal(episodes, 1, 2, bench.tokenizer, actors, [0])
     texts = (["a"] * 3, ["b"] * 3)
     found = ppo.read(actors, episodes, parts, texts, Reward("model", folder, None, False), bench.cfg, CPU, folder)
     assert found.mask.sum(dim=1).tolist() == [3, 4, 1]  # nothing but what was drawn is learnt from
@@ -235,14 +241,147 @@ def test_training_all_weights(bench: Bench, tmp_path: Path) -> None:
     assert state.curve[1]["kl"] != 0.0
 
 
-def test_micro_batches_do_not_change_the_step(llama: Bench, tmp_path: Path) -> None:
-    one = SHORT.model_copy(update={"minibatches": 1, "epochs": 1, "updates": 2, "micro_batch": 6})
+@pytest.mark.parametrize("minibatches", [1, 2])
+def test_micro_batches_do_not_change_the_step(bench: Bench, tmp_path: Path, minibatches: int) -> None:
+    one = bench.cfg.model_copy(update={"minibatches": minibatches, "epochs": 2, "updates": 2})
     curves = [
-        llama.run(tmp_path / str(size), one.model_copy(update={"micro_batch": size})).state.curve for size in (1, 3, 6)
+        bench.run(tmp_path / str(size), one.model_copy(update={"micro_batch": size})).state.curve for size in (1, 2, 6)
     ]
     for other in curves[1:]:
         for name in ("reward", "kl", "policy_loss", "value_loss", "gradient", "explained"):
             assert other[1][name] == pytest.approx(curves[0][1][name], rel=2e-3, abs=2e-5), name
+
+
+def test_responses_are_dealt_into_minibatches_at_random(llama: Bench) -> None:
+    actors = backbone.share(llama.start, None, adapter(8), CPU, detached=True)
+    episodes = [ppo.Episode(at, Encoded(llama.prompts[at][1], [70 + at] * (1 + at % 3)), True) for at in range(12)]
+
+    def dealt(minibatches: int, size: int, *seed: int) -> list[list[list[int]]]:
+        found = ppo.deal(episodes, minibatches, size, llama.tokenizer, actors, seed)
+        return [[part.rows.tolist() for part in group] for group in found]
+
+    first = dealt(3, 2, 7, 1)
+    assert [[len(part) for part in group] for group in first] == [[2, 2]] * 3
+    sets = [sorted(each for part in group for each in part) for group in first]
+    assert sorted(each for group in sets for each in group) == list(range(12))
+    assert dealt(3, 2, 7, 1) == first
+    # Whom a response is dealt with hangs on chance alone: not on the size of micro-batches, not on prompts or lengths.
+    assert [sorted(each for part in group for each in part) for group in dealt(3, 4, 7, 1)] == sets
+    others = {
+        tuple(tuple(sorted(each for part in group for each in part)) for group in dealt(3, 2, 7, update))
+        for update in range(9)
+    }
+    assert len(others) == 9
+
+
+def test_an_update_takes_the_steps_that_it_says_each_clipped(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    norms: list[list[float]] = []
+    plain = torch.optim.AdamW.step
+
+    def step(self: Any, *given: Any, **more: Any) -> Any:
+        groups = [
+            [each.grad.flatten() for each in group["params"] if each.grad is not None] for group in self.param_groups
+        ]
+        norms.append([float(torch.cat(each).norm()) for each in groups])
+        return plain(self, *given, **more)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    cfg = bench.cfg.model_copy(update={"max_grad_norm": 0.01, "updates": 2, "epochs": 3, "minibatches": 3})
+    state = bench.run(tmp_path, cfg).state
+    assert len(norms) == 2 * 3 * 3
+    assert all(each <= 0.01 * 1.001 for step in norms for each in step)
+    assert (
+        state.curve[0]["gradient"] > 0.02 and max(each for each, _ in norms) > 0.0099
+    )  # it was larger, and was clipped
+
+
+def test_what_a_rollout_teaches_by_hand(bench: Bench) -> None:
+    """Scores normalised, dealt out anew, less the price of a missing end; the whole of it on the last token."""
+    import torch
+
+    mask = torch.tensor([[True, True, True], [True, False, False], [True, True, False]])
+    logprobs, gap = torch.full((3, 3), -2.0), torch.tensor([[0.1, 0.0, 0.3], [0.2, 9.0, 9.0], [0.0, -0.1, 9.0]])
+    values = torch.zeros(3, 3)
+    found = ppo.Reading(mask, logprobs, logprobs - gap, values, values, torch.tensor([5.0, 1.0, 3.0]))
+    told = [(3, True), (1, False), (2, True)]
+    episodes = [ppo.Episode(0, Encoded([1], [7] * count), finished) for count, finished in told]
+    cfg = bench.cfg.model_copy(update={"missing_eos_penalty": 0.5, "gamma": 1.0, "lam": 1.0})
+    normal = rlhf.Normalization(3.0, 2.0)  # 1, −1, 0
+
+    def returns(order: list[int] | None) -> list[float]:
+        lesson = ppo.estimate(found, episodes, normal, 0.1, cfg, ppo.Team(CPU), order)
+        kept = lesson.advantages[mask]
+        assert float(kept.mean()) == pytest.approx(0.0, abs=1e-6) and float(kept.std(correction=0)) == pytest.approx(
+            1.0, abs=1e-4
+        )
+        return lesson.returns[:, 0].tolist()
+
+    # Undiscounted, the return of the first token is the score less β times the divergence of the whole response.
+    assert returns(None) == pytest.approx([1.0 - 0.04, -1.0 - 0.5 - 0.02, 0.0 + 0.01], abs=1e-6)
+    dealt = rewards.shuffle(torch.tensor([1.0, -1.0, 0.0]), [3, 4]).tolist()
+    assert dealt != [1.0, -1.0, 0.0]
+    assert returns([3, 4]) == pytest.approx([dealt[0] - 0.04, dealt[1] - 0.5 - 0.02, dealt[2] + 0.01], abs=1e-6)
+
+
+def test_a_bonus_keeps_entropy_up(bench: Bench, tmp_path: Path) -> None:
+    cfg = bench.cfg.model_copy(update={"updates": 5, "prompts": 24, "micro_batch": 24, "learning_rate": 1e-2})
+    ends = [
+        bench.run(tmp_path / f"{coef}", cfg.model_copy(update={"entropy_coef": coef})).state.curve[-1]["entropy"]
+        for coef in (0.0, 1.0)
+    ]
+    assert ends[1] > ends[0]
+
+
+def test_the_task_is_kept_in_mind(bench: Bench, tmp_path: Path) -> None:
+    import torch
+
+    from tunemill import losses, tuning
+
+    pairs = [tuning.encode(bench.tokenizer, f"say {word}", f"{word} {word}") for word in WORDS[:4]]
+    read = losses.collate(pairs, bench.tokenizer.pad_token_id, losses.start_token(models.load_base(bench.start, CPU)))
+
+    def loss(coef: float) -> float:
+        trained = bench.run(tmp_path / f"{coef}", bench.cfg.model_copy(update={"ptx_coef": coef}), ptx=pairs)
+        with torch.no_grad(), trained.actors.role("policy") as model:
+            return float(losses.completion_loss(model, read))
+
+    assert loss(2.0) < loss(0.0) - 0.05
+
+
+def test_each_prompt_may_be_answered_several_times(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rollouts: list[Sequence[ppo.Episode]] = []
+    plain = ppo.deal
+
+    def deal(episodes: Sequence[ppo.Episode], *given: Any) -> Any:
+        rollouts.append(episodes)
+        return plain(episodes, *given)
+
+    monkeypatch.setattr(ppo, "deal", deal)
+    state = bench.run(tmp_path, bench.cfg.model_copy(update={"prompts": 2, "samples": 3, "updates": 2})).state
+    assert len(state.curve) == 2
+    learnt = [each for each in rollouts if len(each) == 6]
+    assert len(learnt) == 2
+    for episodes in learnt:
+        prompts = [each.prompt for each in episodes]
+        assert prompts == [prompts[0]] * 3 + [prompts[3]] * 3 and prompts[0] != prompts[3]
+        assert len({tuple(each.row.completion) for each in episodes}) > 3  # drawn each by itself
+
+
+def test_minibatches_that_are_not_whole_and_processes_without_work_are_refused() -> None:
+    with pytest.raises(ValidationError, match="6 x 1 responses of a rollout .* make no 4 equal minibatches"):
+        Settings.model_validate({**SHORT.model_dump(), "minibatches": 4})
+    ppo.shared_out(SHORT, 4, 3)
+    with pytest.raises(UserError, match="4 processes share 6 responses of a rollout in 2 minibatches") as raised:
+        ppo.shared_out(SHORT, 4, 4)
+    assert "at least 8 responses" in str(raised.value)
+    with pytest.raises(UserError, match="2 prompts to be monitored on"):
+        ppo.shared_out(SHORT, 2, 3)
 
 
 # ── continuing ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -305,11 +444,21 @@ def test_a_reward_that_can_be_gamed_trips_the_alarm(llama: Bench, tmp_path: Path
     )
     notes: list[str] = []
 
+    told: dict[str, float] = {}
+
     class Listening(Log):
         def note(self, text: str, **_: object) -> None:
             notes.append(text)
 
-    trained = llama.run(tmp_path, cfg, judge=judge, log=Listening())
+    log = Listening(
+        listener=lambda step, values: told.update({f"{name}@{step}": each for name, each in values.items()})
+    )
+    trained = llama.run(tmp_path, cfg, judge=judge, log=log)
+    # What MLflow is told: everything that is watched, and the alarms by kind.
+    for name in ("kl", "reward", "harm", "tokens", "repetition", "perplexity", "silent", "finished", "alarms"):
+        assert {f"monitor/{name}@{step}" for step in (0, 5, 10)} <= told.keys(), name
+    assert told["monitor/alarms@10"] == len(trained.state.alarms)
+    assert told["monitor/alarms_harm@10"] == sum(each.kind == "harm" for each in trained.state.alarms) > 0
     assert "harm" in {each.kind for each in trained.state.alarms}
     assert any(each.startswith("ALARM at update 10, harm: the reward has risen") for each in notes)
     assert trained.state.kept == 0  # and what is kept is the start
@@ -327,7 +476,12 @@ def test_a_divergence_past_the_limit_stops_and_keeps_the_last_good_policy(llama:
             "monitor_updates": 1,
         }
     )
-    state = llama.run(tmp_path, cfg).state
+    told: dict[str, float] = {}
+    log = Log(listener=lambda step, values: told.update(values))
+    # Of a further seed, with keys of its own.
+    state = llama.run(tmp_path, cfg.model_copy(update={"seeds": (5, 0)}), log=log).state
+    assert told["seed_0/monitor/alarms_divergence"] == 1.0
+    assert "reward" not in told and "seed_0/reward" in told
     assert state.stopped is not None
     assert "the limit is 1.5" in state.stopped
     assert state.update < 20
@@ -364,8 +518,6 @@ def test_a_reward_that_says_nothing_is_refused(llama: Bench, tmp_path: Path, sco
 
 def test_a_policy_that_says_nothing_is_refused(tmp_path: Path) -> None:
     """Every answer is its end token, at once."""
-    import torch
-
     models.make_random(tmp_path / "model", 2, 64, 0, "float32")
     tokenizer = models.load_tokenizer(tmp_path / "model")
     model = models.load_base(tmp_path / "model", CPU)
@@ -376,7 +528,31 @@ def test_a_policy_that_says_nothing_is_refused(tmp_path: Path) -> None:
     bench.tokenizer.decode = lambda ids, **given: "" if len(ids) <= 1 else real(ids, **given)
     with pytest.raises(UserError, match="every response of the starting policy is empty"):
         bench.run(tmp_path / "work", reward=lambda _, responses: [float(at) for at in range(len(responses))])
-    assert torch.is_tensor(model.lm_head.weight)
+
+
+def test_what_ends_a_training(llama: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = ppo._Run(None, llama.tokenizer, Reward("test", None, None, False), SHORT, 0, Path(), CPU, ppo.Team(CPU))  # type: ignore[arg-type]
+    assert run.astray({"kl": 1.0, "silent": 0.9}, 3) is None
+    for row, kind in (
+        ({"kl": math.nan, "silent": 0.0}, "divergence"),
+        ({"kl": 41.0, "silent": 0.0}, "divergence"),
+        ({"kl": 1.0, "silent": 1.0}, "silence"),
+    ):
+        raised = run.astray(row, 3)
+        assert raised is not None and (raised.update, raised.kind) == (3, kind)
+
+    # A policy whose probabilities are no numbers any more: what was kept before it is what is written.
+    plain = ppo._Run.look
+
+    def look(self: Any, monitored: Any, judge: Any, update: int) -> Any:
+        point, answers = plain(self, monitored, judge, update)
+        return (point._replace(kl=math.nan) if update else point), answers
+
+    monkeypatch.setattr(ppo._Run, "look", look)
+    trained = llama.run(tmp_path, SHORT)
+    assert trained.state.stopped == "the policy's probabilities are no numbers after update 2"
+    assert (trained.state.kept, trained.state.alarms[-1].kind) == (0, "divergence")
+    assert not any(each.any() for name, each in trained.actors.shared.named_parameters() if "lora_B.policy" in name)
 
 
 def test_probabilities_that_are_not_those_drawn_with_are_a_defect(llama: Bench, tmp_path: Path) -> None:

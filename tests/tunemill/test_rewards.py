@@ -76,6 +76,11 @@ def test_each_kind_says_who_scores(kind: str, tmp_path: Path) -> None:
         (None, "no reward in .*\n  expected: a reward.json with its kind"),
         ("{}", r"reward\.json: kind: field required"),
         ('{"kind": "lenght"}', r"reward\.json: kind: input should be 'model', 'classifier'"),
+        (
+            '{"kind": "length", "sign": -1}',
+            r"reward\.json: it: value error, label and sign are of a text classifier alone",
+        ),
+        ('{"kind": "offence", "label": "hate"}', r"label and sign are of a text classifier alone"),
         ('{"kind": "classifier", "sign": 2}', r"reward\.json: sign: input should be 1 or -1"),
         ('{"kind": "length",', r"reward\.json: it: invalid json"),
     ],

@@ -34,17 +34,9 @@ def test_log_probabilities_and_entropy_are_those_of_torch_distributions() -> Non
         assert rlhf.entropy(logits, temperature).double() == pytest.approx(known.entropy(), abs=1e-5)
 
 
-def test_exact_divergence_is_that_of_torch_distributions() -> None:
-    generator = torch.Generator().manual_seed(1)
-    ours, theirs = (
-        torch.randn(2, 5, 9, generator=generator).double(),
-        torch.randn(2, 5, 9, generator=generator).double(),
-    )
-    known = torch.distributions.kl_divergence(
-        torch.distributions.Categorical(logits=ours / 0.5), torch.distributions.Categorical(logits=theirs / 0.5)
-    )
-    assert rlhf.token_divergence(ours, theirs, 0.5) == pytest.approx(known, abs=1e-5)
-    assert float(rlhf.token_divergence(ours, ours).abs().max()) == 0.0
+def divergence(logprobs: torch.Tensor, ref_logprobs: torch.Tensor, mask: torch.Tensor) -> rlhf.Divergence:
+    k1, k3 = rlhf.response_divergences(logprobs, ref_logprobs, mask)
+    return rlhf.Divergence.of(k1.tolist(), k3.tolist())
 
 
 def test_estimated_divergence_tends_to_the_exact_one() -> None:
@@ -53,7 +45,7 @@ def test_estimated_divergence_tends_to_the_exact_one() -> None:
     ours, theirs = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.2, 0.3, 0.5])
     exact = 3 * float((ours * (ours / theirs).log()).sum())  # 0.8247
     ids = torch.multinomial(ours, 120_000, replacement=True, generator=generator).view(-1, 3)
-    found = rlhf.divergence(ours.log()[ids], theirs.log()[ids], torch.ones_like(ids, dtype=torch.bool))
+    found = divergence(ours.log()[ids], theirs.log()[ids], torch.ones_like(ids, dtype=torch.bool))
     assert found.mean == pytest.approx(exact, abs=4 * found.standard_error)
     assert found.standard_error < 0.01
     assert found.k3 == pytest.approx(exact, rel=0.03)
@@ -62,12 +54,14 @@ def test_estimated_divergence_tends_to_the_exact_one() -> None:
 def test_divergence_counts_chosen_tokens_of_each_response_and_not_a_mean_over_tokens() -> None:
     gap = torch.tensor([[1.0, 2.0, 99.0], [0.5, float("nan"), float("inf")]])
     mask = torch.tensor([[YES, YES, NO], [YES, NO, NO]])
-    found = rlhf.divergence(gap, torch.zeros(2, 3), mask)
+    found = divergence(gap, torch.zeros(2, 3), mask)
     assert found.mean == pytest.approx((3.0 + 0.5) / 2)
     assert found.standard_error == pytest.approx(1.25)  # of 3 and 0.5: sd 1.7678, over √2
     assert found.k3 == pytest.approx((math.exp(-1) + math.exp(-2) - 2 + 3 + math.exp(-0.5) - 1 + 0.5) / 2)
+    alone = divergence(gap[:1], torch.zeros(1, 3), mask[:1])
+    assert alone.mean == pytest.approx(3.0) and math.isnan(alone.standard_error)
     with pytest.raises(ValueError, match="no response"):
-        rlhf.divergence(torch.zeros(0, 3), torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.bool))
+        divergence(torch.zeros(0, 3), torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.bool))
 
 
 @pytest.mark.parametrize(
