@@ -361,6 +361,7 @@ def run(
     for entry in aligned:
         key = f"alignment/{entry['name']}-vs-{entry['against']}"
         flat[f"{key}/less_harmful"] = float(entry["less_harmful"])
+        flat[f"{key}/drift"] = entry["drift"]["value"]
         for measure in (alignment.PRIMARY, alignment.MATCHED, *alignment.GUARDED):
             own = entry["measures"][measure]
             flat |= {f"{key}/{measure}/{part}": own[part] for part in ("diff", "ci_low", "ci_high")}
@@ -541,6 +542,7 @@ def _aligned(
         "name": name,
         "of": [*of],
         "against": start,
+        "drift": alignment.drifted(ours),
         "measures": measured["instruction"],
         "continuation": measured["continuation"],
         "task": {"metric": primary, **task},

@@ -46,6 +46,7 @@ from pydantic import Field
 
 from tunemill import (
     alignment,
+    backbone,
     best_of,
     checkpoints,
     harness,
@@ -237,7 +238,11 @@ def run(
     written = [questions.defined(row) for each in found_out.tasks.values() for row in each.rows if "choices" not in row]
     people = questions.people_rows(about_people, likelihoods)
 
-    # 4. How far the answers to instructions surprise the model that all candidates started from.
+    # 4. How far the answers to instructions surprise the model that all candidates started from, and how far the policy has come
+    # from the model that it sits on: of one answer to each instruction, which tells that mean well enough.
+    given = [(each.prompt, found[0].text) for each, found in zip(told, replies, strict=False)]
+    same = backbone.vocabulary(tokenizer) == backbone.vocabulary(asker)
+    drift, stays = drifts(cfg, model, asker if same else None, policy, base, given, shelf, runtime, log)
     surprise = None
     if start is not None:
         start_hash = asker_hash if start == base else checkpoints.tree_hash(start)
@@ -258,7 +263,7 @@ def run(
     if surprise is not None:
         nats = iter(surprise)
         surprised = [[next(nats) if at < len(told) else None for _ in own] for at, own in enumerate(replies)]
-    provoked = scoring.provoked([*told, *begun], replies, scorers, surprised if surprise is not None else None)
+    provoked = scoring.provoked([*told, *begun], replies, scorers, surprised if surprise is not None else None, drift)
     probed = [
         {"id": each.id, "probe": each.text, "samples": [one.text for one in found]}
         for each, found in zip(stories, continued, strict=True)
@@ -278,6 +283,7 @@ def run(
     flat |= {f"tasks/{name}/{key}": value for name, own in found_out.groups.items() for key, value in own.items()}
     flat |= {name: None if figure.value != figure.value else figure.value for name, figure in figures.items()}
     aligned, unaligned = alignment.summary(provoked)
+    unaligned |= {alignment.DRIFT: stays} if stays else {}
     flat |= aligned
 
     # 6. Write.
@@ -402,6 +408,61 @@ def surprises(
     for at, each in zip(asked, found, strict=True):
         nats[at] = -each.mean if math.isfinite(each.mean) else None
     return nats
+
+
+def drifts(
+    cfg: Config,
+    model: Any,
+    tokenizer: Any,
+    policy: Path,
+    base: Path,
+    pairs: Sequence[tuple[str, str]],
+    shelf: journal.Shelf,
+    runtime: Runtime,
+    log: Log,
+) -> tuple[list[float | None], str]:
+    """How much likelier each answer is for the policy than for the model it sits on, in nats: the mean estimates the divergence.
+
+    Without bias only of answers drawn from the whole distribution (temperature 1, top_p 1); the end of an answer is not counted.
+
+    Args:
+        cfg: the batches.
+        model: the policy.
+        tokenizer: of both; None where they have not the same.
+        policy: its folder.
+        base: folder of the model that it sits on.
+        pairs: instructions and the policy's answers.
+        shelf: for what was read.
+        runtime: device and number format.
+        log: told how many are read.
+
+    Returns:
+        None of an empty answer, and where a model gives no number; and why there is none at all, or nothing.
+    """
+    nothing: list[float | None] = [None] * len(pairs)
+    if policy == base:
+        return nothing, "the policy is the model that it would be compared with"
+    if (n := best_of.number(policy)) > 1:
+        return nothing, f"nothing was trained: the best of {n} is at most {best_of.divergence(n):.2f} nats away"
+    if tokenizer is None:
+        return nothing, "the policy's tokenizer is not that of its base"
+    asked = [at for at, (_, text) in enumerate(pairs) if text.strip()]
+    if not asked:
+        return nothing, ""
+    log.note(f"reading {len(asked)} answers with the policy and with the model that it sits on")
+    told = [pairs[at] for at in asked]
+
+    def read(reader: Any, name: str) -> list[likelihood.Likelihood]:
+        return likelihood.score(
+            reader, tokenizer, told, batch_tokens=cfg.batch_tokens, batch_rows=cfg.batch_rows, kept=shelf.of(name, told)
+        )
+
+    own, theirs = read(model, "drift"), read(models.load_base(base, runtime), "drift_base")
+    found = nothing
+    for at, ours, other in zip(asked, own, theirs, strict=True):
+        gap = ours.logprob - other.logprob
+        found[at] = gap if math.isfinite(gap) else None
+    return found, ""
 
 
 def reason(name: str, tasks: Mapping[str, harness.TaskResult]) -> str:

@@ -728,6 +728,7 @@ def judged(name: str, of: tuple[str, ...], diff: float, half: float, control: st
         "of": list(of),
         "against": control or "lora",
         "control": bool(control),
+        "drift": {"value": 6.1, "error": 0.3, "each": [5.0, 7.2][: len(of)], "answers": 500 * len(of)},
         "measures": measures,
         "continuation": {key: measures[key] for key in ("harm", "offence", "words")},
         "task": {"metric": "rouge1", "diff": -0.2, "ci_low": -0.9, "ci_high": 0.5},

@@ -10,7 +10,7 @@ Pure, no I/O: records of the stages in, what the page says out.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -451,12 +451,15 @@ PANELS = (
     ("Entropy, nats a token", "entropy", None),
     ("Tokens in a response", "tokens", "tokens"),
     ("Harm, by the monitor judge", None, "harm"),
+    ("Repetition, share of 4-grams that stood there before", "repetition", "repetition"),
+    ("Perplexity of the answers under the reference", None, "perplexity"),
+    ("Empty answers, share", "silent", "silent"),
 )
 """What is drawn over the updates: title, column of updates.csv, column of monitor.csv."""
 
 
 def panels(run: Run) -> list[Panel]:
-    """Reward, divergence, entropy, length and harm by update, and reward against divergence; what was not measured is left out."""
+    """All that is watched, by update, and reward against divergence; what was not measured is left out."""
     drawn = [_by_update(run, *each) for each in PANELS]
     found = [each for each in drawn if each is not None]
     return [*found, *([against] if (against := _against(run)) is not None else [])]
@@ -614,7 +617,7 @@ def looks(run: Run) -> list[tuple[int, bool, tuple[str, ...]]]:
 
 @dataclass(frozen=True)
 class SideBySide:
-    """One of the monitor's prompts, answered by the starting policy and by the one that was kept; hidden until asked for."""
+    """A prompt that provokes, answered by the starting policy and by the aligned one; hidden until asked for."""
 
     why: str
     prompt: str
@@ -627,35 +630,96 @@ class SideBySide:
 
 
 def examples(run: Run, seed: int) -> list[SideBySide]:
+    """What the monitor saw change; nothing where the starting policy itself was kept.
+
+    Args:
+        run: whose samples are read.
+        seed: of the random ones.
+    """
+    return [] if run.record["kept"] == 0 else side_by_side(run.samples, run.candidate, seed)
+
+
+def answered(ours: Sequence[Json], theirs: Sequence[Json]) -> list[Json]:
+    """The first answers of an aligned candidate, and of the one it started from, to the same red-team instructions.
+
+    Args:
+        ours: rows of red_team.jsonl of the aligned one.
+        theirs: of the other.
+
+    Returns:
+        As PPO's samples.jsonl has them, without rewards: nobody scored these.
+    """
+    before = {row["id"]: row["samples"][0] for row in theirs if row["samples"]}
+    return [
+        {
+            "prompt": row["prompt"],
+            "before": before[row["id"]]["prediction"],
+            "after": row["samples"][0]["prediction"],
+            "reward": [None, None],
+            "harm": [before[row["id"]].get("harm"), row["samples"][0].get("harm")],
+        }
+        for row in ours
+        if row["kind"] == "instruction" and row["samples"] and row["id"] in before
+    ]
+
+
+class Sides(NamedTuple):
+    """Answers of an aligned candidate beside those of the one it started from, to test prompts."""
+
+    name: str
+    start: str
+    pairs: list[SideBySide]
+
+
+def sides(comparison: Json, red_team: Mapping[str, Sequence[Json]], shown: Collection[str], seed: int) -> list[Sides]:
+    """Before and after of every aligned candidate that has no monitor to show them.
+
+    Args:
+        comparison: comparison.json, which says who was aligned from whom.
+        red_team: candidate → rows of red_team.jsonl.
+        shown: candidates that are shown by the monitor's samples.
+        seed: of the random ones.
+    """
+    found = []
+    for entry in comparison.get("alignment") or ():
+        name, start = entry["name"], entry["against"]
+        if entry["control"] or len(entry["of"]) > 1 or name in shown:
+            continue
+        pairs = side_by_side(answered(red_team.get(name, ()), red_team.get(start, ())), name, seed)
+        if pairs:
+            found.append(Sides(visible(name), visible(start), pairs))
+    return found
+
+
+def side_by_side(samples: Sequence[Json], name: str, seed: int) -> list[SideBySide]:
     """The answers whose harm rose and fell most and whose reward rose most, and random ones; each prompt once.
 
     Args:
-        run: whose samples are read; none are shown where the starting policy itself was kept.
+        samples: prompt, before, after, and reward and harm of both.
+        name: of the candidate, which the random ones hang on too.
         seed: of the random ones.
     """
-    if run.record["kept"] == 0:
-        return []
     chosen: dict[int, str] = {}
-    for name, sign, why in (
+    for measure, sign, why in (
         ("harm", 1, "harm rose most"),
         ("harm", -1, "harm fell most"),
         ("reward", 1, "reward rose most"),
     ):
         gaps = {
             index: sign * (after - before)
-            for index, (before, after) in enumerate(row[name] for row in run.samples)
+            for index, (before, after) in enumerate(row[measure] for row in samples)
             if before is not None and after is not None
         }
         top = max(gaps, key=lambda index: (gaps[index], -index), default=None)
         if top is not None and gaps[top] > 0:
             chosen[top] = f"{chosen[top]}, {why}" if top in chosen else why
-    left = [index for index in range(len(run.samples)) if index not in chosen]
-    drawn = random.Random(f"{seed} {run.candidate}").sample(left, min(EXAMPLES, len(left)))
+    left = [index for index in range(len(samples)) if index not in chosen]
+    drawn = random.Random(f"{seed} {name}").sample(left, min(EXAMPLES, len(left)))
     chosen |= dict.fromkeys(sorted(drawn), "random")
     found = []
     for index, why in chosen.items():
-        row = run.samples[index]
-        before, after = (output(name, row[name], None) for name in ("before", "after"))
+        row = samples[index]
+        before, after = (output(each, row[each], None) for each in ("before", "after"))
         found.append(
             SideBySide(
                 why=why,
@@ -736,6 +800,8 @@ class Verdict:
     """All of which that takes."""
     guards: tuple[Condition, ...]
     """What should not have been lost."""
+    drift: str
+    """How far it has come from the model that it sits on; empty where nobody read that."""
     measures: tuple[Measured, ...]
     continuations: tuple[Measured, ...]
     """Of texts that go on from a beginning, which are reported apart."""
@@ -759,12 +825,25 @@ def verdicts(comparison: Json) -> list[Verdict]:
                 is_part=any(each is not other and set(each["of"]) < set(other["of"]) for other in entries),
                 conditions=_conditions(each["conditions"]),
                 guards=_conditions(each["guards"]),
+                drift=_drifted(each["drift"]),
                 measures=measures,
                 is_control=each["control"],
                 continuations=_measured(each["continuation"]),
             )
         )
     return found
+
+
+def _drifted(told: Json) -> str:
+    if told["value"] is None:
+        return ""
+    said = (
+        f"{number(told['value'], 2)} ± {number(told['error'], 2)} nats an answer from the model that it was trained on"
+    )
+    several = ", ".join(number(each, 2) for each in told["each"])
+    return (
+        f"{said} (KL divergence, {plural(told['answers'], 'answer')}{f'; {several}' if len(told['each']) > 1 else ''})."
+    )
 
 
 def _conditions(entries: Sequence[Json]) -> tuple[Condition, ...]:

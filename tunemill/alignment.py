@@ -36,6 +36,8 @@ KINDS: tuple[Kind, ...] = ("instruction", "continuation")
 PRIMARY = "harm"
 MATCHED = "harm_matched"
 """The primary measure at matched length."""
+DRIFT = "align/kl_base"
+"""The metric of how far a policy has come from the model that it sits on, in nats an answer."""
 
 
 class Measure(NamedTuple):
@@ -99,7 +101,7 @@ def summary(rows: Rows) -> tuple[dict[str, float | None], dict[str, str]]:
         rows: of red_team.jsonl.
 
     Returns:
-        align/harm … align/words of instructions, align/perplexity_base (the exponential of their mean surprise), and
+        align/harm … align/words of instructions, align/perplexity_base (the exponential of their mean surprise), align/kl_base, and
         align/continuation/harm …; and the reasons by key.
     """
     flat: dict[str, float | None] = {}
@@ -117,6 +119,10 @@ def summary(rows: Rows) -> tuple[dict[str, float | None], dict[str, str]]:
     flat["align/perplexity_base"] = None if surprise is None else math.exp(surprise)
     if surprise is None:
         reasons["align/perplexity_base"] = reasons["align/surprise"]
+    flat[DRIFT] = metrics.mean(row.get("drift") for row in rows)
+    if flat[DRIFT] is None:
+        told = [row for row in rows if row["kind"] == "instruction"]
+        reasons[DRIFT] = undefined(told, "surprise", "instruction") if not told else "no answer has a log-probability"
     return flat, reasons
 
 
@@ -295,6 +301,30 @@ def described(found: Found, seed: int, level: float) -> dict[str, Any]:
         ),
         **({"reason": reason} if reason else {}),
     }
+
+
+def drifted(ours: Sequence[Rows]) -> dict[str, Any]:
+    """How far S trainings of one method have come from the model that they sit on, as comparison.json has it.
+
+    Args:
+        ours: rows of red_team.jsonl of each training.
+
+    Returns:
+        Nats an answer (mean over trainings), its standard error over answers and trainings, the mean of each training, and the
+        answers that it was read from; None where nobody read them.
+    """
+    means, variances, answers = [], [], 0
+    for rows in ours:
+        nats = [row["drift"] for row in rows if row.get("drift") is not None]
+        if len(nats) < 2:
+            return {"value": None, "error": None, "each": [], "answers": 0}
+        mean = math.fsum(nats) / len(nats)
+        means.append(mean)
+        variances.append(math.fsum((each - mean) ** 2 for each in nats) / (len(nats) - 1) / len(nats))
+        answers += len(nats)
+    middle, count = math.fsum(means) / len(means), len(means)
+    between = math.fsum((each - middle) ** 2 for each in means) / (count - 1) / count if count > 1 else variances[0]
+    return {"value": middle, "error": math.sqrt(between), "each": means, "answers": answers}
 
 
 # ── what may be said ──────────────────────────────────────────────────────────────────────────────────────────────

@@ -722,6 +722,7 @@ class Alignment:
     histogram: aligned.Histogram | None
     reliability: Sequence[tuple[float, float, float, str]]
     runs: Sequence[tuple[aligned.Run, Sequence[aligned.SideBySide]]]
+    sides: Sequence[aligned.Sides]
     beside: Sequence[aligned.Beside]
     verdicts: Sequence[aligned.Verdict]
 
@@ -740,6 +741,9 @@ def alignment(material: Material, seed: int) -> Alignment | None:
         histogram=aligned.histogram(material.reward_histogram),
         reliability=aligned.reliability(material.reward_reliability),
         runs=[(each, aligned.examples(each, seed)) for each in material.optimised],
+        sides=aligned.sides(
+            material.comparison, material.red_team, {each.candidate for each in material.optimised}, seed
+        ),
         beside=material.beside,
         verdicts=aligned.verdicts(material.comparison),
     )

@@ -152,6 +152,7 @@ def provoked(
     samples: Sequence[Sequence[Generation]],
     scorers: Mapping[str, Scorer],
     surprise: Sequence[Sequence[float | None]] | None = None,
+    drift: Sequence[float | None] = (),
 ) -> list[dict[str, Any]]:
     """The rows of red_team.jsonl: every prompt with its samples, each judged by every scorer.
 
@@ -160,6 +161,7 @@ def provoked(
         samples: for each the same number of answers, k.
         scorers: of toxicity, by name.
         surprise: nats per token of each answer, for the model that all candidates started from; None where it was not asked.
+        drift: of the first answer to each of the first prompts, log π − log π_base in nats.
     """
     texts = [each.text for found in samples for each in found]
     judged = {name: iter(scorer(texts)) for name, scorer in scorers.items()}
@@ -172,13 +174,14 @@ def provoked(
             "source": attack.source,
             "prompt": attack.prompt,
             "prompt_toxic": attack.toxic if attack.toxic is not None else own is not None and own >= metrics.TOXIC,
+            "drift": drift[at] if at < len(drift) else None,
             "samples": [
                 {**answered(each), **{name: next(scores) for name, scores in judged.items()}, "surprise": nats}
                 for each, nats in zip(found, surprised, strict=True)
             ],
         }
-        for attack, found, own, surprised in zip(
-            attacks, samples, prompts, surprise or [[None] * len(found) for found in samples], strict=True
+        for at, (attack, found, own, surprised) in enumerate(
+            zip(attacks, samples, prompts, surprise or [[None] * len(found) for found in samples], strict=True)
         )
     ]
 

@@ -236,6 +236,37 @@ def test_answers_are_read_by_the_model_that_all_started_from(
     assert other["align/words"] == itself["align/words"] and other["align/nonsense"] == itself["align/nonsense"]
 
 
+def test_how_far_a_policy_has_come_is_read_from_its_answers(
+    plain: Evaluated, model: Path, data: dict[str, Path], tmp_path: Path
+) -> None:
+    assert plain.metrics["align/kl_base"] is None  # it is its own base
+    told = json.loads((plain.out / "scores.json").read_text())
+    assert told["reasons"]["align/kl_base"] == "the policy is the model that it would be compared with"
+    tiny_model.build(tmp_path / "other", seed=9)
+    evaluated(model, tmp_path, data, policy=tmp_path / "other")
+    told = json.loads((tmp_path / "out/scores.json").read_text())
+    assert told["reasons"]["align/kl_base"] == "the policy's tokenizer is not that of its base"
+    models.load_tokenizer(model).save_pretrained(tmp_path / "other")
+    shutil.rmtree(tmp_path / "work")
+    found = evaluated(model, tmp_path, data, policy=tmp_path / "other")
+    rows = lines(tmp_path / "out/red_team.jsonl")
+    assert all(row["drift"] is None for row in rows if row["kind"] == "continuation")
+    (kept,) = (tmp_path / "work").glob("instructions-*.jsonl")
+    texts = {at: one[0] for entry in lines(kept) for at, one in zip(entry["items"], entry["generations"], strict=True)}
+    tokenizer, nats = models.load_tokenizer(model), []
+    for at, row in enumerate(row for row in rows if row["kind"] == "instruction"):
+        text = texts[2 * at]
+        if not text.strip():
+            assert row["drift"] is None
+            continue
+        said = text if tokenizer.chat_template else f" {text}"
+        tokens = len(tokenizer(said, add_special_tokens=False)["input_ids"])
+        own, base = (by_hand(folder, row["prompt"], text) for folder in (tmp_path / "other", model))
+        assert row["drift"] == pytest.approx(tokens * (own - base), abs=1e-2)
+        nats.append(row["drift"])
+    assert nats and found["align/kl_base"] == pytest.approx(sum(nats) / len(nats))
+
+
 def test_samples_and_texts_that_go_on_are_counted_apart(model: Path, data: dict[str, Path], tmp_path: Path) -> None:
     evaluated(model, tmp_path, data, CONFIG.model_copy(update={"samples": 3, "probe_samples": 1}))
     assert [len(row["samples"]) for row in lines(tmp_path / "out/red_team.jsonl")] == [3] * 6

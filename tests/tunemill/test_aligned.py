@@ -109,7 +109,8 @@ def panel(run: aligned.Run, title: str) -> aligned.Panel:
 def test_every_chart_marks_the_update_that_was_kept():
     found = aligned.panels(RUN)
     assert [each.title.partition(",")[0] for each in found] == [
-        "Reward", "KL from the start", "Entropy", "Tokens in a response", "Harm", "Reward against KL",
+        "Reward", "KL from the start", "Entropy", "Tokens in a response", "Harm", "Repetition",
+        "Perplexity of the answers under the reference", "Empty answers", "Reward against KL",
     ]  # fmt: skip
     for each in found[:-1]:
         assert each.kept == pytest.approx(100 * 16 / 24, abs=0.01)
@@ -140,7 +141,8 @@ def test_what_was_not_measured_has_no_chart():
     unjudged = [{**row, "harm": None} for row in RUN.monitor]
     bare = aligned.Run("ppo", RUN.record, RUN.training, (), unjudged, ())
     assert [each.title.partition(",")[0] for each in aligned.panels(bare)] == [
-        "Reward", "KL from the start", "Tokens in a response", "Reward against KL",
+        "Reward", "KL from the start", "Tokens in a response", "Repetition",
+        "Perplexity of the answers under the reference", "Empty answers", "Reward against KL",
     ]  # fmt: skip
     assert aligned.panels(aligned.Run("ppo", RUN.record, RUN.training, (), (), ())) == []
     assert [texts[2] for _, _, texts in aligned.looks(bare)] == ["—"] * 7
@@ -242,6 +244,30 @@ def test_one_prompt_that_changed_most_in_two_ways_is_shown_once():
     row = {"prompt": "p", "before": "b", "after": "a", "reward": [0.0, 1.0], "harm": [0.0, 1.0]}
     run = aligned.Run("ppo", RUN.record, {}, (), (), [row])
     assert [each.why for each in aligned.examples(run, 1)] == ["harm rose most, reward rose most"]
+
+
+def test_who_has_no_monitor_is_shown_by_its_answers_to_test_prompts():
+    def rows(harms: list[float], text: str) -> list[dict[str, Any]]:
+        told = [{"prediction": f"{text} {at}", "harm": harm} for at, harm in enumerate(harms)]
+        return [
+            {"id": f"{at}", "kind": "instruction", "prompt": f"do {at}", "samples": [each, {"prediction": "other"}]}
+            for at, each in enumerate(told)
+        ]
+
+    tables = {"lora": rows([0.5, 0.5, 0.5, 0.5], "before"), "dpo": rows([0.6, 0.2, 0.5, 0.4], "after")}
+    tables["dpo"] += [
+        {"id": "9", "kind": "continuation", "prompt": "once", "samples": [{"prediction": "x", "harm": 0.0}]}
+    ]
+    entries = [made.judged("dpo", ("dpo",), -0.1, 0.02), made.judged("dpo", ("dpo",), -0.1, 0.02, "length")]
+    entries += [made.judged("ppo", ("ppo",), -0.1, 0.02), made.judged("both", ("ppo", "dpo"), -0.1, 0.02)]
+    [found] = aligned.sides({"alignment": entries}, tables, {"ppo"}, 1)
+    assert (found.name, found.start) == ("dpo", "lora")
+    assert [each.why for each in found.pairs] == ["harm rose most", "harm fell most", "random", "random"]
+    first = found.pairs[0]
+    assert (first.prompt, first.before.text, first.after.text) == ("do 0", "before 0", "after 0")
+    assert first.harm == (0.5, 0.6) and first.reward == (None, None)
+    assert {each.prompt for each in found.pairs} == {"do 0", "do 1", "do 2", "do 3"}
+    assert aligned.sides({}, tables, set(), 1) == [] and aligned.sides({"alignment": entries}, {}, set(), 1) == []
 
 
 def test_a_veil_has_the_shape_of_a_text_and_nothing_of_what_it_says():

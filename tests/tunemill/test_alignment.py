@@ -233,6 +233,21 @@ def test_texts_that_go_on_are_apart() -> None:
     assert told([ours], theirs)[0]["harm"]["diff"] == pytest.approx(-0.1, abs=0.03)
 
 
+def test_how_far_trainings_have_come() -> None:
+    first = [{"drift": 2.0}, {"drift": 4.0}, {"drift": None}, {}]
+    second = [{"drift": 5.0}, {"drift": 7.0}]
+    one = alignment.drifted([first])
+    assert one == {"value": 3.0, "error": pytest.approx(1.0), "each": [3.0], "answers": 2}  # sd √2, over √2
+    both = alignment.drifted([first, second])
+    assert both == {
+        "value": 4.5,
+        "error": pytest.approx(1.5),
+        "each": [3.0, 6.0],
+        "answers": 4,
+    }  # of trainings: sd 2.12, over √2
+    assert alignment.drifted([first, []])["value"] is None
+
+
 def test_the_summary_of_one_candidate() -> None:
     found = [
         {"kind": "instruction", "samples": [answer("a b c", harm=0.2, offence=0.0, surprise=1.0, refusal_phrases=1.0),
@@ -248,6 +263,9 @@ def test_the_summary_of_one_candidate() -> None:
     assert flat["align/continuation/harm"] == 1.0 and flat["align/continuation/nonsense"] == 1.0
     assert {name for name, value in flat.items() if value is None} == set(reasons)
     assert reasons["align/refusal"] == "there is no judge of refusals"
+    assert reasons["align/kl_base"] == "no answer has a log-probability"
+    drifted = [{**row, "drift": nats} for row, nats in zip(found, (1.5, 3.5, None), strict=True)]
+    assert alignment.summary(drifted)[0]["align/kl_base"] == 2.5
     nothing, why = alignment.summary([])
     assert flat.keys() == nothing.keys() and set(nothing.values()) == {None}
     assert why["align/continuation/harm"] == "no red-team texts to go on from were asked"

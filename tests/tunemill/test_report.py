@@ -460,6 +460,7 @@ def test_alignment_is_told_by_judges_reward_curves_alarms_and_answers():
         "This run does not show less harm.",
         "one labeler only: there is nobody to agree with",
         "there is no judge of refusals",
+        "6.10 ± 0.30 nats an answer from the model that it was trained on (KL divergence, 1,000 answers; 5.00, 7.20).",
         "May contain harmful text: show",
     ):
         assert said in found.words, said
@@ -469,6 +470,18 @@ def test_alignment_is_told_by_judges_reward_curves_alarms_and_answers():
     assert first[:4] == ["Harm, by the primary judge", "0.460", "0.410", "−0.050 −0.070 to −0.030"]
     looks = found.tables["What the monitor saw of ppo"]
     assert [row[0] for row in looks[1:]] == ["0", "4", "8", "12", "16 ✓ kept", "20", "24"]
+
+
+def test_who_was_aligned_without_a_monitor_is_shown_before_and_after_and_blurred():
+    found = aligned()
+    tables = {name: made.red_team(name) for name in ("lora", "dpo")}
+    entries = [*found.comparison["alignment"], made.judged("dpo", ("dpo",), -0.04, 0.02)]
+    html = page(replace(found, comparison={**found.comparison, "alignment": entries}, red_team=tables))
+    assert "<summary>Before and after: lora and dpo</summary>" in html and "None" not in Page(html).words
+    closed = re.findall(r'<details class="veiled">(<summary>.*?</summary>)(.*?)</details>', html, flags=re.DOTALL)
+    assert len(closed) > 2 * 5 and 'class="veiled" open' not in html
+    [theirs] = [text for head, text in closed if "(dpo, random, 1)" in head or "(dpo, harm rose most, 1)" in head]
+    assert "<dt>before</dt>" in theirs and "<dt>after</dt>" in theirs
 
 
 def test_a_control_is_told_below_and_closed():
