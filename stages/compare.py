@@ -102,8 +102,16 @@ class Config(Params):
             return value
         starts: dict[str, str] = info.data["aligned"]
         trainings = {name: (name,) for name in starts}
-        trainings |= {name: of for name, of in info.data["seeds"].items() if len(of) > 1 and {*of} <= {*starts}}
+        methods = {name: of for name, of in info.data["seeds"].items() if len(of) > 1 and {*of} <= {*starts}}
+        for name in methods:
+            if name in starts:
+                raise ValueError(
+                    f"'{name}' is a candidate: call the {len(methods[name])} trainings together something else"
+                )
+        trainings |= methods
         for name, controls in value.items():
+            if len({*controls}) < len(controls):
+                raise ValueError(f"a control of '{name}' is named twice")
             if name not in trainings:
                 raise ValueError(f"'{name}' is not aligned: name one of {', '.join(trainings) or 'compare.aligned'}")
             for each in controls:

@@ -534,9 +534,12 @@ def test_a_loss_on_the_task_beyond_the_margin_is_told(tmp_path: Path) -> None:
 
 def test_trainings_of_one_method_are_taken_together_against_whom_all_started_from(tmp_path: Path) -> None:
     of = ("ppo", "ppo-2", "ppo-3")
-    change = {"aligned": dict.fromkeys(of, "lora"), "seeds": {"ppo": of}}
+    change = {"aligned": dict.fromkeys(of, "lora"), "seeds": {"three": of}}
     found, _ = aligned(tmp_path, change)
-    assert [(each["name"], len(each["of"])) for each in found["alignment"]] == [*((name, 1) for name in of), ("ppo", 3)]
+    assert [(each["name"], len(each["of"])) for each in found["alignment"]] == [
+        *((name, 1) for name in of),
+        ("three", 3),
+    ]
     *single, together = found["alignment"]
     harm = together["measures"]["harm"]
     assert harm["diff"] == pytest.approx(np.mean([each["measures"]["harm"]["diff"] for each in single]))
@@ -606,6 +609,7 @@ def test_mistakes_about_who_was_aligned(tmp_path: Path) -> None:
         ({"both": ("ppo-2",)}, "'ppo-2' is no control of 'both'"),
         ({"half": ("base",)}, "'half' is not aligned: name one of ppo, ppo-2, both"),
         ({"base": ("ppo",)}, "'base' is not aligned"),
+        ({"ppo": ("base", "base")}, "a control of 'ppo' is named twice"),
     ],
 )
 def test_what_is_held_against_a_control_must_be_aligned_and_another(controls: dict[str, Any], what: str) -> None:
@@ -616,6 +620,12 @@ def test_what_is_held_against_a_control_must_be_aligned_and_another(controls: di
     assert Config.model_validate(given | {"controls": {"both": ("base",)}}).controls == {"both": ("base",)}
     with pytest.raises(ValidationError, match=what):
         Config.model_validate(given | {"controls": controls})
+
+
+def test_trainings_together_have_a_name_of_their_own() -> None:
+    given = CONFIG.model_dump() | {"aligned": {"ppo": "lora", "ppo-2": "lora"}, "seeds": {"ppo": ("ppo", "ppo-2")}}
+    with pytest.raises(ValidationError, match="'ppo' is a candidate: call the 2 trainings together something else"):
+        Config.model_validate(given)
 
 
 def test_of_few_groups_seeds_resample_items_as_the_rest_does(tmp_path: Path) -> None:
