@@ -7,9 +7,10 @@ The starting policy is the tuned model, its adapter merged into the weights. Rew
 these weights: a reference without the adapter would be another model, and its divergence not zero at the first step.
 
 Feedback comes as rankings, whoever gave it: people's scores of answers to one prompt rank them (human ratings; the lower the less
-harmful), people rank sampled answers on the labelling page (`make label`), and a model may. A ranking of k answers holds up to
-k(k−1)/2 pairs (Ouyang et al. 2022, section 3.5); `tunemill.preferences` says which of them are left out, and each is counted. Prompts
-that are nearly the same are one group, which neither a fold nor an interval tears apart.
+harmful), people rank sampled answers on the labelling page (`make label`), and a model's rankings are imported as a model's
+(`python -m tunemill.labels import`). A ranking of k answers holds up to k(k−1)/2 pairs (Ouyang et al. 2022, section 3.5);
+`tunemill.preferences` says which of them are left out, and each is counted. Prompts that are nearly the same are one group, which
+neither a fold nor an interval tears apart.
 
 What was ranked before the policy changed counts too: a label brings the answers that it is about along.
 
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -41,8 +43,8 @@ REASONS = ("tie", "contradiction", "circle", "nonsense", "cap")
 """Why two answers to one prompt are no pair."""
 RATINGS = "human ratings"
 """Who stands for the people whose scores are rankings here: no labeler can have this name."""
-AI = "ai"
-"""The labeler whose rankings a model made."""
+SOURCES = ("ratings", "labels", "ai")
+"""What pairs are made of: people's scores, people's rankings, models' rankings."""
 ROUNDING = 1e-9
 """Means of equal scores differ by less."""
 
@@ -91,9 +93,9 @@ def run(
     """Write the starting policy, answers to rank, and pairs of those that were ranked, under `out`."""
     # 1. What people said, before anything is computed: a mistake in it is told at once.
     rated = records.read(ratings, Rating) if ratings is not None else []
-    by_people, refused = labels_of(labels)
+    labelled, refused = labels_of(labels)
     records.write(out / "quarantine.jsonl", refused)
-    rankings = [*rankings_of(rated), *by_people]
+    rankings = [*rankings_of(rated), *labelled]
 
     # 2. The starting policy.
     model, tokenizer = starting_policy(cfg, policy, base, out / "policy", runtime)
@@ -113,15 +115,17 @@ def run(
         raise none_left(found.left_out)
     rows = as_records(found.pairs, rankings, cfg.near_duplicate)
     records.write(out / "preferences.jsonl", rows)
-    agreed = {"ratings": of_ratings(rated), "labels": of_labels(by_people)}
+    agreed = {"ratings": of_ratings(rated), "labels": of_labels(labelled)}
+    rankings_of_source = Counter(map(source_of, rankings))
     left_out = {reason: found.left_out.get(reason, 0) for reason in REASONS}
     shorter = [len(row.chosen.split()) < len(row.rejected.split()) for row in rows]
     told = {
         "prompts": {"asked": len(asked), "too_alike": unusable, "to_rank": len(sampled)},
         "rankings": {name: sum(each.labeler == name for each in rankings) for name in labelers(rankings)},
+        "rankings_of": {name: rankings_of_source[name] for name in SOURCES},
         "refused": len(refused),
         "pairs": len(rows),
-        "pairs_of": {name: sum(row.source == name for row in rows) for name in ("ratings", "labels", AI)},
+        "pairs_of": {name: sum(row.source == name for row in rows) for name in SOURCES},
         "pair_prompts": len({row.prompt for row in rows}),
         "groups": len({row.group for row in rows}),
         "left_out": left_out,
@@ -135,11 +139,12 @@ def run(
         "completions/too_alike": unusable,
         "ratings/answers": len(rated),
         "ratings/alpha": agreed["ratings"]["alpha"],
-        "labels/rankings": len(by_people),
+        "labels/rankings": rankings_of_source["labels"],
         "labels/refused": len(refused),
         "labels/labelers": agreed["labels"]["labelers"],
         "labels/alpha": agreed["labels"]["alpha"],
         "labels/w": agreed["labels"]["w"],
+        "ai/rankings": rankings_of_source["ai"],
         "pairs": len(rows),
         "pairs/prompts": told["pair_prompts"],
         "pairs/groups": told["groups"],
@@ -228,7 +233,7 @@ def rankings_of(rated: Sequence[Rating]) -> list[Ranking]:
 
 
 def labels_of(folder: Path | None) -> tuple[list[Ranking], list[Quarantined]]:
-    """What people ranked on the labelling page, or had imported; and the labels that were refused."""
+    """What people ranked on the labelling page, and what was imported; and the labels that were refused."""
     if folder is None or not any(folder.glob("*.jsonl")):
         return [], []
     from tunemill import labels
@@ -253,38 +258,21 @@ def of_ratings(rated: Sequence[Rating]) -> dict[str, Any]:
 
 
 def of_labels(rankings: Sequence[Ranking]) -> dict[str, Any]:
-    """How far the people who ranked the same answers agree: alpha over all answers, and the mean of each prompt's W.
-
-    W is taken of those who marked none of a prompt's answers as nonsense, as a rank is all that it knows.
-    """
-    names = labelers(rankings)
-    by_prompt: dict[tuple[str, tuple[str, ...]], list[Ranking]] = {}
-    for each in rankings:
-        by_prompt.setdefault((each.prompt, tuple(sorted(each.completions))), []).append(each)
-    units: list[list[float | None]] = []
-    concords: list[float] = []
-    shared = 0
-    for (_, texts), own in by_prompt.items():
-        ranks = [dict(zip(each.completions, each.ranks, strict=True)) for each in own]
-        shared += len(own) > 1
-        units += [[given[text] for given in ranks] for text in texts]
-        whole = [[rank for text in texts if (rank := given[text]) is not None] for given in ranks]
-        concord = agreement.kendall_w([each for each in whole if len(each) == len(texts)])
-        concords += [concord] if concord is not None else []
-    alpha = agreement.krippendorff_alpha(units, "ordinal")
+    """How far the people who ranked the same answers agree: alpha over all answers, and the mean of each prompt's W."""
+    found = agreement.among(rankings)
     reason = None
-    if len(names) < 2:
-        reason = "nobody has ranked yet" if not names else "one labeler only: there is nobody to agree with"
-    elif not shared:
-        reason = "no prompt was ranked by two people"
-    elif alpha is None:
+    if found.labelers < 2:
+        reason = "one labeler only: there is nobody to agree with" if found.labelers else "nobody has ranked yet"
+    elif not found.prompts:
+        reason = "no prompt has two answers that two people ranked"
+    elif found.alpha is None:
         reason = "all ranks are the same"
     return {
-        "labelers": len(names),
-        "prompts": shared,
-        "alpha": alpha,
+        "labelers": found.labelers,
+        "prompts": found.prompts,
+        "alpha": found.alpha,
         "scale": "ordinal",
-        "w": metrics.mean(concords) if concords else None,
+        "w": found.kendall_w,
         "reason": reason,
     }
 
@@ -292,21 +280,25 @@ def of_labels(rankings: Sequence[Ranking]) -> dict[str, Any]:
 # ── pairs ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def source_of(ranking: Ranking) -> str:
+    """Which of `SOURCES` a ranking is."""
+    if ranking.ranked_by == "model":
+        return "ai"
+    return "ratings" if ranking.labeler == RATINGS else "labels"
+
+
 def as_records(pairs: Sequence[Pair], rankings: Sequence[Ranking], jaccard: float) -> list[Preference]:
     """Pairs with the group of their prompt, and who they come from: people's labels before ratings before a model."""
     prompts = list(dict.fromkeys(pair.prompt for pair in pairs))
     clusters = quality.clusters(prompts, jaccard if jaccard < 1 else None)
     groups = {prompt: records.row_id(prompts[cluster]) for prompt, cluster in zip(prompts, clusters, strict=True)}
-    said: dict[str, dict[str, set[str]]] = {}  # prompt → answer → who ranked it
+    said: dict[str, list[Ranking]] = {}
     for each in rankings:
-        for text in each.completions:
-            said.setdefault(each.prompt, {}).setdefault(text, set()).add(each.labeler)
+        said.setdefault(each.prompt, []).append(each)
 
     def source(pair: Pair) -> str:
-        both = said[pair.prompt][pair.chosen] & said[pair.prompt][pair.rejected]
-        if both - {RATINGS, AI}:
-            return "labels"
-        return "ratings" if RATINGS in both else AI
+        both = {source_of(each) for each in said[pair.prompt] if {pair.chosen, pair.rejected} <= {*each.completions}}
+        return next(name for name in ("labels", "ratings", "ai") if name in both)
 
     return [
         Preference(

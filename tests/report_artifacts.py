@@ -514,6 +514,7 @@ def curve(steps: int = 100, seed: int = 3, start: float = 1.6) -> str:
 FED_BACK: dict[str, Any] = {
     "prompts": {"asked": 24, "too_alike": 3, "to_rank": 21},
     "rankings": {"ada": 12, "human ratings": 101},
+    "rankings_of": {"ratings": 101, "labels": 12, "ai": 0},
     "refused": 2,
     "pairs": 1204,
     "pairs_of": {"ratings": 1180, "labels": 24, "ai": 0},

@@ -98,7 +98,7 @@ class Agreement(NamedTuple):
     """How far those who ranked the same answers agree."""
 
     labelers: int
-    """People who ranked anything at all."""
+    """People who ranked anything at all; a model is none."""
     prompts: int
     """Prompts with two answers or more that several people ranked: the following is of these."""
     kendall_w: float | None
@@ -108,19 +108,20 @@ class Agreement(NamedTuple):
 
 
 def among(rankings: Sequence[Ranking]) -> Agreement:
-    """Agreement on the order of answers.
+    """Agreement of people on the order of answers. What models ranked is left out.
 
     What one of them marked as nonsense has no rank to agree on, so each prompt is left with the answers that everybody ranked,
     and these are ranked anew (ties get their mean rank): how many answers others took out moves nobody's ranks.
 
     Args:
-        rankings: any number of people and prompts. The same answers in another order are the same; of one person's rankings of
+        rankings: of any number of labelers and prompts. The same answers in another order are the same; of one person's rankings of
             the same answers the last one counts.
     """
     from scipy.stats import rankdata
 
+    of_people = [each for each in rankings if each.ranked_by == "person"]
     grouped: dict[tuple[str, frozenset[str]], dict[str, Mapping[str, float | None]]] = {}
-    for each in rankings:
+    for each in of_people:
         own = dict(zip(each.completions, each.ranks, strict=True))
         grouped.setdefault((each.prompt, frozenset(own)), {})[each.labeler] = own
     units: list[list[float]] = []
@@ -136,7 +137,7 @@ def among(rankings: Sequence[Ranking]) -> Agreement:
         concordances.append(kendall_w(ranks))
     defined = [each for each in concordances if each is not None]
     return Agreement(
-        labelers=len({each.labeler for each in rankings}),
+        labelers=len({each.labeler for each in of_people}),
         prompts=len(concordances),
         kendall_w=math.fsum(defined) / len(defined) if defined else None,
         alpha=krippendorff_alpha(units, "ordinal"),
@@ -145,6 +146,8 @@ def among(rankings: Sequence[Ranking]) -> Agreement:
 
 def told(found: Agreement) -> str:
     """Agreement in words."""
+    if not found.labelers:
+        return "no person has ranked: no agreement can be measured"
     if found.labelers < 2:
         return "one labeler only: no agreement can be measured"
     if not found.prompts:

@@ -1,12 +1,13 @@
 """What people said of answers: rankings in plain files, `labels/<labeler>.jsonl`, one JSON object a line.
 
-    python -m tunemill.labels import FILE --labeler ada     rankings or ratings, from JSONL or CSV
+    python -m tunemill.labels import FILE --labeler ada     rankings or ratings, from JSONL or CSV; a model's: --ranked-by model
     python -m tunemill.labels export --pairs pairs.jsonl    what a reward model learns, and how far people agree
 
-A line is what one person said of the answers to one prompt: `id` (a hash of prompt and answers), `prompt`, `completions`,
-`ranks` (of each answer, 1 is best, equal ones are ties, null is nonsense), `labeler`, `criterion`; or `skipped: true` instead of
-`ranks`. What came out of another file has a `source`. A later line of the same id replaces the earlier one, so that nothing that
-was written is ever rewritten; the files may be read and edited with anything.
+A line is what one person, or one model, said of the answers to one prompt: `id` (a hash of prompt and answers), `prompt`,
+`completions`, `ranks` (of each answer, 1 is best, equal ones are ties, null is nonsense), `labeler`, `ranked_by` (`person` or `model`;
+where it is not there, a person), `criterion`; or `skipped: true` instead of `ranks`. What came out of another file has a `source`. A
+later line of the same id replaces the earlier one, so that nothing that was written is ever rewritten; the files may be read and
+edited with anything.
 
 A line that was refused is left where it is, and told with its reason: an answer of people is never lost. Only a last line that
 a kill has cut short is cut off, by whoever writes the next one: the page had not said that it was saved.
@@ -25,11 +26,11 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from tunemill import records
 from tunemill.errors import UserError
-from tunemill.preferences import Ranking
+from tunemill.preferences import Ranker, Ranking
 from tunemill.records import Completions, Quarantined, row_id
 
 CRITERION = "Which answer is the most helpful to the person who asks, honest, and harmless?"
@@ -44,19 +45,22 @@ REASONS = {
     "empty": "a prompt is empty or blank",
     "bad_ranks": "not one rank for each answer, a rank that is no number, or two ranks of one text",
     "bad_score": "a score is no number",
+    "bad_ranker": "ranked by neither a person nor a model",
     "changed": "the id is not that of this prompt and these answers",
-    "other_labeler": "it is by another person than the file",
+    "other_labeler": "it is by somebody else than the file",
     "unknown_prompt": "the prompt and its answers are none of those to be ranked",
     "nothing_to_compare": "fewer than two different answers to the prompt",
     "duplicate": "the same answers to the same prompt again",
 }
 """Why a line of a file of labels, or a row of an imported file, is refused."""
 
+RANKERS: tuple[Ranker, ...] = get_args(Ranker)
+
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 
 class Label(NamedTuple):
-    """What one person said of the answers to one prompt."""
+    """What one person, or one model, said of the answers to one prompt."""
 
     id: str
     prompt: str
@@ -67,20 +71,22 @@ class Label(NamedTuple):
     criterion: str
     source: str | None = None
     """`file:line` of an imported one; None of what was said on the page."""
+    ranked_by: Ranker = "person"
+    """What the labeler is. Said in each label, and never taken from a name: a person may be called anything."""
 
 
 class Labels(NamedTuple):
     """What everybody said."""
 
     said: dict[str, dict[str, Label]]
-    """Labeler → id → what that person said last."""
+    """Labeler → id → what that labeler said last, in the order in which it was said."""
     refused: list[Quarantined]
 
     @property
     def rankings(self) -> list[Ranking]:
-        """Without what was skipped; people by name, prompts in the order of their files."""
+        """Without what was skipped; labelers by name, prompts in the order of `said`."""
         return [
-            Ranking(each.prompt, each.completions, each.ranks, name)
+            Ranking(each.prompt, each.completions, each.ranks, name, each.ranked_by)
             for name in sorted(self.said)
             for each in self.said[name].values()
             if each.ranks is not None
@@ -88,7 +94,7 @@ class Labels(NamedTuple):
 
     @property
     def skipped(self) -> int:
-        """How many prompts were skipped, all people together."""
+        """How many prompts were skipped, all labelers together."""
         return sum(each.ranks is None for own in self.said.values() for each in own.values())
 
 
@@ -204,7 +210,7 @@ def line_of(label: Label) -> str:
         fields["skipped"] = True
     else:
         fields["ranks"] = [int(each) if each is not None and each == int(each) else each for each in label.ranks]
-    fields |= {"labeler": label.labeler, "criterion": label.criterion}
+    fields |= {"labeler": label.labeler, "ranked_by": label.ranked_by, "criterion": label.criterion}
     if label.source is not None:
         fields["source"] = label.source
     return json.dumps(fields, ensure_ascii=False, allow_nan=False)
@@ -226,7 +232,7 @@ def _mend(file: Any) -> bytes:
 
 
 def _read_file(path: Path, ids: set[str] | None) -> tuple[dict[str, Label], list[Quarantined]]:
-    """Of each id the last label, in the order of the first; and the lines that were refused."""
+    """Of each id the last label, in the order of the lines; and the lines that were refused."""
     found: dict[str, Label] = {}
     refused: list[Quarantined] = []
     content = path.read_bytes() if path.exists() else b""
@@ -249,6 +255,8 @@ def _read_file(path: Path, ids: set[str] | None) -> tuple[dict[str, Label], list
             label = _label(fields, path.stem)
             if ids is not None and label.source is None and label.id not in ids:
                 raise _Refused("unknown_prompt", f"{label.id} is none of the {len(ids)} to be ranked")
+            # Answers in another order have another id, and of rankings of the same answers the last counts: the lines' order is kept.
+            found.pop(label.id, None)
             found[label.id] = label
         except _Refused as refusal:
             refused.append(Quarantined(path.name, number, refusal.reason, refusal.detail, fields))
@@ -264,7 +272,14 @@ def _label(fields: Mapping[str, Any], labeler: str) -> Label:
     ranks = None if fields.get("skipped") is True else _ranks(fields.get("ranks"), completions)
     criterion = _text(fields, "criterion") if "criterion" in fields else ""
     source = _text(fields, "source") if "source" in fields else None
-    return Label(fields["id"], prompt, completions, ranks, labeler, criterion, source)
+    return Label(fields["id"], prompt, completions, ranks, labeler, criterion, source, _ranker(fields))
+
+
+def _ranker(fields: Mapping[str, Any]) -> Ranker:
+    for each in RANKERS:
+        if fields.get("ranked_by", "person") == each:
+            return each
+    raise _Refused("bad_ranker", f"ranked_by is {fields['ranked_by']!r}")
 
 
 def _text(fields: Mapping[str, Any], name: str) -> str:
@@ -341,7 +356,9 @@ class _Row(NamedTuple):
     fields: dict[str, Any]
 
 
-def read_foreign(path: Path, labeler: str, criterion: str, *, lower_is_better: bool = False) -> Imported:
+def read_foreign(
+    path: Path, labeler: str, criterion: str, *, lower_is_better: bool = False, ranked_by: Ranker = "person"
+) -> Imported:
     """Rankings or ratings from JSONL or CSV.
 
     Args:
@@ -349,6 +366,7 @@ def read_foreign(path: Path, labeler: str, criterion: str, *, lower_is_better: b
         labeler: whose they are; a row that names somebody else is refused.
         criterion: what they were made by, where a row does not say.
         lower_is_better: a low score is a good one. Ranks are always 1 for the best.
+        ranked_by: what the labeler is; a row that says otherwise is refused.
 
     Returns:
         A label for each prompt. A score is how far it is from the prompt's best one, plus 1: pairs can still be asked to be
@@ -379,15 +397,16 @@ def read_foreign(path: Path, labeler: str, criterion: str, *, lower_is_better: b
     labels: dict[str, Label] = {}
     count = len(rows) + len(refused)
     if kind == "rankings":
-        ranked = _whole(rows, labeler, path.name, refused)
+        ranked = _whole(rows, labeler, ranked_by, path.name, refused)
     else:
-        ranked = _gathered(rows, kind, labeler, lower_is_better, path.name, refused)
+        ranked = _gathered(rows, kind, labeler, ranked_by, lower_is_better, path.name, refused)
     for line, fields, prompt, completions, ranks in ranked:
         try:
             if len(set(completions)) < 2:
                 raise _Refused("nothing_to_compare", f"{len(set(completions))} answer to this prompt")
             said = _text(fields, "criterion") if fields.get("criterion") else criterion
-            own = Label(row_id(prompt, *completions), prompt, completions, ranks, labeler, said, f"{path.name}:{line}")
+            place = f"{path.name}:{line}"
+            own = Label(row_id(prompt, *completions), prompt, completions, ranks, labeler, said, place, ranked_by)
             if own.id in labels:
                 raise _Refused("duplicate", f"as in line {str(labels[own.id].source).rpartition(':')[2]}")
             labels[own.id] = own
@@ -399,11 +418,13 @@ def read_foreign(path: Path, labeler: str, criterion: str, *, lower_is_better: b
 _Ranked = tuple[int, dict[str, Any], str, tuple[str, ...], tuple[float | None, ...]]
 
 
-def _whole(rows: Sequence[_Row], labeler: str, place: str, refused: list[Quarantined]) -> Iterator[_Ranked]:
+def _whole(
+    rows: Sequence[_Row], labeler: str, ranked_by: Ranker, place: str, refused: list[Quarantined]
+) -> Iterator[_Ranked]:
     """Rows that hold all answers to a prompt."""
     for line, fields in rows:
         try:
-            prompt = _prompt(fields, labeler)
+            prompt = _prompt(fields, labeler, ranked_by)
             completions = _texts(fields, "completions")
             yield line, fields, prompt, completions, _ranks(fields.get("ranks"), completions)
         except _Refused as refusal:
@@ -414,6 +435,7 @@ def _gathered(
     rows: Sequence[_Row],
     kind: Kind,
     labeler: str,
+    ranked_by: Ranker,
     lower_is_better: bool,
     place: str,
     refused: list[Quarantined],
@@ -424,7 +446,7 @@ def _gathered(
     first: dict[str, _Row] = {}
     for line, fields in rows:
         try:
-            prompt, text = _prompt(fields, labeler), _text(fields, answer)
+            prompt, text = _prompt(fields, labeler, ranked_by), _text(fields, answer)
             given = fields.get(value)
             if kind == "ranks":
                 # Nonsense is said by an empty cell or null; a column that is not there says nothing.
@@ -450,12 +472,14 @@ def _gathered(
         yield first[prompt].line, first[prompt].fields, prompt, tuple(own), tuple(numbers)
 
 
-def _prompt(fields: Mapping[str, Any], labeler: str) -> str:
+def _prompt(fields: Mapping[str, Any], labeler: str, ranked_by: Ranker) -> str:
     prompt = _text(fields, "prompt")
     if not prompt.strip():
         raise _Refused("empty", "prompt")
     if fields.get("labeler") and str(fields["labeler"]).strip().lower() != labeler:
         raise _Refused("other_labeler", f"it says {fields['labeler']}")
+    if fields.get("ranked_by") and _ranker(fields) != ranked_by:
+        raise _Refused("other_labeler", f"it says that a {fields['ranked_by']} ranked")
     return prompt
 
 
@@ -507,10 +531,19 @@ def _csv_rows(content: bytes, place: str) -> tuple[list[_Row], list[Quarantined]
 # --- the command line ------------------------------------------------------------------------------------------------
 
 
-def _import(path: Path, folder: Path, labeler: str, criterion: str, lower_is_better: bool) -> int:
-    found = read_foreign(path, labeler, criterion, lower_is_better=lower_is_better)
+def _import(path: Path, folder: Path, labeler: str, criterion: str, lower_is_better: bool, ranked_by: Ranker) -> int:
+    found = read_foreign(path, labeler, criterion, lower_is_better=lower_is_better, ranked_by=ranked_by)
     target = path_of(folder, labeler)
     before = read_own(folder, labeler).said[target.stem]
+    # A later line replaces an earlier one of the same labeler: a model's must not replace what a person said.
+    if others := {each.ranked_by for each in before.values()} - {ranked_by}:
+        raise UserError(
+            f"'{target.stem}' is the name of a {others.pop()}, whose rankings are there already",
+            where=str(target),
+            expected=f"a {ranked_by}",
+            fix="import under another --labeler",
+            exit_code=2,
+        )
     new = [each for each in found.labels if each.id not in before or before[each.id].ranks != each.ranks]
     if new:
         append(folder, new)
@@ -535,10 +568,9 @@ def _export(folder: Path, to: Path | None, to_pairs: Path | None, gap: float, ca
     rankings = found.rankings
     if not rankings:
         raise UserError("no rankings", where=str(folder), fix="make label")
-    people = len({each.labeler for each in rankings})
-    print(
-        f"{len(rankings)} rankings by {people} labelers; {found.skipped} skipped, {len(found.refused)} lines left out"
-    )
+    people, models = (len({each.labeler for each in rankings if each.ranked_by == who}) for who in RANKERS)
+    by = f"{people} labelers" + (f" and {models} models" if models else "")
+    print(f"{len(rankings)} rankings by {by}; {found.skipped} skipped, {len(found.refused)} lines left out")
     if to is not None:
         records.write_objects(
             to,
@@ -568,6 +600,7 @@ def main() -> int:
     importing = commands.add_parser("import", help="take rankings or ratings out of a JSONL or CSV file")
     importing.add_argument("file", type=Path, help="; or ".join(", ".join(names) for names in SHAPES.values()))
     importing.add_argument("--labeler", required=True, metavar="NAME", help="whose they are")
+    importing.add_argument("--ranked-by", default="person", choices=RANKERS, help="what NAME is (person)")
     importing.add_argument("--criterion", default=CRITERION, metavar="TEXT", help="what they were made by")
     importing.add_argument("--lower-is-better", action="store_true", help="of ratings: a low score is a good one")
     exporting = commands.add_parser("export", help="write everybody's rankings, and pairs in TRL's format")
@@ -581,7 +614,7 @@ def main() -> int:
     told = parser.parse_args()
     try:
         if told.command == "import":
-            return _import(told.file, told.labels, told.labeler, told.criterion, told.lower_is_better)
+            return _import(told.file, told.labels, told.labeler, told.criterion, told.lower_is_better, told.ranked_by)
         return _export(told.labels, told.rankings, told.pairs, told.gap, told.cap, told.seed)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

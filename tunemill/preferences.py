@@ -1,4 +1,4 @@
-"""From what people ranked or scored to pairs that a reward model can learn. Pure: rankings in, pairs and counts out.
+"""From what people, or models, ranked or scored to pairs that a reward model can learn. Pure: rankings in, pairs and counts out.
 
 A ranking of k completions holds up to k(k−1)/2 pairs (Ouyang et al. 2022, section 3.5). Several people's rankings of one prompt are
 taken together, pair by pair: what most of them prefer is chosen, and the share that does is kept as the pair's probability. No pair
@@ -21,17 +21,22 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+Ranker = Literal["person", "model"]
+"""Who ranked: what a model says enters by the same record as what people say, and only this tells them apart."""
 
 
 class Ranking(NamedTuple):
-    """What one person said of the answers to one prompt."""
+    """What one person, or one model, said of the answers to one prompt."""
 
     prompt: str
     completions: tuple[str, ...]
     ranks: tuple[float | None, ...]
-    """Of each completion, the lower the better; equal ones are ties. None: this person marked it as nonsense."""
+    """Of each completion, the lower the better; equal ones are ties. None: this labeler marked it as nonsense."""
     labeler: str
+    ranked_by: Ranker = "person"
+    """What the labeler is. A pair is made by the same rules either way."""
 
 
 class Pair(NamedTuple):
@@ -41,7 +46,7 @@ class Pair(NamedTuple):
     chosen: str
     rejected: str
     probability: float
-    """Share of the people with an opinion who prefer the chosen one: more than one half."""
+    """Share of those with an opinion who prefer the chosen one: more than one half."""
     weight: float
     """One over the number of the prompt's pairs: all prompts weigh the same."""
 

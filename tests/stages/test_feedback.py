@@ -10,8 +10,9 @@ import pytest
 
 from stages import feedback
 from tests.stages import tuned
-from tunemill import checkpoints, journal, models, records
+from tunemill import agreement, checkpoints, journal, labelling, labels, models, records
 from tunemill.errors import UserError
+from tunemill.labels import Label
 from tunemill.log import Log
 from tunemill.params import ParamsFile
 from tunemill.preferences import Ranking
@@ -187,6 +188,83 @@ def test_labelers_agree_by_w_and_alpha(monkeypatch: pytest.MonkeyPatch, place: P
     # Kendall (1948): sums of ranks 2, 5, 5 about 4: S = 6; W = 12·6 / (4·24).
     assert found["labels/w"] == pytest.approx(0.75)
     assert found["labels/alpha"] is not None and found["labels/alpha"] < 1
+
+
+def label(prompt: str, texts: tuple[str, ...], ranks: tuple[float | None, ...], labeler: str) -> Label:
+    return Label(records.row_id(prompt, *texts), prompt, texts, ranks, labeler, labels.CRITERION)
+
+
+ANN, TURNED = label("p", RANKED, (1, 2, 3), "ann"), label("p", RANKED[::-1], (1, 2, 3), "ann")
+BOB = label("p", RANKED, (1, 1.4, 1.65), "bob")._replace(source="theirs.csv:2")
+CID = label("p", RANKED, (2, 1, 3), "cid")
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        # Scores in the order of the ranks: how far apart they are is no disagreement.
+        ([ANN, BOB], (2, 1, 1.0, 1.0)),
+        # By hand: sums of ranks 4, 5 and 9 give W = 12·14 / (9·24); observed disagreement 36/9, expected 972/72.
+        ([ANN, BOB, CID], (3, 1, 14 / 18, 1 - (36 / 9) / (972 / 72))),
+        # Answers in another order have another id, and are the same answers; sums of ranks 4, 4 and 4, disagreement 64/6 and 192/30.
+        ([ANN, TURNED], (1, 0, None, None)),
+        ([ANN, TURNED, BOB], (2, 1, 0.0, 1 - (64 / 6) / (192 / 30))),
+        ([TURNED, ANN, BOB], (2, 1, 1.0, 1.0)),
+        ([ANN, TURNED, ANN, BOB], (2, 1, 1.0, 1.0)),
+    ],
+)
+def test_agreement_of_labels_is_as_their_export_says(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    said: list[Label],
+    expected: tuple[int, int, float | None, float | None],
+) -> None:
+    labels.append(tmp_path, said)
+    rankings, _ = feedback.labels_of(tmp_path)
+    told = feedback.of_labels(rankings)
+    assert (told["labelers"], told["prompts"], told["w"], told["alpha"]) == pytest.approx(expected)
+    assert told.keys() == {"labelers", "prompts", "alpha", "scale", "w", "reason"}
+    monkeypatch.setattr("sys.argv", ["labels", "export", "--labels", str(tmp_path), "--pairs", str(tmp_path / "pairs")])
+    assert labels.main() == 0
+    exported = capsys.readouterr().out.splitlines()[-1]
+    assert exported == agreement.told(agreement.Agreement(told["labelers"], told["prompts"], told["w"], told["alpha"]))
+
+
+def test_a_models_rankings_become_pairs_and_are_counted_as_a_models(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model alone ranks q; it ranks p, too, as two people do; one of these calls herself AI on the labelling page."""
+    folder = tmp_path / "labels"
+    both = [Completions(records.row_id(prompt, *RANKED), prompt, RANKED, "made") for prompt in "pq"]
+    name = labels.check_name("AI")
+    labelling.Desk(both, folder, labels.CRITERION).save(name, both[0], (1, 2, 3))
+    labels.append(folder, [label("p", RANKED, (1, 3, 2), "bob")])
+    before, _ = run(place, tmp_path, None, name="before", labels=folder, prompts=0)
+
+    rows = [{"prompt": each.prompt, "completions": RANKED, "ranks": [3, 2, 1]} for each in both]
+    (tmp_path / "judged.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    judged = ["labels", "import", str(tmp_path / "judged.jsonl"), "--labels", str(folder), "--labeler", "judge"]
+    monkeypatch.setattr("sys.argv", [*judged, "--ranked-by", "model"])
+    assert labels.main() == 0
+    found, told = run(place, tmp_path, None, labels=folder, prompts=0)
+    pairs = records.read(tmp_path / "out/preferences.jsonl", Preference)
+    # Of p people prefer x, and the model has one vote of three; where they were at odds, its vote decides.
+    assert [(row.prompt, row.chosen, row.rejected, row.source, row.probability) for row in pairs] == [
+        ("p", "x", "y", "labels", pytest.approx(2 / 3)),
+        ("p", "x", "z", "labels", pytest.approx(2 / 3)),
+        ("p", "z", "y", "labels", pytest.approx(2 / 3)),
+        ("q", "y", "x", "ai", 1.0),
+        ("q", "z", "x", "ai", 1.0),
+        ("q", "z", "y", "ai", 1.0),
+    ]
+    assert told["pairs_of"] == {"ratings": 0, "labels": 3, "ai": 3}
+    assert told["rankings_of"] == {"ratings": 0, "labels": 2, "ai": 2}
+    assert told["rankings"] == {"ai": 1, "bob": 1, "judge": 2}
+    assert (found["labels/rankings"], found["labels/labelers"], found["ai/rankings"]) == (2, 2, 2)
+    # Sums of ranks 2, 5 and 5, as without the model.
+    assert (found["labels/w"], found["labels/alpha"]) == (before["labels/w"], before["labels/alpha"])
+    assert found["labels/w"] == pytest.approx(0.75)
 
 
 def test_no_labels_no_ratings_is_a_start_and_no_error(place: Path, tmp_path: Path) -> None:

@@ -99,6 +99,19 @@ def test_what_somebody_says_twice_counts_once_and_all_ties_are_undefined() -> No
     assert "Kendall's W undefined" in agreement.told(tied)
 
 
+def test_scores_in_the_same_order_as_ranks_agree_fully_however_far_apart_they_are() -> None:
+    found = agreement.among([ranking("ada", a=1, b=2, c=3), ranking("grace", a=1, b=1.4, c=1.65)])
+    assert found == agreement.Agreement(2, 1, 1.0, 1.0)
+
+
+def test_a_model_is_none_of_the_people_who_agree() -> None:
+    people = [ranking("ada", a=1, b=2, c=3), ranking("grace", a=1, b=3, c=2)]
+    model = ranking("judge", a=3, b=2, c=1)._replace(ranked_by="model")
+    assert agreement.among([*people, model]) == agreement.among(people)
+    assert agreement.among([people[0], model]) == agreement.Agreement(1, 0, None, None)
+    assert agreement.told(agreement.among([model])) == "no person has ranked: no agreement can be measured"
+
+
 def test_agreement_that_cannot_be_measured_is_said_plainly() -> None:
     alone = agreement.among([ranking("ada", a=1, b=2), ranking("ada", prompt="q", a=1, b=2)])
     assert agreement.told(alone) == "one labeler only: no agreement can be measured"

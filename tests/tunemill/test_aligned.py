@@ -221,7 +221,9 @@ def test_feedback_is_counted_and_agreement_has_a_reason_where_there_is_none():
     assert found["Agreement of those who scored"] == "Krippendorff’s alpha 0.71 (interval, 590 answers)"
     assert found["Agreement of those who ranked"] == "one labeler only: there is nobody to agree with"
     agreed = {"labelers": 2, "prompts": 9, "alpha": 0.4, "scale": "ordinal", "w": 0.61, "reason": None}
-    told = aligned.fed_back({**made.FED_BACK, "agreement": {"labels": agreed}, "refused": 0})
+    pairs_of = {"ratings": 0, "labels": 24, "ai": 1180}
+    told = aligned.fed_back({**made.FED_BACK, "agreement": {"labels": agreed}, "refused": 0, "pairs_of": pairs_of})
+    assert dict(told)["Pairs"].endswith("24 from people’s rankings, 1,180 from a model’s rankings")
     assert dict(told)["Agreement of those who ranked"].endswith("0.40 (ordinal, 9 prompts), Kendall’s W 0.61")
     assert "Labels refused" not in dict(told)
 

@@ -63,9 +63,20 @@ def test_what_was_said_comes_back_and_a_later_line_replaces_an_earlier_one(tmp_p
         "completions": ["a", "b", "c"],
         "ranks": [1, 2.5, None],
         "labeler": "ada",
+        "ranked_by": "person",
         "criterion": "which?",
     }
     assert rows[1]["skipped"] is True and "ranks" not in rows[1]
+
+
+def test_what_was_said_last_comes_last_and_who_ranked_is_a_person_unless_it_is_said(tmp_path: Path) -> None:
+    turned = item("first?", "c", "b", "a")
+    said = [label(FIRST, 1, 2, 3), label(turned, 1, 2, 3)._replace(ranked_by="model"), label(FIRST, 2, 1, 3)]
+    labels.append(tmp_path, said)
+    assert [*labels.read(tmp_path).said["ada"].values()] == said[1:]
+    assert [each.ranked_by for each in labels.read(tmp_path).rankings] == ["model", "person"]
+    (tmp_path / "ada.jsonl").write_text(line(FIRST))  # as it was written before there was such a field
+    assert labels.read(tmp_path).said["ada"][FIRST.id].ranked_by == "person"
 
 
 def test_every_cut_gives_the_lines_before_it_and_the_next_line_is_whole(tmp_path: Path) -> None:
@@ -116,6 +127,8 @@ def test_a_broken_line_is_named_wherever_somebody_broke_it(tmp_path: Path, broke
         ({"completions": "abc"}, "wrong_type", "completions is str, not a list"),
         ({"completions": ["a", "b", "\ud800"]}, "not_utf8", "half of a surrogate pair in completions"),
         ({"labeler": "grace"}, "other_labeler", "it says grace"),
+        ({"ranked_by": "robot"}, "bad_ranker", "ranked_by is 'robot'"),
+        ({"ranked_by": None}, "bad_ranker", "ranked_by is None"),
         ({"id": ...}, "missing_field", "id"),
     ],
 )
@@ -244,6 +257,24 @@ def test_rankings_of_jsonl(tmp_path: Path) -> None:
     ]
 
 
+def test_rows_that_say_who_ranked_are_not_taken_for_somebody_elses(tmp_path: Path) -> None:
+    rows = "".join(
+        f"{prompt},{text},{rank},{who}\n"
+        for prompt, who in (("p", "model"), ("q", ""), ("r", "person"), ("s", "me"))
+        for rank, text in enumerate("ab", 1)
+    )
+    content = f"prompt,completion,rank,ranked_by\n{rows}"
+    found = foreign(tmp_path, "theirs.csv", content, ranked_by="model")
+    assert [(each.prompt, each.ranked_by) for each in found.labels] == [("p", "model"), ("q", "model")]
+    assert told(found.refused) == [
+        (6, "other_labeler", "it says that a person ranked"),
+        (7, "other_labeler", "it says that a person ranked"),
+        (8, "bad_ranker", "ranked_by is 'me'"),
+        (9, "bad_ranker", "ranked_by is 'me'"),
+    ]
+    assert [each.prompt for each in foreign(tmp_path, "theirs.csv", content).labels] == ["q", "r"]
+
+
 def test_ranks_of_csv_gathered_by_prompt_wherever_the_rows_stand(tmp_path: Path) -> None:
     content = (
         "prompt,completion,rank\n"
@@ -369,6 +400,32 @@ def test_import_and_export_by_command(tmp_path: Path) -> None:
     )
     both = labels.read_foreign(tmp_path / "all.jsonl", "grace", "")
     assert len(both.labels) == 2 and told(both.refused) == [(1, "other_labeler", "it says ada")]
+
+
+def test_a_models_rankings_by_command_are_no_persons(tmp_path: Path) -> None:
+    (tmp_path / "judged.csv").write_text("prompt,completion,rank\nfirst?,a,3\nfirst?,b,2\nfirst?,c,1\n")
+    labels.append(tmp_path / "labels", [label(FIRST, 1, 2, 3), label(FIRST, 1, 2, 3, by="ai")])
+    model = ("import", "judged.csv", "--ranked-by", "model", "--labeler")
+    assert command(tmp_path, *model, "AI") == (
+        2,
+        [
+            "error: labels/ai.jsonl: 'ai' is the name of a person, whose rankings are there already",
+            "  expected: a model",
+            "  fix: import under another --labeler",
+        ],
+    )
+    assert command(tmp_path, *model, "judge")[0] == 0
+    (row,) = map(json.loads, (tmp_path / "labels/judge.jsonl").read_text().splitlines())
+    assert (row["ranked_by"], row["labeler"], row["criterion"]) == ("model", "judge", labels.CRITERION)
+    assert command(tmp_path, "export", "--pairs", "pairs.jsonl") == (
+        0,
+        [
+            "3 rankings by 2 labelers and 1 models; 0 skipped, 0 lines left out",
+            "pairs.jsonl: 3 pairs; left out: none",
+            "1 prompts were ranked by several people: Kendall's W 1.00 on average, Krippendorff's alpha 1.00 (ordinal); "
+            "1 is full agreement",
+        ],
+    )
 
 
 def test_mistakes_on_the_command_line(tmp_path: Path) -> None:
