@@ -255,7 +255,11 @@ def main() -> int:
             f"| {name} | {row['peak_mib']:.0f} | {smaller:.2f}x | {row['seconds']:.1f} | {shorter:.2f}x |"
             f" {row['cpu_seconds']:.1f} | {row['reward_at_equal_kl']:.3f} ± {row['reward_error']:.3f} | {row['kl']:.3f} |"
         )
-    print(json.dumps({"rounds": arguments.rounds, "updates": arguments.updates, "scale": scale, **table}))
+    defined = {
+        name: {key: value if math.isfinite(value) else None for key, value in row.items()}
+        for name, row in table.items()
+    }
+    print(json.dumps({"rounds": arguments.rounds, "updates": arguments.updates, "scale": scale, **defined}))
     return 0
 
 

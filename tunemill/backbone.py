@@ -475,7 +475,7 @@ def check(folder: Path, tokenizer: Any) -> None:
             "the reward model was trained with another tokenizer than the starting policy has",
             where=str(folder),
             expected="a reward model trained on the same starting policy",
-            fix="dvc repro reward; a classifier with a tokenizer of its own is `ppo.reward: classifier`",
+            fix="dvc repro reward; a classifier with a tokenizer of its own is a reward of kind classifier (docs/alignment.md)",
         )
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from stages import ppo
 from tests.stages import tuned
+from tests.tunemill import test_rewards
 from tests.tunemill.test_backbone import reward_folder
 from tunemill import models, records
 from tunemill.checkpoints import tree_hash
@@ -93,6 +94,10 @@ def table(path: Path) -> list[dict[str, str]]:
 
 def test_outputs_are_exactly_these_and_the_same_every_time(place: Path, tmp_path: Path) -> None:
     metrics = run(place, tmp_path, "one", seeds=[3, 4])
+    assert {name.removeprefix("seed_4/") for name in metrics if name.startswith("seed_4/")} == {
+        name for name in metrics if not name.startswith("seed_4/")
+    } - {"prompts/left_out"}
+    assert metrics["seed_4/reward/last"] != metrics["reward/last"]
     assert tuned.files(tmp_path / "one") == sorted(
         f"{folder}/{name}" for folder in ("adapter", "adapter-4") for name in FILES
     )
@@ -150,6 +155,15 @@ def test_controls_and_other_rewards(place: Path, tmp_path: Path, kind: str) -> N
     run(place, tmp_path, "out", reward=tmp_path / "reward", updates=1, response_tokens=12)
     found = json.loads((tmp_path / "out/adapter/ppo.json").read_text())["reward"]
     assert found == {"kind": kind, "shuffled": kind == "shuffled"}
+
+
+def test_a_classifier_beside_its_reward_json_is_a_reward(place: Path, tmp_path: Path) -> None:
+    """As recipe `toxicity-reward` says: one folder, which DVC watches whole."""
+    folder = test_rewards.classifier(tmp_path)
+    (folder / "reward.json").write_text('{"kind": "classifier", "label": "nothate"}')
+    run(place, tmp_path, "out", reward=folder, updates=1, response_tokens=12)
+    told = json.loads((tmp_path / "out/adapter/ppo.json").read_text())
+    assert told["reward"] == {"kind": "classifier", "shuffled": False} and told["reward_change"] is not None
 
 
 def test_a_reward_that_cannot_tell_the_responses_apart_is_refused(place: Path, tmp_path: Path) -> None:
