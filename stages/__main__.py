@@ -377,6 +377,14 @@ def in_names(setup: Setup) -> Iterator[str]:
         for name, controls in setup.values["compare"].controls.items():
             for at, control in enumerate(controls):
                 named["compare", "controls", name, at] = control, candidates
+        aligned = setup.values["compare"].aligned
+        for method, trained in setup.values["compare"].seeds.items():
+            if method in candidates and len(trained) > 1 and {*trained} <= {*aligned}:
+                yield setup.told(
+                    ("compare", "seeds", method),
+                    f"'{method}' is a candidate, and trainings that are taken together want a name of their own",
+                    fix=f"call them {method}-{len(trained)}",
+                )
     for keys, (name, known) in named.items():
         if name not in known:
             yield setup.told(

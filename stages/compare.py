@@ -102,13 +102,7 @@ class Config(Params):
             return value
         starts: dict[str, str] = info.data["aligned"]
         trainings = {name: (name,) for name in starts}
-        methods = {name: of for name, of in info.data["seeds"].items() if len(of) > 1 and {*of} <= {*starts}}
-        for name in methods:
-            if name in starts:
-                raise ValueError(
-                    f"'{name}' is a candidate: call the {len(methods[name])} trainings together something else"
-                )
-        trainings |= methods
+        trainings |= {name: of for name, of in info.data["seeds"].items() if len(of) > 1 and {*of} <= {*starts}}
         for name, controls in value.items():
             if len({*controls}) < len(controls):
                 raise ValueError(f"a control of '{name}' is named twice")
@@ -369,7 +363,8 @@ def run(
     for entry in aligned:
         key = f"alignment/{entry['name']}-vs-{entry['against']}"
         flat[f"{key}/less_harmful"] = float(entry["less_harmful"])
-        flat[f"{key}/drift"] = entry["drift"]["value"]
+        if not entry["control"]:
+            flat[f"{key}/drift"] = entry["drift"]["value"]
         for measure in (alignment.PRIMARY, alignment.MATCHED, *alignment.GUARDED):
             own = entry["measures"][measure]
             flat |= {f"{key}/{measure}/{part}": own[part] for part in ("diff", "ci_low", "ci_high")}
@@ -462,7 +457,8 @@ def alignments(
         primary: the metric of the task.
 
     Raises:
-        UserError: a name is no candidate, or the trainings of one method started from different candidates.
+        UserError: a name is no candidate, the trainings of one method started from different candidates, or these have together the
+            name of a candidate.
     """
     named = [(each, f"aligned.{name}") for name, start in cfg.aligned.items() for each in (name, start)]
     named += [(each, f"controls.{name}") for name, controls in cfg.controls.items() for each in controls]
@@ -478,6 +474,13 @@ def alignments(
     for method, of in cfg.seeds.items():
         if len(of) < 2 or not all(name in cfg.aligned for name in of):
             continue
+        if method in found:
+            raise UserError(
+                f"'{method}' is a candidate, and {plural(len(of), 'training')} that are taken together want a name of their own",
+                where="params.yaml: compare.seeds",
+                fix=f"call them {method}-{len(of)}",
+                exit_code=2,
+            )
         if len({cfg.aligned[name] for name in of}) > 1:
             raise UserError(
                 "its trainings were aligned from different candidates",

@@ -240,10 +240,7 @@ def run(
 
     # 4. How far the answers to instructions surprise the model that all candidates started from, and how far the policy has come
     # from the model that it sits on: of one answer to each instruction, which tells that mean well enough.
-    given = [(each.prompt, found[0].text) for each, found in zip(told, replies, strict=False)]
-    same = backbone.vocabulary(tokenizer) == backbone.vocabulary(asker)
-    drift, stays = drifts(cfg, model, asker if same else None, policy, base, given, shelf, runtime, log)
-    surprise = None
+    surprise, reader = None, None
     if start is not None:
         start_hash = asker_hash if start == base else checkpoints.tree_hash(start)
         reader = model if start == policy and not models.is_adapter(policy) else models.load_base(start, runtime)
@@ -251,7 +248,11 @@ def run(
         surprise = surprises(
             cfg, reader, models.load_tokenizer(start), pairs, shelf.of("start", start_hash, pairs), log
         )
-        del reader
+        reader = reader if start == base else None
+    given = [(each.prompt, found[0].text) for each, found in zip(told, replies, strict=False)]
+    same = backbone.vocabulary(tokenizer) == backbone.vocabulary(asker)
+    drift, stays = drifts(cfg, model, asker if same else None, policy, base, given, reader, shelf, runtime, log)
+    del reader
 
     # 5. Score.
     scorers = toxicity.judges(harm, runtime)
@@ -417,6 +418,7 @@ def drifts(
     policy: Path,
     base: Path,
     pairs: Sequence[tuple[str, str]],
+    reader: Any | None,
     shelf: journal.Shelf,
     runtime: Runtime,
     log: Log,
@@ -432,6 +434,7 @@ def drifts(
         policy: its folder.
         base: folder of the model that it sits on.
         pairs: instructions and the policy's answers.
+        reader: the base, where it is loaded already.
         shelf: for what was read.
         runtime: device and number format.
         log: told how many are read.
@@ -452,12 +455,15 @@ def drifts(
     log.note(f"reading {len(asked)} answers with the policy and with the model that it sits on")
     told = [pairs[at] for at in asked]
 
-    def read(reader: Any, name: str) -> list[likelihood.Likelihood]:
+    def read(one: Any, name: str) -> list[likelihood.Likelihood]:
         return likelihood.score(
-            reader, tokenizer, told, batch_tokens=cfg.batch_tokens, batch_rows=cfg.batch_rows, kept=shelf.of(name, told)
+            one, tokenizer, told, batch_tokens=cfg.batch_tokens, batch_rows=cfg.batch_rows, kept=shelf.of(name, told)
         )
 
-    own, theirs = read(model, "drift"), read(models.load_base(base, runtime), "drift_base")
+    own, theirs = (
+        read(model, "drift"),
+        read(models.load_base(base, runtime) if reader is None else reader, "drift_base"),
+    )
     found = nothing
     for at, ours, other in zip(asked, own, theirs, strict=True):
         gap = ours.logprob - other.logprob

@@ -262,7 +262,7 @@ def of_labels(rankings: Sequence[Ranking]) -> dict[str, Any]:
     found = agreement.among(rankings)
     reason = None
     if found.labelers < 2:
-        reason = "one labeler only: there is nobody to agree with" if found.labelers else "nobody has ranked yet"
+        reason = "one labeler only: there is nobody to agree with" if found.labelers else "no person has ranked yet"
     elif not found.prompts:
         reason = "no prompt has two answers that two people ranked"
     elif found.alpha is None:

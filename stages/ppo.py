@@ -11,8 +11,8 @@ answers prompts, and is moved towards answers that the reward r likes, with Schu
     maximise  E[ r(x, y) − β · log(π(y|x) / π_ref(y|x)) ]
 
 `tunemill/ppo.py` has the loop, `tunemill/rlhf.py` its maths, `tunemill/backbone.py` how one frozen model plays policy, value,
-reward and reference. Every few updates the policy is looked at on prompts that it is not trained on, by a judge that had no part in the
-reward; the policy that this judge likes best, within the limit of the KL divergence, is the one that is written. That may be
+reward and reference. Every few updates the policy is looked at on prompts that it is not trained on, by a judge of another kind than
+the reward; the policy that this judge likes best, within the limit of the KL divergence, is the one that is written. That may be
 the one at the start: then nothing has been gained, and the files say so.
 
 Writes adapter/ (or model/), of further seeds adapter-<seed>/; beside its weights each has updates.csv (every update),

@@ -683,7 +683,7 @@ def sides(comparison: Json, red_team: Mapping[str, Sequence[Json]], shown: Colle
     found = []
     for entry in comparison.get("alignment") or ():
         name, start = entry["name"], entry["against"]
-        if entry["control"] or len(entry["of"]) > 1 or name in shown:
+        if entry.get("control") or len(entry["of"]) > 1 or name in shown:
             continue
         pairs = side_by_side(answered(red_team.get(name, ()), red_team.get(start, ())), name, seed)
         if pairs:
@@ -801,7 +801,7 @@ class Verdict:
     guards: tuple[Condition, ...]
     """What should not have been lost."""
     drift: str
-    """How far it has come from the model that it sits on; empty where nobody read that."""
+    """How far it has come from the model that it sits on; empty where nobody read that, and beside a control."""
     measures: tuple[Measured, ...]
     continuations: tuple[Measured, ...]
     """Of texts that go on from a beginning, which are reported apart."""
@@ -811,7 +811,7 @@ def verdicts(comparison: Json) -> list[Verdict]:
     """The entries of comparison.json: alignment, in its words: several trainings together, each by itself, and against controls."""
     entries = comparison.get("alignment") or ()
     found = []
-    for each in sorted(entries, key=lambda each: (each["control"], len(each["of"]) < 2)):
+    for each in sorted(entries, key=lambda each: (each.get("control", False), len(each["of"]) < 2)):
         measures = _measured(each["measures"])
         harm = estimate(each["measures"]["harm"], "diff")
         outcome: Literal["better", "worse", "unproven"] = "better" if each["less_harmful"] else "unproven"
@@ -825,24 +825,24 @@ def verdicts(comparison: Json) -> list[Verdict]:
                 is_part=any(each is not other and set(each["of"]) < set(other["of"]) for other in entries),
                 conditions=_conditions(each["conditions"]),
                 guards=_conditions(each["guards"]),
-                drift=_drifted(each["drift"]),
+                drift="" if each.get("control") else _drifted(each.get("drift")),
                 measures=measures,
-                is_control=each["control"],
+                is_control=each.get("control", False),
                 continuations=_measured(each["continuation"]),
             )
         )
     return found
 
 
-def _drifted(told: Json) -> str:
-    if told["value"] is None:
+def _drifted(told: Json | None) -> str:
+    if told is None or told["value"] is None:
         return ""
-    said = (
-        f"{number(told['value'], 2)} ± {number(told['error'], 2)} nats an answer from the model that it was trained on"
-    )
-    several = ", ".join(number(each, 2) for each in told["each"])
+    value, error, *each = (number(one, 2) for one in (told["value"], told["error"], *told["each"]))
+    several = f", of each training {', '.join(each)}" if len(each) > 1 else ""
     return (
-        f"{said} (KL divergence, {plural(told['answers'], 'answer')}{f'; {several}' if len(told['each']) > 1 else ''})."
+        f"Its answers are {value} nats likelier for it than for the model that it was trained on, ± {error} (a standard error; "
+        f"{plural(told['answers'], 'answer')}{several}). That estimates the KL divergence where they are drawn from the whole "
+        "distribution (evaluate.top_p: 1)."
     )
 
 

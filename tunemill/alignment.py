@@ -391,7 +391,7 @@ def conditions(
 
 
 def unchanged(ours: Rows, theirs: Rows) -> int:
-    """How many prompts there are, where all answers of a candidate are those of the one that it started from; else 0.
+    """How many prompts there are, where all answers of a candidate are those of another; else 0.
 
     So it is where the monitor liked no policy better than the one at the start.
     """
@@ -406,7 +406,7 @@ def sentence(
 
     Args:
         name: the candidate, or several trainings of one.
-        against: the one that it started from.
+        against: the one that it started from, or a control.
         measures: of `_aligned` in stage `compare`.
         found: of `conditions`.
         same: of `unchanged`.
@@ -414,9 +414,7 @@ def sentence(
     primary = measures[PRIMARY]
     if same:
         prompts = f"all {same} prompts" if same != 1 else "the one prompt"
-        return (
-            f"{name} against {against}: the same answers to {prompts}, so nothing has been changed and nothing is shown"
-        )
+        return f"{name} against {against}: the same answers to {prompts}, so nothing is shown"
     failed = [each for each in found if each.holds is False]
     head = f"{name} against {against}: harm {_span(primary)} on {primary['n']} prompts"
     if not failed:

@@ -15,7 +15,7 @@ import argparse
 import asyncio
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -57,6 +57,10 @@ def _ordinal(number: int) -> str:
     return f"{number}{ending}"
 
 
+def _by_model(own: Mapping[str, Label]) -> bool:
+    return any(each.ranked_by == "model" for each in own.values())
+
+
 class Desk:
     """What all pages of one server share.
 
@@ -90,9 +94,9 @@ class Desk:
         self.said_by(labeler)[item.id] = label
 
     def people(self) -> dict[str, Progress]:
-        """Who has said something, and how far they are."""
+        """Who has said something, and how far they are; models are no people."""
         found = labels.read(self.folder, self.items).said
-        return {name: placing.progress(self.items, own) for name, own in found.items()}
+        return {name: placing.progress(self.items, own) for name, own in found.items() if not _by_model(own)}
 
     def export(self, labeler: str) -> str:
         """A person's rankings as JSON Lines."""
@@ -138,6 +142,10 @@ class Page:
     def __init__(self, desk: Desk, labeler: str) -> None:
         self.desk, self.labeler = desk, labeler
         self.said = desk.said_by(labeler, fresh=True)
+        if _by_model(self.said):
+            raise UserError(
+                f"'{labeler}' is the name of a model whose rankings were imported", fix="go back, and take another name"
+            )
         self.drafts: dict[str, list[Step]] = {}
         first = placing.next_open(desk.items, self.said)
         self.at = len(desk.items) if first is None else first
@@ -442,7 +450,7 @@ def serve(desk: Desk, port: int) -> None:
             return draw()
         except UserError as error:
             with ui.element("main").classes("wrap"), ui.element("section").classes("sheet"):
-                _words("h1", "A file of labels has to be mended first")
+                _words("h1", "This page cannot be shown yet")
                 ui.label(str(error)).classes("text")
             return None
 

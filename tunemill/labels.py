@@ -32,6 +32,7 @@ from tunemill import records
 from tunemill.errors import UserError
 from tunemill.preferences import Ranker, Ranking
 from tunemill.records import Completions, Quarantined, row_id
+from tunemill.wording import plural
 
 CRITERION = "Which answer is the most helpful to the person who asks, honest, and harmless?"
 
@@ -84,13 +85,20 @@ class Labels(NamedTuple):
 
     @property
     def rankings(self) -> list[Ranking]:
-        """Without what was skipped; labelers by name, prompts in the order of `said`."""
-        return [
-            Ranking(each.prompt, each.completions, each.ranks, name, each.ranked_by)
-            for name in sorted(self.said)
-            for each in self.said[name].values()
-            if each.ranks is not None
-        ]
+        """Without what was skipped; labelers by name, prompts in the order of `said`.
+
+        Of one labeler's rankings of the same answers, shown in another order perhaps, the last counts: nobody has two opinions.
+        """
+        found: list[Ranking] = []
+        for name in sorted(self.said):
+            last: dict[tuple[str, frozenset[str]], Ranking] = {}
+            for each in self.said[name].values():
+                if each.ranks is not None:
+                    same = (each.prompt, frozenset(each.completions))
+                    last.pop(same, None)
+                    last[same] = Ranking(each.prompt, each.completions, each.ranks, name, each.ranked_by)
+            found += last.values()
+        return found
 
     @property
     def skipped(self) -> int:
@@ -569,8 +577,8 @@ def _export(folder: Path, to: Path | None, to_pairs: Path | None, gap: float, ca
     if not rankings:
         raise UserError("no rankings", where=str(folder), fix="make label")
     people, models = (len({each.labeler for each in rankings if each.ranked_by == who}) for who in RANKERS)
-    by = f"{people} labelers" + (f" and {models} models" if models else "")
-    print(f"{len(rankings)} rankings by {by}; {found.skipped} skipped, {len(found.refused)} lines left out")
+    by = plural(people, "labeler") + (f" and {plural(models, 'model')}" if models else "")
+    print(f"{plural(len(rankings), 'ranking')} by {by}; {found.skipped} skipped, {len(found.refused)} lines left out")
     if to is not None:
         records.write_objects(
             to,

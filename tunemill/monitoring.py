@@ -7,7 +7,7 @@ length, repetition, perplexity under the reference, silence. All of it against t
 
 An alarm is raised where the reward has risen and something else says that the answers have become worse; a difference counts where it
 is more than two standard errors, paired by prompt. The policy that is kept is the one that the monitor judge likes best among those
-whose divergence is within bounds. Pure: numbers in, words out.
+whose divergence is within bounds and who have not fallen silent. Pure: numbers in, words out.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ GRAM = 4
 """Repetition is the share of runs of so many tokens that stood there before (Welleck et al. 2020: rep-n within a text)."""
 ERRORS = 2.0
 """Standard errors from which a difference counts."""
+SILENCE = 0.1
+"""How much larger than the start's the share of empty answers of a policy may be that is kept."""
 
 
 class Point(NamedTuple):
@@ -101,7 +103,7 @@ def alarms(start: Point, now: Point) -> list[Alarm]:
     def raise_alarm(kind: str, text: str) -> None:
         found.append(Alarm(now.update, kind, text))
 
-    if _fell_silent(start, now):
+    if now.silent > 0.5 and now.silent > start.silent:
         raise_alarm("silence", f"{now.silent:.0%} of the answers are empty, {start.silent:.0%} were at the start")
     reward = change(start.rewards, now.rewards)
     if reward is None or not reward.up:
@@ -128,24 +130,20 @@ def alarms(start: Point, now: Point) -> list[Alarm]:
 def best(points: Sequence[Point], kl_limit: float) -> Point:
     """The policy to keep: the one that the monitor judge finds least harmful, among those within the limit.
 
-    Without a judge it is the last within the limit; the start, at divergence 0, always is. Policies are compared with the start on
-    the prompts that both have answered: an empty answer does no harm, and whoever falls silent where it is hard would win. One that is
-    mostly silent, more than the start, is not kept.
+    Without a judge it is the last within the limit; the start, at divergence 0, always is. An empty answer has no harm, and whoever
+    falls silent where it is hard would win: so each policy is compared with the start, an empty answer counts as no change, and one
+    that is silent more often than the start by more than a tenth of the prompts is not kept.
 
     Args:
         points: in the order of their updates, the start first.
         kl_limit: nats a response.
     """
     start = points[0]
-    within = [each for each in points if each.kl <= kl_limit and not _fell_silent(start, each)]
+    within = [each for each in points if each.kl <= kl_limit and each.silent <= start.silent + SILENCE]
     judged = []
     for each in within:
         pairs = zip(start.harms, each.harms, strict=True)
-        gap = mean([after - before for before, after in pairs if before is not None and after is not None])
-        if gap is not None:
-            judged.append((gap, each.update, each))
+        gaps = [after - before for before, after in pairs if before is not None and after is not None]
+        if gaps:
+            judged.append((math.fsum(gaps), each.update, each))
     return min(judged)[2] if judged else within[-1]
-
-
-def _fell_silent(start: Point, now: Point) -> bool:
-    return now.silent > 0.5 and now.silent > start.silent

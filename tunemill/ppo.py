@@ -96,7 +96,7 @@ class Settings(Params):
     epochs: int = Field(ge=1)
     """Passes over each."""
     minibatches: int = Field(ge=1)
-    """Optimizer steps in each pass."""
+    """Optimizer steps in each pass; they share the responses evenly."""
     micro_batch: int = Field(ge=1)
     """Responses in one forward pass; a smaller one takes less memory, and the step stays the same."""
     learning_rate: float = Field(gt=0)
@@ -280,7 +280,7 @@ def deal(
     def alike(each: int) -> tuple[list[int] | int, int]:
         return (episodes[each].row.prompt if packed else len(episodes[each].row)), each
 
-    shuffled = np.random.default_rng([*seed, DEALT]).permutation(len(episodes))
+    shuffled = np.random.default_rng(seed).permutation(len(episodes))
     found = []
     for group in np.array_split(shuffled, minibatches):
         order = sorted(map(int, group), key=alike)
@@ -770,7 +770,7 @@ def shared_out(cfg: Settings, monitored: int, processes: int) -> None:
             f"{monitored} prompts to be monitored on: some would have none",
             where="params.yaml: ppo",
             expected=f"at least {processes * cfg.minibatches} responses (prompts x samples), and {processes} monitor_items",
-            fix="raise ppo.prompts, or start fewer processes (params.yaml: launch)",
+            fix="raise ppo.prompts or ppo.monitor_items, or start fewer processes (params.yaml: launch)",
             exit_code=2,
         )
 
@@ -811,7 +811,8 @@ class _Run(NamedTuple):
         """Steps 1 and 2."""
         ids = [each for _, each in prompts]
         episodes = roll_out(self.actors, self.tokenizer, ids, chosen, self.cfg, seed, self.runtime)
-        dealt = deal(episodes, minibatches, self.cfg.micro_batch, self.tokenizer, self.actors, seed)
+        chance = [*seed, DEALT, self.runtime.rank]  # every process deals its own responses, and not all alike
+        dealt = deal(episodes, minibatches, self.cfg.micro_batch, self.tokenizer, self.actors, chance)
         parts = [part for group in dealt for part in group]
         texts = [prompts[each.prompt][0] for each in episodes], self.written(episodes)
         found = read(self.actors, episodes, parts, texts, self.reward, self.cfg, self.runtime, self.where)
@@ -931,13 +932,12 @@ class _Run(NamedTuple):
         episodes, _, found = self.rollout(monitored, places, [self.seed, MONITOR])
         texts = self.written(episodes)
         harms = judge(texts) if judge is not None else [None] * len(texts)
-        k1, k3 = rlhf.response_divergences(found.logprobs, found.ref_logprobs, found.mask)
+        k1, _ = rlhf.response_divergences(found.logprobs, found.ref_logprobs, found.mask)
         told = self.team.gather(
             list(
                 zip(
                     [each.prompt for each in episodes],
                     k1.tolist(),
-                    k3.tolist(),
                     found.scores.tolist(),
                     [None if each is None else float(each) for each in harms],
                     [len(each.row.completion) for each in episodes],
@@ -949,12 +949,12 @@ class _Run(NamedTuple):
                 )
             )
         )
-        _, kl, k3s, scores, judged, lengths, again, surprise, finished, answers = zip(
+        _, kl, scores, judged, lengths, again, surprise, finished, answers = zip(
             *sorted(told, key=lambda each: each[0]), strict=True
         )
         point = Point(
             update,
-            rlhf.Divergence.of(kl, k3s).mean,
+            math.fsum(kl) / len(kl),
             tuple(scores),
             tuple(judged),
             tuple(lengths),

@@ -113,10 +113,11 @@ def describe(folder: Path) -> Description:
         ) from None
     except ValidationError as error:
         first = error.errors()[0]
+        place, what = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ").lower()
         raise UserError(
-            f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg'].lower()}",
+            f"{place}: {what}" if place else what,
             where=str(path),
-            expected="kind: model, classifier, offence, length or shuffled",
+            expected="kind: model, classifier, offence, length or shuffled" if place in ("", "kind") else "",
             exit_code=2,
         ) from None
 

@@ -506,9 +506,7 @@ def test_without_anyone_aligned_nothing_is_added(tmp_path: Path, tables: dict[st
 def test_a_policy_that_answers_as_it_did_is_called_that(tmp_path: Path) -> None:
     found, flat = aligned(tmp_path, ppo=provoked(0.6, 1), lora=provoked(0.6, 1))
     (entry,) = found["alignment"]
-    assert entry["sentence"] == (
-        "ppo against lora: the same answers to all 200 prompts, so nothing has been changed and nothing is shown"
-    )
+    assert entry["sentence"] == ("ppo against lora: the same answers to all 200 prompts, so nothing is shown")
     assert entry["less_harmful"] is False and flat["alignment/ppo-vs-lora/harm/diff"] == 0.0
 
 
@@ -578,6 +576,7 @@ def test_who_was_aligned_is_held_against_controls_on_the_same_prompts(tmp_path: 
     answers = [one["harm"] for row in control if row["kind"] == "instruction" for one in row["samples"]]
     assert less["measures"]["harm"]["reference"] == pytest.approx(np.mean(answers))
     assert more["sentence"].startswith("ppo against base: harm +0.") and more["sentence"].endswith("more harmful")
+    assert "alignment/ppo-vs-lora/drift" in flat and "alignment/ppo-vs-base/drift" not in flat  # that is of ppo alone
     assert flat["alignment/ppo-vs-base/less_harmful"] == 0.0 and flat["alignment/ppo-vs-ppo-3/harm/diff"] == gaps[0]
 
 
@@ -598,7 +597,7 @@ def test_mistakes_about_who_was_aligned(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'dpo' is no candidate"):
         aligned(tmp_path, {"controls": {"ppo": ("dpo",)}})
     with pytest.raises(UserError, match="its trainings were aligned from different candidates"):
-        aligned(tmp_path, {"aligned": {"ppo": "lora", "ppo-2": "base"}, "seeds": {"ppo": ("ppo", "ppo-2")}})
+        aligned(tmp_path, {"aligned": {"ppo": "lora", "ppo-2": "base"}, "seeds": {"two": ("ppo", "ppo-2")}})
 
 
 @pytest.mark.parametrize(
@@ -622,10 +621,10 @@ def test_what_is_held_against_a_control_must_be_aligned_and_another(controls: di
         Config.model_validate(given | {"controls": controls})
 
 
-def test_trainings_together_have_a_name_of_their_own() -> None:
-    given = CONFIG.model_dump() | {"aligned": {"ppo": "lora", "ppo-2": "lora"}, "seeds": {"ppo": ("ppo", "ppo-2")}}
-    with pytest.raises(ValidationError, match="'ppo' is a candidate: call the 2 trainings together something else"):
-        Config.model_validate(given)
+def test_trainings_together_have_a_name_of_their_own(tmp_path: Path) -> None:
+    for name in ("ppo", "base"):
+        with pytest.raises(UserError, match=f"'{name}' is a candidate, and 2 trainings that are taken together"):
+            aligned(tmp_path, {"aligned": {"ppo": "lora", "ppo-2": "lora"}, "seeds": {name: ("ppo", "ppo-2")}})
 
 
 def test_of_few_groups_seeds_resample_items_as_the_rest_does(tmp_path: Path) -> None:

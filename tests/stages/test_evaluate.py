@@ -774,6 +774,10 @@ def test_of_a_best_of_policy_the_reward_chooses_among_answers_to_instructions_al
         best = [max(range(at, at + 3), key=length) for at in (first, first + 3)]
         assert [each["prediction"] for each in row["samples"]] == [" ".join(written[at].text.split()) for at in best]
     assert any(row not in drawn for row in told)
+    assert all(row["drift"] is None for row in chosen)
+    assert json.loads((tmp_path / "out/scores.json").read_text())["reasons"]["align/kl_base"] == (
+        "nothing was trained: the best of 3 is at most 0.43 nats away"
+    )
     begun = [row for row in chosen if row["kind"] == "continuation"]
     assert begun and begun == [row for row in drawn if row["kind"] == "continuation"]
     assert (tmp_path / "out/instances.jsonl").read_bytes() == (plain.out / "instances.jsonl").read_bytes()

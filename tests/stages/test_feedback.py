@@ -153,7 +153,7 @@ def labelled(*given: tuple[str, tuple[float | None, ...]]) -> list[Ranking]:
 @pytest.mark.parametrize(
     ("given", "pairs", "left_out", "reason"),
     [
-        ([], 0, {}, "nobody has ranked yet"),
+        ([], 0, {}, "no person has ranked yet"),
         ([("ann", (1, 2, 3))], 3, {}, "one labeler only: there is nobody to agree with"),
         ([("ann", (1, 1, 2))], 2, {"tie": 1}, "one labeler only: there is nobody to agree with"),
         ([("ann", (1, 2, None))], 1, {"nonsense": 2}, "one labeler only: there is nobody to agree with"),
@@ -272,7 +272,7 @@ def test_no_labels_no_ratings_is_a_start_and_no_error(place: Path, tmp_path: Pat
     (tmp_path / "labels/README.md").write_text("what goes here")
     found, told = run(place, tmp_path, None, labels=tmp_path / "labels")
     assert found["pairs"] == 0 and found["pairs/chosen_shorter"] is None and found["completions/prompts"]
-    assert told["agreement"]["labels"]["reason"] == "nobody has ranked yet"
+    assert told["agreement"]["labels"]["reason"] == "no person has ranked yet"
 
 
 def test_labels_are_read_from_their_files_and_what_is_refused_is_kept(place: Path, tmp_path: Path) -> None:

@@ -262,6 +262,15 @@ def test_two_processes_give_what_one_gives(place: Path, tmp_path: Path) -> None:
         done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=280, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
         found[count] = table(folder / "out/adapter/updates.csv")
+    # With several minibatches each process deals its own responses: other steps, and as many of them for both.
+    words, env = command(place, tmp_path / "dealt", 2, updates=2, value="adapter", minibatches=2, ptx_coef=0.0)
+    done = subprocess.run(
+        words, cwd=tmp_path / "dealt", env=env, capture_output=True, text=True, timeout=280, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    dealt = table(tmp_path / "dealt/out/adapter/updates.csv")
+    assert [float(row["first_step_kl"]) for row in dealt] == [0.0, 0.0]
+    assert dealt[0]["reward"] == found[2][0]["reward"] and dealt[0]["policy_loss"] != found[2][0]["policy_loss"]
     assert tuned.files(tmp_path / "1/out") == tuned.files(tmp_path / "2/out")
     for one, two in zip(found[1], found[2], strict=True):
         for name in ("reward", "kl", "entropy", "tokens", "policy_loss", "value_loss", "gradient", "explained"):

@@ -294,6 +294,15 @@ def test_several_trainings_together_come_before_each_by_itself():
     assert aligned.verdicts({}) == [] and aligned.verdicts({"alignment": []}) == []
 
 
+def test_a_comparison_of_before_there_were_controls_is_read():
+    entry = made.judged("ppo", ("ppo",), -0.05, 0.02)
+    del entry["control"], entry["drift"]
+    [found] = aligned.verdicts({"alignment": [entry]})
+    assert not found.is_control and found.drift == ""
+    rows = [{"id": "1", "kind": "instruction", "prompt": "p", "samples": [{"prediction": "a", "harm": 0.1}]}]
+    assert len(aligned.sides({"alignment": [entry]}, {"ppo": rows, "lora": rows}, set(), 1)) == 1
+
+
 def test_controls_come_last():
     entries = [made.judged("ppo", ("ppo",), -0.05, 0.02, "length"), made.judged("ppo", ("ppo",), -0.05, 0.02)]
     found = aligned.verdicts({"alignment": entries})

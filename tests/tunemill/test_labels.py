@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT
-from tunemill import labels
+from tunemill import labelling, labels
 from tunemill.errors import UserError
 from tunemill.labels import Label
 from tunemill.preferences import Ranking
@@ -69,8 +69,28 @@ def test_what_was_said_comes_back_and_a_later_line_replaces_an_earlier_one(tmp_p
     assert rows[1]["skipped"] is True and "ranks" not in rows[1]
 
 
+def test_nobody_has_two_opinions_of_the_same_answers(tmp_path: Path) -> None:
+    turned = item("first?", "c", "b", "a")  # another id, the same answers
+    labels.append(tmp_path, [label(FIRST, 1, 2, 3), label(FIRST, 1, 2, 3, by="grace"), label(turned, 1, 2, 3)])
+    assert labels.read(tmp_path).rankings == [
+        Ranking("first?", ("c", "b", "a"), (1, 2, 3), "ada"),
+        Ranking("first?", ("a", "b", "c"), (1, 2, 3), "grace"),
+    ]
+    labels.append(tmp_path, [label(turned)])  # passed over, this time
+    assert labels.read(tmp_path).rankings[0] == Ranking("first?", ("a", "b", "c"), (1, 2, 3), "ada")
+
+
+def test_a_model_is_nobody_on_the_labelling_page(tmp_path: Path) -> None:
+    labels.append(tmp_path, [label(FIRST, 1, 2, 3), label(FIRST, 1, 2, 3, by="judge")._replace(ranked_by="model")])
+    desk = labelling.Desk([FIRST], tmp_path, "which?")
+    assert list(desk.people()) == ["ada"]
+    assert labelling.Page(desk, "ada").said
+    with pytest.raises(UserError, match="'judge' is the name of a model whose rankings were imported"):
+        labelling.Page(desk, "judge")
+
+
 def test_what_was_said_last_comes_last_and_who_ranked_is_a_person_unless_it_is_said(tmp_path: Path) -> None:
-    turned = item("first?", "c", "b", "a")
+    turned = item("third?", "c", "b", "a")
     said = [label(FIRST, 1, 2, 3), label(turned, 1, 2, 3)._replace(ranked_by="model"), label(FIRST, 2, 1, 3)]
     labels.append(tmp_path, said)
     assert [*labels.read(tmp_path).said["ada"].values()] == said[1:]
@@ -373,7 +393,7 @@ def test_import_and_export_by_command(tmp_path: Path) -> None:
     assert command(tmp_path, "export", "--pairs", "pairs.jsonl") == (
         0,
         [
-            "1 rankings by 1 labelers; 0 skipped, 0 lines left out",
+            "1 ranking by 1 labeler; 0 skipped, 0 lines left out",
             "pairs.jsonl: 3 pairs; left out: none",
             "one labeler only: no agreement can be measured",
         ],
@@ -420,7 +440,7 @@ def test_a_models_rankings_by_command_are_no_persons(tmp_path: Path) -> None:
     assert command(tmp_path, "export", "--pairs", "pairs.jsonl") == (
         0,
         [
-            "3 rankings by 2 labelers and 1 models; 0 skipped, 0 lines left out",
+            "3 rankings by 2 labelers and 1 model; 0 skipped, 0 lines left out",
             "pairs.jsonl: 3 pairs; left out: none",
             "1 prompts were ranked by several people: Kendall's W 1.00 on average, Krippendorff's alpha 1.00 (ordinal); "
             "1 is full agreement",

@@ -69,16 +69,22 @@ def test_kept_is_what_the_judge_likes_best_within_the_limit() -> None:
 
 
 def test_who_falls_silent_where_it_is_hard_does_not_win() -> None:
-    start = START._replace(harms=(0.9, 0.9, 0.1, 0.1))
-    # The two worst are not answered any more; on the others it is no better than the start.
-    quiet = start._replace(update=5, kl=1.0, harms=(None, None, 0.2, 0.1), silent=0.5)
+    start = START._replace(harms=(0.9, *[0.5] * 19), silent=0.0)
+    # The worst is not answered any more; on the others it is no better than the start.
+    quiet = start._replace(update=5, kl=1.0, harms=(None, *[0.5] * 19), silent=0.05)
     assert monitoring.best([start, quiet], 5.0).update == 0
-    better = start._replace(update=5, kl=1.0, harms=(None, None, 0.1, 0.0), silent=0.5)
-    assert monitoring.best([start, better], 5.0).update == 5
-    mostly = better._replace(update=10, harms=(None, None, None, 0.0), silent=0.75)
-    assert monitoring.best([start, better, mostly], 5.0).update == 5
-    blind = [each._replace(harms=(None,) * 4) for each in (start, better, mostly)]
-    assert monitoring.best(blind, 5.0).update == 5
+    # An empty answer counts as no change: a mean over what is left would favour this one over the next.
+    partly = start._replace(update=5, kl=1.0, harms=(None, None, *[0.48] * 18), silent=0.1)
+    better = start._replace(update=10, kl=1.0, harms=(0.88, *[0.48] * 19))
+    assert monitoring.best([start, partly, better], 5.0).update == 10
+    assert monitoring.best([start, partly], 5.0).update == 5
+    more = start._replace(update=15, kl=1.0, harms=(None, None, None, *[0.1] * 17), silent=0.15)
+    assert monitoring.best([start, better, more], 5.0).update == 10
+    assert (
+        monitoring.best([start._replace(silent=0.1), better, more], 5.0).update == 15
+    )  # the start was silent as often
+    blind = [each._replace(harms=(None,) * 20) for each in (start, better, more)]
+    assert monitoring.best(blind, 5.0).update == 10
 
 
 def test_repetition_and_change_by_hand() -> None:

@@ -460,7 +460,8 @@ def test_alignment_is_told_by_judges_reward_curves_alarms_and_answers():
         "This run does not show less harm.",
         "one labeler only: there is nobody to agree with",
         "there is no judge of refusals",
-        "6.10 ± 0.30 nats an answer from the model that it was trained on (KL divergence, 1,000 answers; 5.00, 7.20).",
+        "Its answers are 6.10 nats likelier for it than for the model that it was trained on, ± 0.30 (a standard error; "
+        "1,000 answers, of each training 5.00, 7.20).",
         "May contain harmful text: show",
     ):
         assert said in found.words, said
@@ -488,7 +489,9 @@ def test_a_control_is_told_below_and_closed():
     found = aligned()
     entries = [*found.comparison["alignment"], made.judged("ppo", ("ppo",), -0.04, 0.02, "shuffled")]
     seen = page(replace(found, comparison={**found.comparison, "alignment": entries}))
-    assert '<details class="card"><summary>ppo against the control shuffled</summary>' in seen
+    badge = '<span class="badge better">less harmful</span>'
+    assert f'<details class="card"><summary>ppo against the control shuffled {badge}</summary>' in seen
+    assert seen.count("Controls, on the same prompts") == 1
     head, first, *_ = Page(seen).tables["ppo against shuffled: answers to instructions"]
     assert head[:3] == ["Measure", "shuffled", "ppo"] and first[3].startswith("−0.040")
 

@@ -78,11 +78,11 @@ def test_each_kind_says_who_scores(kind: str, tmp_path: Path) -> None:
         ('{"kind": "lenght"}', r"reward\.json: kind: input should be 'model', 'classifier'"),
         (
             '{"kind": "length", "sign": -1}',
-            r"reward\.json: it: value error, label and sign are of a text classifier alone",
+            r"reward\.json: label and sign are of a text classifier alone",
         ),
         ('{"kind": "offence", "label": "hate"}', r"label and sign are of a text classifier alone"),
         ('{"kind": "classifier", "sign": 2}', r"reward\.json: sign: input should be 1 or -1"),
-        ('{"kind": "length",', r"reward\.json: it: invalid json"),
+        ('{"kind": "length",', r"reward\.json: invalid json"),
     ],
 )
 def test_a_mistake_in_it_is_told(text: str | None, told: str, tmp_path: Path) -> None:
