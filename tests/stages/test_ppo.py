@@ -270,7 +270,8 @@ def test_two_processes_give_what_one_gives(place: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     dealt = table(tmp_path / "dealt/out/adapter/updates.csv")
     assert [float(row["first_step_kl"]) for row in dealt] == [0.0, 0.0]
-    assert dealt[0]["reward"] == found[2][0]["reward"] and dealt[0]["policy_loss"] != found[2][0]["policy_loss"]
+    assert float(dealt[0]["reward"]) == pytest.approx(float(found[2][0]["reward"]), rel=1e-4)  # of the same responses
+    assert float(dealt[0]["policy_loss"]) != pytest.approx(float(found[2][0]["policy_loss"]), rel=1e-3)
     assert tuned.files(tmp_path / "1/out") == tuned.files(tmp_path / "2/out")
     for one, two in zip(found[1], found[2], strict=True):
         for name in ("reward", "kl", "entropy", "tokens", "policy_loss", "value_loss", "gradient", "explained"):
