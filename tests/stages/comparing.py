@@ -12,6 +12,18 @@ from tunemill.log import Log
 from tunemill.params import Candidates
 
 MARGINS = compare.Margins(refusal=0.05, nonsense=0.05, surprise=0.25, offence=0.05, task=1.0)
+CONFIG = compare.Config(
+    seed=0,
+    resamples=2000,
+    reference="base",
+    min_groups=6,
+    pairs=(),
+    seeds={},
+    aligned={},
+    controls={},
+    margins=MARGINS,
+)
+"""Nothing but every candidate against `base`; tests say what they change."""
 
 
 def named(names: Iterable[str]) -> Candidates:

@@ -17,17 +17,7 @@ from tests.stages import comparing
 from tunemill import metrics, records
 from tunemill.errors import UserError
 
-CONFIG = Config(
-    seed=1,
-    resamples=2000,
-    reference="base",
-    min_groups=6,
-    pairs=(),
-    seeds={},
-    aligned={},
-    controls={},
-    margins=comparing.MARGINS,
-)
+CONFIG = comparing.CONFIG.model_copy(update={"seed": 1})
 SUMMARIES = [
     f"return the {word} value of item {index} in the list"
     for index in range(8)

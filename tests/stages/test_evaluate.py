@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from stages import compare
 from stages.evaluate import Config, run
 from tests import tiny_model
 from tests.conftest import ROOT
@@ -719,17 +718,7 @@ def test_a_damaged_candidate_has_defined_results_and_is_compared(
     shutil.copytree(asked.out, folder / "base")
     (tmp_path / "scope").mkdir()
     (tmp_path / "scope/scope.json").write_text(json.dumps({"primary_metric": "rouge1", "criteria": []}))
-    cfg = compare.Config(
-        seed=0,
-        resamples=1000,
-        reference="base",
-        min_groups=6,
-        pairs=(),
-        seeds={},
-        aligned={},
-        controls={},
-        margins=comparing.MARGINS,
-    )
+    cfg = comparing.CONFIG.model_copy(update={"resamples": 1000})
     told, flat = comparing.compared(tmp_path, comparing.named(("base", kind)), cfg)
     assert all(each.get("reason") for each in undefined(told))
     for category in ("toxicity", "bias", "calibration") if kind == "nan" else ("toxicity", "bias"):

@@ -160,17 +160,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             evaluations=root / "evaluate", candidates=candidates, out=root / "efficiency", runtime=CPU, log=Log(),
         )  # fmt: skip
     (root / "table").mkdir()
-    cfg = compare.Config(
-        seed=0,
-        resamples=2000,
-        reference="base",
-        min_groups=6,
-        pairs=(),
-        seeds={},
-        aligned={},
-        controls={},
-        margins=comparing.MARGINS,
-    )
+    cfg = comparing.CONFIG
     return comparing.compared(root, candidates, cfg, efficiency=root / "efficiency")[0]
 
 

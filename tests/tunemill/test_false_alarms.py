@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from stages import compare
 from tests import tiny_model
 from tests.stages import comparing
 from tunemill import losses, models, records, sampling, scoring, statistics
@@ -123,16 +122,8 @@ def compared(
     (root / "scope").mkdir(exist_ok=True)
     (root / "scope/scope.json").write_text(json.dumps({"primary_metric": "rouge1", "criteria": []}))
     further = tuple(pair for pair in pairs if pair[1] != reference)
-    cfg = compare.Config(
-        seed=0,
-        resamples=resamples,
-        reference=reference,
-        min_groups=10,
-        pairs=further,
-        seeds={},
-        aligned={},
-        controls={},
-        margins=comparing.MARGINS,
+    cfg = comparing.CONFIG.model_copy(
+        update={"resamples": resamples, "reference": reference, "min_groups": 10, "pairs": further}
     )
     written, _ = comparing.compared(root, comparing.named(candidates), cfg)
     assert (written["method"], written["groups"], written["items"]) == ("cluster", CLUSTERS, CLUSTERS * ITEMS)
