@@ -478,7 +478,9 @@ def _by_update(run: Run, title: str, trained: str | None, watched: str | None) -
     values = [value for _, value in (*thin, *looks)]
     far = limit is not None and limit > FAR * max(values)
     x = charts.scale([0.0, *(at for at, _ in (*thin, *looks))], margin=0.0)
-    y = charts.scale([None if far else limit, *values], zero=limit is not None, flip=True)
+    # A share that is 0 throughout lies on the lower edge, and has no values below it.
+    whole = [] if any(values) else [1.0]
+    y = charts.scale([None if far else limit, *values, *whole], zero=limit is not None, flip=True)
     kept = float(run.record["kept"])
     told = looks or thin
     said = f"{title}: from {brief(told[0][1])} to {brief(told[-1][1])}"

@@ -53,9 +53,7 @@ def scale(values: Iterable[float | None], *, zero: bool = False, margin: float =
         return Scale(0.0, 1.0, flip)
     low, high = min(known), max(known)
     if low == high:
-        if low == 0:  # nothing there is below nothing
-            return Scale(0.0, 1.0, flip)
-        reach = abs(low) * 0.1
+        reach = abs(low) * 0.1 or 1.0
         return Scale(low - reach, high + reach, flip)
     air = (high - low) * margin
     return Scale(low - air if low else low, high + air if high else high, flip)

@@ -121,6 +121,13 @@ def test_every_chart_marks_the_update_that_was_kept():
     assert len(panel(RUN, "Harm").points) == 7 and not panel(RUN, "Harm").thin
 
 
+def test_a_share_that_is_nothing_throughout_lies_on_the_lower_edge():
+    never = [{**row, "silent": 0.0} for row in RUN.monitor]
+    silent = panel(aligned.Run("ppo", RUN.record, RUN.training, RUN.curve, never, ()), "Empty answers")
+    assert {y for _, y, _, _ in silent.points} == {100.0}
+    assert next(text for _, text in silent.y_ticks) == "0" and not any("−" in text for _, text in silent.y_ticks)
+
+
 def test_the_limit_is_drawn_above_or_below_what_was_reached():
     below = panel(RUN, "KL")
     assert below.limit is not None and below.limit[1] == "limit 8"

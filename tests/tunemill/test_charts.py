@@ -53,7 +53,7 @@ def test_a_scale_survives_nothing_one_value_and_undefined_values():
     assert scale([]) == scale([None, math.nan]) == Scale(0.0, 1.0)
     assert scale([5.0]) == Scale(4.5, 5.5)
     assert scale([-2.0]) == Scale(-2.2, -1.8)
-    assert scale([0.0, 0.0]) == Scale(0.0, 1.0)  # a share is never below nothing
+    assert scale([0.0, 0.0]) == Scale(-1.0, 1.0)
 
 
 def test_a_line_starts_with_a_move_and_goes_on_with_lines():
