@@ -102,6 +102,7 @@ def seen(folder: Path, rank: int) -> dict[str, int]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "sharding", "change"),
     [

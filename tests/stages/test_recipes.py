@@ -210,6 +210,7 @@ def tasks(place: Path, values: dict[str, Any]) -> dict[str, Path]:
     return {"tasks": place / "tasks.jsonl"} if rows else {}
 
 
+@pytest.mark.slow
 def test_several_processes_shard_what_the_recipe_shards(place: Path) -> None:
     params = merge(place, "multi-gpu-fsdp")
     launch = params.section("launch", Launch).root.split()
