@@ -224,11 +224,12 @@ def test_every_curve_of_ppo_is_drawn_with_its_marks_inside_its_frame(opened: Any
     run = page.locator("#alignment .multiples").first
     titles = run.locator("h4").all_inner_texts()
     assert [each.partition(",")[0] for each in titles] == [
-        "Reward", "KL from the start", "Entropy", "Tokens in a response", "Harm", "Reward against KL",
+        "Reward", "KL from the start", "Entropy", "Tokens in a response", "Harm",
+        "Repetition", "Perplexity of the answers under the reference", "Empty answers", "Reward against KL",
     ]  # fmt: skip
     assert run.locator(".limitline").count() == 1 and run.locator(".limit-name").text_content() == "limit 8"
-    assert run.locator(".keptline").count() == 5 and run.locator(".look.kept").count() == 5
-    assert run.locator(".alarm-mark").count() == 5 * 3
+    assert run.locator(".keptline").count() == 8 and run.locator(".look.kept").count() == 8
+    assert run.locator(".alarm-mark").count() == 8 * 3
     outside = run.evaluate(
         "run => [...run.querySelectorAll('svg[role=img]')].flatMap(chart => { const frame = chart.getBoundingClientRect();"
         " return [...chart.querySelectorAll('path, circle, .limit-name')].filter(each => { const box = each.getBoundingClientRect();"
