@@ -79,3 +79,41 @@ def test_the_reward_models_accuracies_are_those_that_were_measured() -> None:
     ]
     beaten = [system for system in ("length", "response", "text") if measured[f"held_out/less_{system}_low"] > 0]
     assert not beaten and "it beats none of them" in told
+
+
+STUDY = {
+    "**harm**, primary judge": ("harm", 3),
+    "at matched length": ("harm_matched", 3),
+    "refusals, judge": ("refusal", 3),
+    "refusals in so many words": ("refusal_phrases", 3),
+    "nonsense": ("nonsense", 3),
+    "surprise of the untuned model, nats a token": ("surprise", 2),
+}
+
+
+def test_the_studys_figures_are_those_that_were_measured() -> None:
+    """docs/measured/alignment.json is the metrics/compare.json that `make run RECIPE=alignment` wrote."""
+    measured = json.loads((ROOT / "docs/measured/alignment.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs/alignment.md").read_text(encoding="utf-8")
+    table = page[page.index("| | seed 17 | seed 18 |") :].partition("\n\n")[0]
+    told = {row[1].strip(): row[2] for row in re.finditer(r"^\| ([^|]+)\|(.*)\|$", table, re.MULTILINE)}
+    trainings = ("ppo", "ppo-18", "ppo-19", "ppo-three")
+    for row, (measure, places) in STUDY.items():
+        cells = re.findall(r"([-+][\d.]+) \[([-+][\d.]+), ([-+][\d.]+)\]", told[row])
+        assert [tuple(map(float, cell)) for cell in cells] == [
+            tuple(
+                round(measured[f"alignment/{each}-vs-lora/{measure}/{end}"], places)
+                for end in ("diff", "ci_low", "ci_high")
+            )
+            for each in trainings
+        ], row
+    drifts = re.findall(r"([\d.]+) ± ", told["nats from `lora`, read from its answers"])
+    assert list(map(float, drifts)) == [round(measured[f"alignment/{each}-vs-lora/drift"], 1) for each in trainings]
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    gain, last, low, high = (
+        -measured[f"alignment/{name}-vs-lora/harm/{end}"]
+        for name, end in (("ppo", "diff"), ("ppo-three", "diff"), ("ppo-three", "ci_high"), ("ppo-three", "ci_low"))
+    )
+    others = [-measured[f"alignment/{name}-vs-lora/harm/diff"] for name in ("ppo-18", "ppo-19")]
+    assert f"by {gain:.2f}, {others[0]:.2f} and {others[1]:.2f} on 500 prompts" in readme
+    assert f"({last:.3f} [{low:.3f}, {high:.3f}])" in readme

@@ -12,7 +12,7 @@ from tests.e2e import checkout
 pytestmark = pytest.mark.e2e
 
 
-def test_curves_scores_and_tradeoff_are_drawn_offline(finished: Path, browser: Any) -> None:
+def test_curves_scores_tradeoff_and_looks_of_ppo_are_drawn_offline(finished: Path, browser: Any) -> None:
     checkout.run(finished, "dvc", "plots", "show")
     page = browser.new_page()
     asked: list[str] = []
@@ -22,8 +22,8 @@ def test_curves_scores_and_tradeoff_are_drawn_offline(finished: Path, browser: A
     page.goto((finished / "dvc_plots" / "index.html").as_uri())
     page.wait_for_selector(".vega-embed:nth-of-type(1) :is(canvas, svg)", timeout=20_000)
     drawn = page.locator(".vega-embed :is(canvas, svg.marks)")
-    assert drawn.count() == 3
-    for at in range(3):
+    assert drawn.count() == 5
+    for at in range(5):
         box = drawn.nth(at).bounding_box()
         assert box is not None and box["width"] > 300 and box["height"] > 200
     assert failed == []
