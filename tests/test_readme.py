@@ -117,3 +117,20 @@ def test_the_studys_figures_are_those_that_were_measured() -> None:
     others = [-measured[f"alignment/{name}-vs-lora/harm/diff"] for name in ("ppo-18", "ppo-19")]
     assert f"by {gain:.2f}, {others[0]:.2f} and {others[1]:.2f} on 500 prompts" in readme
     assert f"({last:.3f} [{low:.3f}, {high:.3f}])" in readme
+
+
+def test_the_controls_figures_are_those_that_were_measured() -> None:
+    """docs/measured/align-controls.json is the metrics/compare.json that `make run RECIPE=align-controls` wrote."""
+    measured = json.loads((ROOT / "docs/measured/align-controls.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs/alignment.md").read_text(encoding="utf-8")
+    table = page[page.index("| PPO, length as the reward |") :].partition("\n\n")[0].splitlines()
+    measures = (("harm", 3), ("harm_matched", 3), ("refusal_phrases", 3), ("surprise", 2))
+    for row, name in zip(table, ("length", "shuffled", "dpo", "best_of"), strict=True):
+        cells = re.findall(r"([-+][\d.]+) \[([-+][\d.]+), ([-+][\d.]+)\]", row)[:4]
+        assert [tuple(map(float, cell)) for cell in cells] == [
+            tuple(
+                round(measured[f"alignment/{name}-vs-lora/{measure}/{end}"], places)
+                for end in ("diff", "ci_low", "ci_high")
+            )
+            for measure, places in measures
+        ], name
