@@ -91,46 +91,45 @@ STUDY = {
 }
 
 
+def measured_of(recipe: str) -> dict[str, float]:
+    """The metrics/compare.json that a run of the recipe wrote."""
+    found: dict[str, float] = json.loads((ROOT / f"docs/measured/{recipe}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def told_spans(row: str) -> list[tuple[float, ...]]:
+    """Every `difference [low, high]` of a table's row."""
+    return [tuple(map(float, each)) for each in re.findall(r"([-+][\d.]+) \[([-+][\d.]+), ([-+][\d.]+)\]", row)]
+
+
+def measured_span(measured: dict[str, float], name: str, measure: str, places: int) -> tuple[float, ...]:
+    """The same of a candidate against `lora`, as rounded on the page."""
+    ends = ("diff", "ci_low", "ci_high")
+    return tuple(round(measured[f"alignment/{name}-vs-lora/{measure}/{end}"], places) for end in ends)
+
+
 def test_the_studys_figures_are_those_that_were_measured() -> None:
-    """docs/measured/alignment.json is the metrics/compare.json that `make run RECIPE=alignment` wrote."""
-    measured = json.loads((ROOT / "docs/measured/alignment.json").read_text(encoding="utf-8"))
+    measured, controls = measured_of("alignment"), measured_of("align-controls")
     page = (ROOT / "docs/alignment.md").read_text(encoding="utf-8")
     table = page[page.index("| | seed 17 | seed 18 |") :].partition("\n\n")[0]
     told = {row[1].strip(): row[2] for row in re.finditer(r"^\| ([^|]+)\|(.*)\|$", table, re.MULTILINE)}
     trainings = ("ppo", "ppo-18", "ppo-19", "ppo-three")
     for row, (measure, places) in STUDY.items():
-        cells = re.findall(r"([-+][\d.]+) \[([-+][\d.]+), ([-+][\d.]+)\]", told[row])
-        assert [tuple(map(float, cell)) for cell in cells] == [
-            tuple(
-                round(measured[f"alignment/{each}-vs-lora/{measure}/{end}"], places)
-                for end in ("diff", "ci_low", "ci_high")
-            )
-            for each in trainings
-        ], row
+        assert told_spans(told[row]) == [measured_span(measured, each, measure, places) for each in trainings], row
     drifts = re.findall(r"([\d.]+) ± ", told["nats from `lora`, read from its answers"])
     assert list(map(float, drifts)) == [round(measured[f"alignment/{each}-vs-lora/drift"], 1) for each in trainings]
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    gain, last, low, high = (
-        -measured[f"alignment/{name}-vs-lora/harm/{end}"]
-        for name, end in (("ppo", "diff"), ("ppo-three", "diff"), ("ppo-three", "ci_high"), ("ppo-three", "ci_low"))
-    )
-    others = [-measured[f"alignment/{name}-vs-lora/harm/diff"] for name in ("ppo-18", "ppo-19")]
-    assert f"by {gain:.2f}, {others[0]:.2f} and {others[1]:.2f} on 500 prompts" in readme
-    assert f"({last:.3f} [{low:.3f}, {high:.3f}])" in readme
+    one, two, three, (gap, low, high) = (measured_span(measured, each, "harm", 3) for each in trainings)
+    assert f"by {-one[0]:.2f}, {-two[0]:.2f} and {-three[0]:.2f} on 500 prompts" in readme
+    noise, _, _ = measured_span(controls, "shuffled", "harm", 3)
+    assert f"(for scores dealt out at random: {-noise:.2f})" in readme
+    assert f"({-gap:.3f} [{-high:.3f}, {-low:.3f}])" in readme
 
 
 def test_the_controls_figures_are_those_that_were_measured() -> None:
-    """docs/measured/align-controls.json is the metrics/compare.json that `make run RECIPE=align-controls` wrote."""
-    measured = json.loads((ROOT / "docs/measured/align-controls.json").read_text(encoding="utf-8"))
+    measured = measured_of("align-controls")
     page = (ROOT / "docs/alignment.md").read_text(encoding="utf-8")
     table = page[page.index("| PPO, length as the reward |") :].partition("\n\n")[0].splitlines()
     measures = (("harm", 3), ("harm_matched", 3), ("refusal_phrases", 3), ("surprise", 2))
     for row, name in zip(table, ("length", "shuffled", "dpo", "best_of"), strict=True):
-        cells = re.findall(r"([-+][\d.]+) \[([-+][\d.]+), ([-+][\d.]+)\]", row)[:4]
-        assert [tuple(map(float, cell)) for cell in cells] == [
-            tuple(
-                round(measured[f"alignment/{name}-vs-lora/{measure}/{end}"], places)
-                for end in ("diff", "ci_low", "ci_high")
-            )
-            for measure, places in measures
-        ], name
+        assert told_spans(row)[:4] == [measured_span(measured, name, *each) for each in measures], name
