@@ -1,6 +1,6 @@
 """PPO: this project's loop against `trl.experimental.ppo` of TRL 1.12.0, the last release that has one.
 
-    python benchmarks/ppo.py artifacts/feedback/policy artifacts/reward artifacts/validate/red_team_train.jsonl
+    python benchmarks/ppo.py artifacts/feedback/policy artifacts/reward/harm artifacts/validate/red_team_train.jsonl
 
 Both start from the same policy and answer the same prompts, in as many updates with as many prompts, epochs and minibatches, with
 the same reward, rates, clips and longest response, each run in a process of its own, in turns (A, B, C, A, …). The peer has an

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tunemill import constitution
 from tunemill.dependencies import module_of
 from tunemill.endpoints import key_of
 from tunemill.errors import UserError, nearest
@@ -31,14 +32,17 @@ STARTED = ("prompt", "sft", *ADAPTERS)
 TUNING = ("pretrain", "sft", *ADAPTERS, "ia3")
 OFF = ("ia3", "dpo", "kto", "grpo", "rloo")
 """Stages that are off by default and make an adapter of the model that their run names."""
-ALIGNED_ON = "artifacts/feedback/policy"
-"""What the adapters of ppo sit on."""
+BASES = dict.fromkeys(OFF, "model") | {"ppo": "policy"}
+"""Stages that make an adapter of the model that their run names → the key that names it."""
+PRINCIPLED = {"sl_cai": "critic", "rl_cai": "judge"}
+"""Stages that go by a constitution → the key of the model that reads it."""
 RESULTS = {
     "select": "model",
     "prompt": "model",
     "pretrain": "model",
     "sft": "model",
     "feedback": "policy",
+    "sl_cai": "model",
     "best_of": "model",
 } | dict.fromkeys((*ADAPTERS, *OFF, "ppo"), "adapter")
 """Stage → what it calls the checkpoint that it writes; those of further seeds end in `-<seed>`."""
@@ -91,7 +95,18 @@ def check(root: Path) -> list[str]:
             faults.append(
                 setup.told((name,), f"unknown section '{name}'", expected=among, fix="remove it", known=sections)
             )
-    for look in (in_launch, in_sources, in_shares, in_folders, in_names, in_judge, in_mixtures, in_training):
+    looks = (
+        in_launch,
+        in_sources,
+        in_shares,
+        in_folders,
+        in_constitutions,
+        in_names,
+        in_judge,
+        in_mixtures,
+        in_training,
+    )
+    for look in looks:
         faults += look(setup)
     return faults
 
@@ -284,8 +299,11 @@ def in_folders(setup: Setup) -> Iterator[str]:
         named |= {("align_start", key): getattr(adapted["align_start",], key) for key in ("policy", "base")}
     if "judge" in setup.values:
         named["judge", "folder"] = setup.values["judge"].folder
+    for stage, key in PRINCIPLED.items():
+        if stage in setup.values:
+            named[stage, key, "folder"] = getattr(setup.values[stage], key).folder
     # What a run reads beside its model is any file or folder of a stage.
-    read = {keys for keys in named if keys[0] == "extra" and keys[-1] != "model"}
+    read = {keys for keys in named if keys[0] == "extra" and keys[-1] not in ("model", "policy")}
     wrong = {
         keys
         for keys, path in named.items()
@@ -302,18 +320,12 @@ def in_folders(setup: Setup) -> Iterator[str]:
     for at, candidate in adapted.items():
         if (*at, "base") in wrong:
             continue
-        if path_under(candidate.policy, "artifacts/ppo") and Path(candidate.policy).name.startswith("adapter"):
-            made_on, expected = ALIGNED_ON, "the starting policy that feedback writes"
-        else:
-            keys = origin(candidate.policy, setup)
-            if keys not in named or keys in wrong:
-                continue
-            made_on, expected = named[keys], f"the model that `{'.'.join(map(str, keys))}` names"
-        if candidate.base != made_on:
+        keys = origin(candidate.policy)
+        if keys in named and keys not in wrong and candidate.base != named[keys]:
             yield setup.told(
                 (*at, "base"),
-                f"an adapter of {Path(candidate.policy).parts[1]} sits on '{made_on}', not on '{candidate.base}'",
-                expected=expected,
+                f"an adapter of {Path(candidate.policy).parts[1]} sits on '{named[keys]}', not on '{candidate.base}'",
+                expected=f"the model that `{'.'.join(map(str, keys))}` names",
             )
 
 
@@ -331,18 +343,36 @@ def checkpoints(setup: Setup) -> list[str]:
     return found
 
 
-def origin(policy: str, setup: Setup) -> Keys:
+def origin(policy: str) -> Keys:
     """The key that names the model which an adapter was made on; none for what is no adapter of a stage."""
     if any(path_under(policy, f"artifacts/{each}") for each in ADAPTERS):
         return ("start",)
     parts = Path(policy).parts
-    made = parts[:1] == ("artifacts",) and len(parts) > 2 and parts[1] in OFF
-    return ("extra", parts[1], parts[2], "model") if made else ()
+    made = parts[:1] == ("artifacts",) and len(parts) > 3 and parts[1] in BASES and parts[3].startswith("adapter")
+    return ("extra", parts[1], parts[2], BASES[parts[1]]) if made else ()
 
 
 def path_under(path: str, folder: str) -> bool:
     """Whether a path is a folder or lies in it."""
     return path == folder or path.startswith(f"{folder}/")
+
+
+def in_constitutions(setup: Setup) -> Iterator[str]:
+    """Constitutions with a mistake, or that say nothing about prompts which are to be asked."""
+    runs = dict(setup.values["extra"]) if "extra" in setup.values else {}
+    for stage in PRINCIPLED:
+        for run in runs.get(stage, {}).values():
+            path = setup.root / run.constitution
+            if not path.is_file():  # told by in_folders
+                continue
+            kinds: list[constitution.Kind] = ["red_team"]
+            if stage == "sl_cai" and stage in setup.values:
+                asked = setup.values[stage].prompts
+                kinds = [kind for kind in constitution.KINDS if getattr(asked, kind)]
+            try:
+                constitution.needs(constitution.read(path), kinds, path)
+            except UserError as error:
+                yield str(error)
 
 
 # ── names of candidates and tasks ─────────────────────────────────────────────────────────────────────────────────
@@ -397,13 +427,20 @@ def in_names(setup: Setup) -> Iterator[str]:
 
 
 def in_judge(setup: Setup) -> Iterator[str]:
-    """A key for the judge's endpoint that is not there: known now, and not when everything before it has run."""
-    if "judge" not in setup.values or setup.values["judge"].model != "endpoint":
-        return
-    try:
-        key_of(setup.values["judge"].endpoint, "judge.endpoint")
-    except UserError as error:
-        yield setup.told(("judge", "endpoint", "key_variable"), error.what, expected=error.expected, fix=error.fix)
+    """A key for an endpoint that is not there: known now, and not when everything before it has run."""
+    runs = dict(setup.values["extra"]) if "extra" in setup.values else {}
+    asked: dict[Keys, Any] = {("judge",): setup.values["judge"]} if "judge" in setup.values else {}
+    for stage, key in PRINCIPLED.items():
+        if stage in setup.values and runs.get(stage):
+            asked[stage, key] = getattr(setup.values[stage], key)
+    for keys, source in asked.items():
+        if source.model != "endpoint":
+            continue
+        try:
+            key_of(source.endpoint, ".".join(map(str, (*keys, "endpoint"))))
+        except UserError as error:
+            at = (*keys, "endpoint", "key_variable")
+            yield setup.told(at, error.what, expected=error.expected, fix=error.fix)
 
 
 def in_mixtures(setup: Setup) -> Iterator[str]:
@@ -429,7 +466,7 @@ def in_mixtures(setup: Setup) -> Iterator[str]:
 
 def in_training(setup: Setup) -> Iterator[str]:
     """What a tuning stage that a candidate uses would refuse when it starts."""
-    stages = [each for each in (*TUNING, *OFF) if each in used(setup) and each in setup.values]
+    stages = [each for each in (*TUNING, *OFF, "sl_cai") if each in used(setup) and each in setup.values]
     number = processes(launcher(setup.values["launch"].root)) if "launch" in setup.values else None
     if stages and "runtime" in setup.values and setup.values["runtime"].dtype == "float16":
         yield setup.told(
@@ -474,6 +511,8 @@ def used(setup: Setup) -> set[str]:
             waiting += dict(setup.values["align_start"]).values()
         run = runs.get(parts[1], {}).get(parts[2]) if len(parts) > 2 else None
         waiting += dict(run).values() if run is not None else []
+        if run is not None and parts[1] in PRINCIPLED and parts[1] in setup.values:
+            waiting.append(getattr(setup.values[parts[1]], PRINCIPLED[parts[1]]).folder)
     return found
 
 

@@ -1,6 +1,6 @@
 r"""Best of n: of n answers of the starting policy the one that the reward likes best; off by default.
 
-python -m stages.best_of --candidate harm --reward artifacts/reward --model artifacts/feedback/policy --out artifacts/best_of/harm
+python -m stages.best_of --candidate harm --reward artifacts/reward/harm --model artifacts/feedback/policy --out artifacts/best_of/harm
 
 The control that every way of optimising a reward is held against (Gao et al. 2023): no training, only choice, so what it gains the
 reward knows, and nothing has been gamed on the way. Red-team instructions are answered so (`tunemill.best_of`); on everything else the

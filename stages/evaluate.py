@@ -75,6 +75,7 @@ KEPT = (
     *("training.json", "curve.csv", "prompt.json"),
     *("ppo.json", "updates.csv", "monitor.csv", "samples.jsonl"),
     *("feedback.json", "reward.json", "reward_histogram.csv", "reward_reliability.csv"),
+    *("cai.json", "chains.jsonl"),
 )
 """What a policy brings along about how it was made: kept beside its scores, where the report finds it."""
 

@@ -1,6 +1,6 @@
 r"""GRPO (Shao et al. 2024): PPO without a value: an answer is compared with the others to its prompt; off by default.
 
-python -m stages.grpo --candidate harm --reward artifacts/reward --prompts artifacts/validate/red_team_train.jsonl \
+python -m stages.grpo --candidate harm --reward artifacts/reward/harm --prompts artifacts/validate/red_team_train.jsonl \
         --model artifacts/feedback/policy --out artifacts/grpo/harm
 
 The policy answers a prompt several times; each answer's advantage is its score less the mean of its group, over the group's standard

@@ -1,6 +1,6 @@
 r"""PPO: optimise the tuned policy against a reward, tethered to where it started, and stop before the reward is gamed.
 
-    python -m stages.ppo --policy artifacts/feedback/policy --reward artifacts/reward \
+    python -m stages.ppo --policy artifacts/feedback/policy --reward artifacts/reward/harm \
         --prompts artifacts/validate/red_team_train.jsonl --monitored artifacts/validate/red_team_monitor.jsonl \
         --harm artifacts/harm --train artifacts/validate/train.jsonl --feedback artifacts/feedback/feedback.json \
         --out artifacts/ppo/harm --candidate harm

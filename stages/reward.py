@@ -1,7 +1,8 @@
 r"""Reward: teach a model which of two answers people prefer, and measure it on prompts that it did not learn from.
 
-    python -m stages.reward --policy artifacts/feedback/policy --preferences artifacts/feedback/preferences.jsonl \
-        --completions artifacts/feedback/completions.jsonl
+    python -m stages.reward --candidate harm --policy artifacts/feedback/policy \
+        --preferences artifacts/feedback/preferences.jsonl --completions artifacts/feedback/completions.jsonl \
+        --out artifacts/reward/harm
 
 Bradley-Terry with a low-rank adapter and a linear head on the starting policy's own weights (`tunemill.reward_models`): PPO loads both
 beside its other adapters, on the same base.
@@ -15,8 +16,11 @@ With `length_control` it is mended, too: what the reward model makes of the leng
 is taken off its scores (`rlhf.LengthLine`). What is left usually tells less of people's pairs, where length does tell something, and
 is what a policy can be trained by without its answers just becoming short. Both are measured.
 
+Pairs may come from people, from a model's labels (stage `rl_cai`), or from both; a pair counts with the probability that its label
+gives it (a soft label). What people said is measured apart, too.
+
 Writes adapter/ (the adapter, head.safetensors and a card), reward.json (everything measured), curve.csv (the training), folds.csv,
-lengths.csv, reliability.csv and histogram.csv.
+margins.csv (of each pair, by the model that had not learnt it), lengths.csv, reliability.csv and histogram.csv.
 """
 
 from __future__ import annotations
@@ -54,8 +58,8 @@ BASELINES = {
 }
 """What the reward model is measured beside."""
 SYSTEMS = ("reward", CONTROLLED, *BASELINES)
-SUBSETS = ("all", "chosen_longer", "length_matched")
-"""All pairs; those where people preferred the longer answer; those of about the same length."""
+SUBSETS = ("all", "chosen_longer", "length_matched", "people")
+"""All pairs; those whose longer answer is preferred; those of about the same length; those that people compared."""
 ENDS = {"": 0, "_low": 1, "_high": 2}
 """What a metric's key ends in → which part of an interval it is."""
 
@@ -270,6 +274,7 @@ def run(
     checkpoints.write_json(out / "reward.json", told)
     write_csv(out / "curve.csv", [point._asdict() for point in points])
     write_csv(out / "folds.csv", table)
+    write_csv(out / "margins.csv", margins_of(used, folds, margins))
     write_csv(out / "lengths.csv", found["by_length"])
     write_csv(out / "reliability.csv", [bar._asdict() for bar in bars])
     write_csv(out / "histogram.csv", [column._asdict() for column in columns])
@@ -422,6 +427,7 @@ def measure(
         "all": np.ones(len(used), dtype=bool),
         "chosen_longer": ratio > 1.0,
         "length_matched": places == pairwise.BINS.index("about as long"),
+        "people": np.array([each.source != "ai" for each in used], dtype=bool),
     }
 
     def within(inside: np.ndarray) -> dict[str, Any]:
@@ -464,6 +470,14 @@ def measure(
         "folds": cfg.folds,
         "fold_steps": cfg.fold_steps,
     }
+
+
+def margins_of(used: Sequence[Preference], folds: Sequence[int], margins: np.ndarray) -> list[dict[str, Any]]:
+    """Rows of margins.csv: how much more the preferred answer of each pair was rewarded by the model that had not learnt the pair."""
+    return [
+        {"id": each.id, "fold": fold + 1, "source": each.source, "margin": margin}
+        for each, fold, margin in zip(used, folds, margins.tolist(), strict=True)
+    ]
 
 
 def share(margins: np.ndarray, weights: np.ndarray) -> float:

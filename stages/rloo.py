@@ -1,6 +1,6 @@
 r"""RLOO (Ahmadian et al. 2024): REINFORCE, the other answers to a prompt being the baseline; off by default.
 
-python -m stages.rloo --candidate harm --reward artifacts/reward --prompts artifacts/validate/red_team_train.jsonl \
+python -m stages.rloo --candidate harm --reward artifacts/reward/harm --prompts artifacts/validate/red_team_train.jsonl \
         --model artifacts/feedback/policy --out artifacts/rloo/harm
 
 A whole answer is one action: its reward is the score less β · KL of the answer, its advantage that reward less the mean of the other

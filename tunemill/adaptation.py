@@ -23,7 +23,7 @@ TRAINED = {
 }
 """What a method trains, in words; an unknown method goes by its own name."""
 
-ALIGNING = ("ppo", "dpo", "kto", "grpo", "rloo")
+ALIGNING = ("ppo", "sl_cai", "dpo", "kto", "grpo", "rloo")
 """Methods that do not make a model fit the task: their loss is another one, and what they bring is told elsewhere."""
 
 LAB_LOSSES = {"rouge1": 3.2, "rouge2": 9.4, "rougeL": 4.0}

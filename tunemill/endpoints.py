@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
-from tunemill import journal
+from tunemill import journal, models
 from tunemill.errors import TRY_AGAIN, UserError
 from tunemill.log import Log
 from tunemill.params import Params
@@ -78,6 +78,8 @@ class Reply(NamedTuple):
     text: str
     tokens: tuple[Token, ...]
     """Empty where the endpoint gives no log-probabilities."""
+    finished: bool = True
+    """Whether it ended by itself, and not at `max_tokens`."""
 
 
 @dataclass
@@ -118,22 +120,24 @@ def key_of(endpoint: Endpoint, where: str) -> str | None:
 def ask(
     endpoint: Endpoint,
     key: str | None,
-    questions: Sequence[str],
+    questions: Sequence[models.Prompt],
     *,
     alternatives: int,
+    temperature: float = 0.0,
     kept: Path,
     where: str,
     title: str,
     log: Log,
 ) -> list[Reply]:
-    """Ask every question that the journal has no answer to, several at a time, at temperature 0.
+    """Ask every question that the journal has no answer to, several at a time.
 
     Args:
         endpoint: whom to ask.
         key: from `key_of`.
-        questions: user messages; equal ones are asked once.
+        questions: user messages, or conversations; equal ones are asked once.
         alternatives: how many of the likeliest tokens to ask for at each place, with their log-probabilities; an endpoint
             that refuses that is asked without.
+        temperature: of what is drawn; 0 is as good as always the same.
         kept: the journal, one line for each answer.
         where: the section of params.yaml the endpoint stands in, for messages.
         title: what is being done, for the log.
@@ -147,12 +151,12 @@ def ask(
     """
     import asyncio
 
-    names = {text: _name(endpoint, text, alternatives) for text in questions}
+    names = {text: _name(endpoint, text, alternatives, temperature) for text in questions}
     known = {entry["question"]: _kept_reply(entry) for entry in journal.recover(kept)}
     waiting = [text for text, name in names.items() if name not in known]
     log.start(title, len(names), "question", first=len(names) - len(waiting))
 
-    def keep(text: str, reply: Reply) -> None:
+    def keep(text: models.Prompt, reply: Reply) -> None:
         journal.append(kept, {"question": names[text], **reply._asdict()})
         known[names[text]] = reply
         log(len(known))
@@ -168,9 +172,10 @@ def ask(
             asyncio.TaskGroup() as group,
         ):
 
-            async def one(text: str) -> None:
+            async def one(text: models.Prompt) -> None:
                 async with room:
-                    keep(text, await _answer(client, endpoint, key, text, alternatives, manners, where, log))
+                    found = await _answer(client, endpoint, key, text, alternatives, temperature, manners, where, log)
+                    keep(text, found)
 
             for text in waiting:
                 group.create_task(one(text))
@@ -187,8 +192,9 @@ async def _answer(
     client: httpx.AsyncClient,
     endpoint: Endpoint,
     key: str | None,
-    text: str,
+    text: models.Prompt,
     alternatives: int,
+    temperature: float,
     manners: _Manners,
     where: str,
     log: Log,
@@ -201,9 +207,9 @@ async def _answer(
     clock, fault = asyncio.get_running_loop().time, ""
     body: dict[str, Any] = {
         "model": endpoint.model,
-        "messages": [{"role": "user", "content": text}],
+        "messages": models.messages(text),
         "max_tokens": endpoint.max_tokens,
-        "temperature": 0,
+        "temperature": temperature,
     }
     tries = 0
     while tries <= endpoint.retries:
@@ -293,7 +299,8 @@ def _reply(content: Any) -> Reply | None:
         said = choice.get("logprobs")
     except (KeyError, IndexError, TypeError, AttributeError):
         return None
-    return Reply(text, _tokens(said)) if isinstance(text, str) else None
+    finished = choice.get("finish_reason") != "length"
+    return Reply(text, _tokens(said), finished) if isinstance(text, str) else None
 
 
 def _tokens(logprobs: Any) -> tuple[Token, ...]:
@@ -320,6 +327,7 @@ def _kept_reply(entry: dict[str, Any]) -> Reply:
     return Reply(
         entry["text"],
         tuple(Token(text, tuple((other, value) for other, value in found)) for text, found in entry["tokens"]),
+        entry["finished"],
     )
 
 
@@ -341,7 +349,7 @@ def _retry_after(value: str | None) -> float | None:
     return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
-def _name(endpoint: Endpoint, text: str, alternatives: int) -> str:
+def _name(endpoint: Endpoint, text: models.Prompt, alternatives: int, temperature: float) -> str:
     """What a question is called in the journal."""
-    told = [endpoint.base_url, endpoint.model, endpoint.max_tokens, alternatives, text]
+    told = [endpoint.base_url, endpoint.model, endpoint.max_tokens, alternatives, temperature, text]
     return hashlib.blake2b(json.dumps(told).encode(), digest_size=16).hexdigest()

@@ -1,4 +1,4 @@
-"""AI feedback: the probability of the label "(A)" against "(B)" after a prompt, by a model at hand or behind an endpoint.
+"""AI feedback: the probability of the label "(A)" against "(B)" after a prompt, and texts, by a model at hand or behind an endpoint.
 
 Both ways keep every answer in a journal, so that a run that was killed goes on where it was. Equal prompts are asked once.
 A model at hand scores both labels as whole strings and always has a probability, however little it would say either of its
@@ -8,13 +8,21 @@ own accord: `Answer.mass` tells that. An endpoint writes, and what it writes is 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from tunemill import endpoints, judging, likelihood, models, sampling
+from pydantic import Field
+
+from tunemill import checkpoints, endpoints, judging, likelihood, models, sampling
 from tunemill.endpoints import Endpoint
+from tunemill.errors import UserError
+from tunemill.journal import Shelf
 from tunemill.log import Log
+from tunemill.models import Prompt
+from tunemill.params import Params
+from tunemill.runtime import Runtime
+from tunemill.sampling import Decoding, Generation
 
 ALTERNATIVES = 5
 """Likeliest tokens to ask an endpoint for: what every endpoint that gives any gives."""
@@ -35,14 +43,21 @@ UNUSABLE = Answer(None, None, None)
 
 
 def by_model(
-    model: Any, tokenizer: Any, prompts: Sequence[str], *, kept: Path, batch_tokens: int, batch_rows: int, log: Log
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    *,
+    kept: Path,
+    batch_tokens: int,
+    batch_rows: int,
+    log: Log,
 ) -> list[Answer]:
     """Ask a model at hand.
 
     Args:
         model: decoder-only or encoder-decoder, in evaluation mode.
         tokenizer: with a padding token; its chat template, where it has one, makes the prompt.
-        prompts: user messages.
+        prompts: user messages, or conversations.
         kept: the journal of `likelihood.score_tokens`, one for each model.
         batch_tokens: most tokens of a batch, padding included.
         batch_rows: most questions in a batch.
@@ -55,7 +70,7 @@ def by_model(
     different = list(dict.fromkeys(prompts))
     label = max((likelihood.encode(tokenizer, "", each).completion for each in judging.LABELS), key=len)
 
-    def fits(prompt: str) -> bool:
+    def fits(prompt: Prompt) -> bool:
         needed, context = sampling.positions(model, len(models.render_prompt(tokenizer, prompt)) + len(label), 0)
         return context is None or needed <= context
 
@@ -85,7 +100,14 @@ def _answer(first: float, second: float) -> Answer:
 
 
 def by_endpoint(
-    endpoint: Endpoint, key: str | None, prompts: Sequence[str], *, kept: Path, where: str, title: str, log: Log
+    endpoint: Endpoint,
+    key: str | None,
+    prompts: Sequence[Prompt],
+    *,
+    kept: Path,
+    where: str,
+    title: str,
+    log: Log,
 ) -> list[Answer]:
     """Ask a model behind an endpoint; see `endpoints.ask`.
 
@@ -96,3 +118,143 @@ def by_endpoint(
         endpoint, key, prompts, alternatives=ALTERNATIVES, kept=kept, where=where, title=title, log=log
     )
     return [Answer(judging.read(each.text, each.tokens), each.text, None) for each in replies]
+
+
+# ── who gives it ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Hub(Params):
+    """A model on a hub, fetched when it is needed: safetensors weights, no code of its own."""
+
+    repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
+    """The repository, as owner/name."""
+    revision: str = Field(pattern=r"^[0-9a-f]{40}$")
+    """The commit: 40 hex digits."""
+
+
+class Source(Params):
+    """A model that gives feedback."""
+
+    model: Literal["self", "folder", "hub", "endpoint"]
+    """Who it is: the policy itself, the model in `folder`, the one of `hub`, or the one behind `endpoint`."""
+    folder: str = Field(min_length=1)
+    """A whole model in the standard form; dvc.yaml depends on it."""
+    hub: Hub
+    """A model on a hub."""
+    endpoint: Endpoint
+    """A model behind an OpenAI-compatible endpoint."""
+
+
+class Model(NamedTuple):
+    """A model that gives feedback, ready to be asked."""
+
+    told: dict[str, Any]
+    """What is written down about it: its kind and name."""
+    write: Callable[[Sequence[Prompt], Decoding, int, str], list[Generation]]
+    """Conversations, decoding, seed and a title for the log → what comes next in each. An endpoint's own `max_tokens` is its limit,
+    and its draws are its own."""
+    choose: Callable[[Sequence[Prompt], str], list[Answer]]
+    """Questions and a title for the log → the probability of the label "(A)"."""
+
+
+def open_source(
+    source: Source,
+    policy: Path,
+    where: str,
+    *,
+    shelf: Shelf,
+    work: Path,
+    batch_tokens: int,
+    batch_rows: int,
+    runtime: Runtime,
+    log: Log,
+) -> Model:
+    """The model that a source names.
+
+    Args:
+        source: who it is.
+        policy: folder of the policy, who may be asked itself.
+        where: the section of params.yaml that it stands in, for messages.
+        shelf: for journals of what it says.
+        work: where a hub's model is put.
+        batch_tokens: most tokens of a batch of a model at hand, padding included.
+        batch_rows: most questions in it.
+        runtime: device and number format.
+        log: progress.
+
+    Raises:
+        UserError: there is no whole model, the hub cannot be reached, or the endpoint's key is missing.
+    """
+    if source.model == "endpoint":
+        return _behind(source.endpoint, f"{where}.endpoint", shelf, log)
+    if source.model == "hub":
+        folder = work / "hub" / source.hub.revision
+        if not (folder / "config.json").is_file():
+            partial = work / "hub" / f".{source.hub.revision}"
+            models.convert_checkpoint(source.hub.repo, source.hub.revision, partial, runtime.dtype)
+            partial.replace(folder)
+        told = {"kind": "hub", "name": f"{source.hub.repo}@{source.hub.revision[:7]}"}
+    else:
+        folder = policy if source.model == "self" else Path(source.folder)
+        told = {"kind": source.model, "name": "the policy itself" if source.model == "self" else source.folder}
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"no whole model in '{folder}'",
+            where=f"params.yaml: {where}.folder",
+            expected="a folder with config.json, safetensors weights and a tokenizer",
+            fix="an adapter gives feedback once it is merged into its model" if models.is_adapter(folder) else "",
+            exit_code=2,
+        )
+    model, tokenizer = models.load_policy(folder, folder, runtime)
+    weights = checkpoints.tree_hash(folder)
+
+    def write(asked: Sequence[Prompt], decoding: Decoding, seed: int, title: str) -> list[Generation]:
+        ids = [models.render_prompt(tokenizer, each) for each in asked]
+        longest = max(map(len, ids), default=0)
+        needed, context = sampling.positions(model, longest, decoding.max_new_tokens)
+        if context is not None and needed > context:
+            raise UserError(
+                f"{title}: the longest conversation has {longest} tokens, and {decoding.max_new_tokens} may follow",
+                where=f"params.yaml: {where}",
+                expected=f"at most {context} together, what the model can read at once",
+                fix="shorten the constitution's examples, or name a model with a longer context",
+            )
+        batches = sampling.plan([*map(len, ids)], decoding.max_new_tokens, batch_tokens, batch_rows)
+        kept = shelf.of("written", weights, ids, decoding._asdict(), batches, seed)
+        found, _ = sampling.answers(
+            model, tokenizer, ids, decoding=decoding, batches=batches, seed=seed, kept=kept, title=title, log=log
+        )
+        return found
+
+    def choose(asked: Sequence[Prompt], title: str) -> list[Answer]:
+        log.note(f"{title}: {len(set(asked))} questions")
+        kept = shelf.of("labels", weights, batch_tokens, batch_rows)
+        return by_model(model, tokenizer, asked, kept=kept, batch_tokens=batch_tokens, batch_rows=batch_rows, log=log)
+
+    return Model(told, write, choose)
+
+
+def _behind(endpoint: Endpoint, where: str, shelf: Shelf, log: Log) -> Model:
+    """The model behind an endpoint."""
+    key = endpoints.key_of(endpoint, where)
+    kept = shelf.of("endpoint", endpoint.base_url, endpoint.model)
+    log.note(f"asking {endpoint.model} at {endpoint.base_url}: prompts and answers are sent there")
+
+    def write(asked: Sequence[Prompt], decoding: Decoding, _: int, title: str) -> list[Generation]:
+        replies = endpoints.ask(
+            endpoint,
+            key,
+            asked,
+            alternatives=0,
+            temperature=decoding.temperature,
+            kept=kept,
+            where=where,
+            title=title,
+            log=log,
+        )
+        return [Generation(each.text, 0, each.finished) for each in replies]
+
+    def choose(asked: Sequence[Prompt], title: str) -> list[Answer]:
+        return by_endpoint(endpoint, key, asked, kept=kept, where=where, title=title, log=log)
+
+    return Model({"kind": "endpoint", "name": endpoint.model, "base_url": endpoint.base_url}, write, choose)

@@ -92,7 +92,7 @@ class _Logits(NamedTuple):
 def score(
     model: Any,
     tokenizer: Any,
-    pairs: Sequence[tuple[str, str]],
+    pairs: Sequence[tuple[models.Prompt, str]],
     *,
     batch_tokens: int,
     batch_rows: int,
@@ -104,7 +104,7 @@ def score(
     Args:
         model: decoder-only or encoder-decoder, in evaluation mode, with an adapter or a soft prompt on it or without.
         tokenizer: with a padding token; its chat template, where it has one, makes the prompt.
-        pairs: prompts and completions, as text.
+        pairs: prompts (or conversations) and completions, as text.
         batch_tokens: see `score_tokens`.
         batch_rows: see `score_tokens`.
         kept: see `score_tokens`.
@@ -185,7 +185,7 @@ def score_tokens(
     return [found[each] for each in asked]
 
 
-def encode(tokenizer: Any, prompt: str, completion: str) -> losses.Encoded:
+def encode(tokenizer: Any, prompt: models.Prompt, completion: str) -> losses.Encoded:
     """A pair as token ids: the prompt as the model expects it, the completion without its end.
 
     Raises:

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
 ADAPTER = "adapter_config.json"
 
+Conversation = tuple[tuple[Literal["user", "assistant"], str], ...]
+"""(role, what was said), in turns; the user begins, and has said the last thing."""
+Prompt = str | Conversation
+"""What a model is asked: a user's message by itself, or a conversation."""
+
 
 def is_adapter(folder: Path) -> bool:
     """Whether `folder` holds a PEFT adapter and no whole model."""
@@ -221,15 +226,29 @@ def separate_padding(tokenizer: Any) -> None:
     tokenizer.pad_token = next((name for name in named if name in spare), tokenizer.eos_token)
 
 
-def render_prompt(tokenizer: Any, prompt: str) -> list[int]:
-    """Token ids of a user's message as the model expects it: in the chat template if there is one, else as it is."""
+def render_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
+    """Token ids of what is asked, as the model expects it.
+
+    In the chat template if there is one. Without one a message is read as it is, and a conversation as a text whose paragraphs begin
+    with who speaks ("Human:", "Assistant:", as in Bai et al. 2022, appendix C), which the model is to go on with.
+    """
     if tokenizer.chat_template:
         ids = tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=True, return_dict=True
+            messages(prompt), add_generation_prompt=True, tokenize=True, return_dict=True
         )["input_ids"]
-    else:
+    elif isinstance(prompt, str):
         ids = tokenizer(prompt)["input_ids"]
+    else:
+        speakers = {"user": "Human", "assistant": "Assistant"}
+        turns = [f"{speakers[role]}: {said}" for role, said in prompt]
+        ids = tokenizer("\n\n".join([*turns, f"{speakers['assistant']}:"]))["input_ids"]
     return list(ids)
+
+
+def messages(prompt: Prompt) -> list[dict[str, str]]:
+    """What is asked, as chat templates and chat endpoints take it."""
+    turns = (("user", prompt),) if isinstance(prompt, str) else prompt
+    return [{"role": role, "content": said} for role, said in turns]
 
 
 def render_completion(tokenizer: Any, completion: str) -> list[int]:
@@ -417,6 +436,11 @@ def save(model: Any, tokenizer: Any, out: Path, dtype: str) -> None:
     model.config.name_or_path = ""  # a path of this machine is no part of the result
     model.to(getattr(torch, dtype)).save_pretrained(out, safe_serialization=True)
     save_tokenizer(tokenizer, out)
+
+
+def save_merged(model: Any, tokenizer: Any, out: Path, dtype: str) -> None:
+    """Write a model whose adapter is added to its weights: in float32, and rounded once."""
+    save(model.float().merge_and_unload(), tokenizer, out, dtype)
 
 
 def save_tokenizer(tokenizer: Any, out: Path) -> None:

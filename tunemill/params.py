@@ -52,14 +52,41 @@ class RawText(Start):
 
 
 class Rewarded(Params):
-    """What one run of `ppo` works for."""
+    """What one run works for."""
 
     reward: str
     """Folder with a reward.json: what stage `reward` writes, or one of recipes/rewards."""
 
 
 class RewardedStart(Rewarded, Start):
-    """What one run of another stage works for, and from."""
+    """What one run of a stage works for, and from."""
+
+
+class Optimised(Rewarded):
+    """What one run of `ppo` works for, and from."""
+
+    policy: str
+    """Folder of the model it starts from, which the reward model sits on too."""
+    feedback: str
+    """What is known of the feedback behind the reward, for the report: a feedback.json."""
+
+
+class Taught(Params):
+    """What one run of `reward` learns."""
+
+    policy: str
+    """Folder of the model that the reward model sits on."""
+    preferences: str
+    """Pairs of answers, as stages `feedback` and `rl_cai` write them: a JSONL file."""
+    completions: str
+    """The policy's own answers, to see what the reward makes of length: a JSONL file."""
+
+
+class Constitutional(RewardedStart):
+    """What one run of `sl_cai` or `rl_cai` works on; `reward` is the reward model that picks revisions, or judges."""
+
+    constitution: str
+    """The principles: a YAML file like constitution.yaml."""
 
 
 class Preferred(Start):
@@ -76,7 +103,13 @@ class Extra(Params):
     """Runs of `pretrain`."""
     ia3: dict[str, Start]
     """Runs of `ia3`."""
-    ppo: dict[str, Rewarded]
+    reward: dict[str, Taught]
+    """Runs of `reward`."""
+    sl_cai: dict[str, Constitutional]
+    """Runs of `sl_cai`."""
+    rl_cai: dict[str, Constitutional]
+    """Runs of `rl_cai`."""
+    ppo: dict[str, Optimised]
     """Runs of `ppo`."""
     dpo: dict[str, Preferred]
     """Runs of `dpo`."""

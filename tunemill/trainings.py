@@ -24,7 +24,7 @@ class Kind(NamedTuple):
     text: str
     """What it is, in a sentence; the card's table names the model it was made from."""
     store_dtype: str | None = None
-    """Number format on disk of a whole model; None: an adapter, kept as it was trained."""
+    """Number format on disk of a whole model, an adapter merged into it; None: an adapter, kept as it was trained."""
 
     @property
     def folder(self) -> str:
@@ -111,12 +111,14 @@ def each_seed(
         # Told before it is saved, which casts a whole model.
         told = record(out / name, kind.method, cfg, data, trained, runtime.dtype)
         metrics = metrics or told
-        known = facts(cfg, data, trained, seed)
+        known, family = facts(cfg, data, trained, seed), trained.policy.config.is_encoder_decoder
         if kind.store_dtype is None:
             tuning.save_adapter(trained.policy, out / name)
+        elif hasattr(trained.policy, "peft_config"):
+            models.save_merged(trained.policy, tokenizer, out / name, kind.store_dtype)
         else:
             models.save(trained.policy, tokenizer, out / name, kind.store_dtype)
-        cards.write(out / name, kind.title, model, kind.text, known, trained.policy.config.is_encoder_decoder)
+        cards.write(out / name, kind.title, model, kind.text, known, family)
         del trained  # the next seed wants the memory
     return metrics
 

@@ -1,0 +1,193 @@
+"""Chains of critiques and revisions (Bai et al. 2022, section 3.1): a model says what is wrong with an answer, and mends it.
+
+In each round one principle is drawn for each answer, the model is asked for a critique of it, and then for a revision; the revision is
+what the next round starts from. All chains go through a round together: their critiques are generated in one batch plan, then their
+revisions, and what their conversations begin with, the worked examples, is read once (`sampling`).
+
+Not every revision is fit to learn from. One that is left out, with its reason, leaves the chain where it was, and the next round tries
+again from there:
+
+- *no critique*: nothing was criticised, or the critique is the answer over again, so that nothing was there to revise by;
+- *empty*: no word;
+- *unfinished*: it did not end within its limit;
+- *copy*: nearly the answer, the prompt or the critique over again;
+- *refusal*: a prompt that harms nobody is refused;
+- *not better*: a judge of answers (the reward model) does not like it better than what it revises. A small model's critique may just go
+  on with the harmful text, and the revision with it: only someone who reads both can tell.
+
+The paper has a preference model that tells (appendix A) and no other filter, its model being large enough.
+
+Pure but for the journals of what is written: chains in, chains out.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from tunemill import constitution
+from tunemill.constitution import Constitution, Kind
+from tunemill.models import Conversation, Prompt
+from tunemill.refusals import phrases
+from tunemill.sampling import Generation
+
+Write = Callable[[Sequence[Prompt], str], Sequence[Generation]]
+"""Conversations, and what is being written ("critiques, round 1") → what comes next in each."""
+Score = Callable[[Sequence[str], Sequence[str]], Sequence[float | None]]
+"""Prompts and answers → how good each answer is; None where that cannot be said."""
+
+REASONS = ("no critique", "empty", "unfinished", "copy", "refusal", "not better")
+"""Why a revision is left out."""
+ALIKE = 0.9
+"""Two texts whose words, in their order, are the same to this share (difflib's ratio) are copies of one another."""
+
+
+class Step(NamedTuple):
+    """One critique and one revision."""
+
+    principle: str
+    """By whose requests."""
+    critique: str
+    revision: str
+    reason: str | None
+    """Why the revision is left out (`REASONS`); None: it is fit."""
+    before: float | None
+    """Score of what was revised; None where nobody scores."""
+    after: float | None
+    """Score of the revision; None where nobody scores, or it was left out before anybody did."""
+
+
+@dataclass
+class Chain:
+    """A prompt, the first answer to it, and what became of that."""
+
+    id: str
+    kind: Kind
+    prompt: str
+    source: str
+    """Name of the set that the prompt is from."""
+    answer: str
+    steps: list[Step] = field(default_factory=list)
+
+    @property
+    def current(self) -> str:
+        """The last fit revision, or the answer."""
+        return next((each.revision for each in reversed(self.steps) if each.reason is None), self.answer)
+
+    @property
+    def fit(self) -> list[str]:
+        """All revisions to learn from, in the order of the rounds."""
+        return [each.revision for each in self.steps if each.reason is None]
+
+
+def run(
+    chains: Sequence[Chain],
+    rules: Constitution,
+    rounds: int,
+    seed: int,
+    write_critiques: Write,
+    write_revisions: Write,
+    score: Score | None,
+) -> None:
+    """Put chains through rounds of critique and revision; each of them gains a step in each round.
+
+    Args:
+        chains: with their first answer.
+        rules: the constitution.
+        rounds: how many.
+        seed: of the principles drawn.
+        write_critiques: the model that criticises.
+        write_revisions: the model that revises.
+        score: who says whether a revision is better than what it revises; None: nobody.
+    """
+    for number in range(1, rounds + 1):
+        # 1. A principle each, and the critique by it.
+        drawn = [constitution.draw(rules, each.kind, seed, each.prompt, number) for each in chains]
+        asked: list[Conversation] = [
+            constitution.critique(rules, each.kind, principle, each.prompt, each.current)
+            for each, principle in zip(chains, drawn, strict=True)
+        ]
+        said = [each.text.strip() for each in write_critiques(asked, f"critiques, round {number}")]
+
+        # 2. The revision by that critique.
+        further = [
+            constitution.revision(rules, conversation, principle, critique)
+            for conversation, principle, critique in zip(asked, drawn, said, strict=True)
+        ]
+        written = write_revisions(further, f"revisions, round {number}")
+
+        # 3. What is fit to learn from.
+        reasons = [
+            unfit(each.kind, each.prompt, each.current, critique, made.text.strip(), made.finished)
+            for each, critique, made in zip(chains, said, written, strict=True)
+        ]
+        before, after = _scores(score, chains, written, reasons)
+        for at, each in enumerate(chains):
+            reason, old, new = reasons[at], before[at], after[at]
+            if reason is None and score is not None and (old is None or new is None or new <= old):
+                reason = "not better"
+            each.steps.append(Step(drawn[at], said[at], written[at].text.strip(), reason, old, new))
+
+
+def _scores(
+    score: Score | None, chains: Sequence[Chain], written: Sequence[Generation], reasons: Sequence[str | None]
+) -> tuple[list[float | None], list[float | None]]:
+    """Of what is revised and of the revisions; None where a revision is out already, or nobody scores."""
+    before: list[float | None] = [None] * len(chains)
+    after: list[float | None] = [None] * len(chains)
+    kept = [at for at, reason in enumerate(reasons) if reason is None]
+    if score is not None and kept:
+        prompts = [chains[at].prompt for at in kept]
+        found = score(
+            [*prompts, *prompts], [*(chains[at].current for at in kept), *(written[at].text.strip() for at in kept)]
+        )
+        for place, at in enumerate(kept):
+            before[at], after[at] = found[place], found[place + len(kept)]
+    return before, after
+
+
+def unfit(kind: Kind, prompt: str, current: str, critique: str, revision: str, finished: bool) -> str | None:
+    """Why a revision is not to be learnt from, as far as its words tell; None: they tell nothing against it.
+
+    Args:
+        kind: of the prompt.
+        prompt: what was asked.
+        current: what is revised.
+        critique: what was said of it.
+        revision: what was made of it.
+        finished: whether it ended by itself.
+    """
+    if not _words(critique) or same(critique, current) or same(critique, prompt):
+        return "no critique"
+    if not _words(revision):
+        return "empty"
+    if not finished:
+        return "unfinished"
+    if any(same(revision, each) for each in (current, prompt, critique)):
+        return "copy"
+    if kind != "red_team" and phrases([revision]) == [1.0]:
+        return "refusal"
+    return None
+
+
+def same(one: str, other: str) -> bool:
+    """Whether two texts have nearly the same words in the same order."""
+    return difflib.SequenceMatcher(None, _words(one), _words(other), autojunk=False).ratio() >= ALIKE
+
+
+def _words(text: str) -> list[str]:
+    """Lower-case words without what stands around them."""
+    return [word for each in text.lower().split() if (word := each.strip("\"'`“”‘’()[]*_.,:;!?-–—"))]
+
+
+def counts(chains: Sequence[Chain]) -> list[dict[str, int]]:
+    """Of each round: revisions, those that are fit, and how many were left out for each reason."""
+    rounds = max((len(each.steps) for each in chains), default=0)
+    found = []
+    for number in range(rounds):
+        reasons = Counter(each.steps[number].reason for each in chains)
+        found.append({"revisions": len(chains), "fit": reasons[None], **{name: reasons[name] for name in REASONS}})
+    return found
