@@ -94,6 +94,23 @@ class RedTeamPrompt:
 
 
 @dataclass(frozen=True)
+class HarmlessPrompt:
+    """A question that nothing is wrong with answering.
+
+    Attributes:
+        id: 12 hexadecimal digits, a hash of the prompt.
+        prompt: what is asked.
+        answers: right answers, each by itself; empty where nobody wrote any.
+        source: name of the set, like `truthfulqa`.
+    """
+
+    id: str
+    prompt: str
+    answers: tuple[str, ...]
+    source: str
+
+
+@dataclass(frozen=True)
 class TaskItem:
     """A question of another task than the one being tuned for, and its right answer.
 
@@ -183,7 +200,9 @@ class Quarantined:
     row: dict[str, Any]
 
 
-Record = TypeVar("Record", Example, Rating, Refusal, RedTeamPrompt, TaskItem, Completions, Preference, Quarantined)
+Record = TypeVar(
+    "Record", Example, Rating, Refusal, RedTeamPrompt, HarmlessPrompt, TaskItem, Completions, Preference, Quarantined
+)
 
 
 def row_id(*texts: str) -> str:
@@ -193,7 +212,9 @@ def row_id(*texts: str) -> str:
 
 def write(
     path: Path,
-    rows: Iterable[Example | Rating | Refusal | RedTeamPrompt | TaskItem | Completions | Preference | Quarantined],
+    rows: Iterable[
+        Example | Rating | Refusal | RedTeamPrompt | HarmlessPrompt | TaskItem | Completions | Preference | Quarantined
+    ],
 ) -> None:
     """Write rows as JSON Lines, the whole file or nothing."""
     write_objects(path, (dataclasses.asdict(row) for row in rows))
