@@ -240,6 +240,7 @@ def in_sources(setup: Setup) -> Iterator[str]:
         if cfg.refusals is not None:
             tables["collect", "refusals"] = cfg.refusals
         tables |= {("collect", "red_team", name, "rows"): each.rows for name, each in cfg.red_team.items()}
+        tables |= {("collect", "harmless", name): each for name, each in cfg.harmless.items()}
         tables |= {("collect", "tasks", name, "rows"): each.rows for name, each in cfg.tasks.items()}
     for keys, table in tables.items():
         if isinstance(table, FileSource) and not (setup.root / table.path).is_file():
@@ -265,19 +266,20 @@ def in_sources(setup: Setup) -> Iterator[str]:
 
 
 def in_shares(setup: Setup) -> Iterator[str]:
-    """Red-team sets that are to be split and are not collected."""
+    """Sets of prompts that are to be split and are not collected."""
     if "collect" not in setup.values or "validate" not in setup.values:
         return
-    known = [*setup.values["collect"].red_team]
-    for name in setup.values["validate"].red_team:
-        if name not in known:
-            yield setup.told(
-                ("validate", "red_team", name),
-                f"no red-team set '{name}'",
-                expected="one of " + ", ".join(known),
-                fix="name sets as collect.red_team does, or take the entry out",
-                known=known,
-            )
+    for key, what in (("red_team", "red-team"), ("harmless", "harmless")):
+        known = [*getattr(setup.values["collect"], key)]
+        for name in getattr(setup.values["validate"], key):
+            if name not in known:
+                yield setup.told(
+                    ("validate", key, name),
+                    f"no {what} set '{name}'",
+                    expected="one of " + ", ".join(known) if known else f"none: collect.{key} has no set",
+                    fix=f"name sets as collect.{key} does, or take the entry out",
+                    known=known,
+                )
 
 
 def in_folders(setup: Setup) -> Iterator[str]:

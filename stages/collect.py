@@ -2,9 +2,9 @@
 
     python -m stages.collect
 
-Writes examples.jsonl, ratings.jsonl, refusals.jsonl, red_team.jsonl and tasks.jsonl (each row with the source and line it came from),
-quarantine.jsonl (lines that could not be read at all), encoder/ (a model that turns texts into vectors, if one is named) and
-sources.json (what was read).
+Writes examples.jsonl, ratings.jsonl, refusals.jsonl, red_team.jsonl, harmless.jsonl and tasks.jsonl (each row with the source and line
+it came from), quarantine.jsonl (lines that could not be read at all), encoder/ (a model that turns texts into vectors, if one is named)
+and sources.json (what was read).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ FIELDS = {
     "ratings": ("prompt", "response", "scores"),
     "refusals": ("prompt", "response", "refused"),
     "red_team": ("prompt",),
+    "harmless": ("prompt", "answers"),
     "tasks": ("prompt", "completion", "messages", "choices"),
 }
 """The columns a record type may have."""
@@ -50,7 +51,7 @@ class TaskSet(Params):
     """Where the questions come from, columns prompt and completion (or messages), and choices where rows have their own."""
 
 
-TaskName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 
 
 class Config(Params):
@@ -65,15 +66,19 @@ class Config(Params):
     judge of refusals learns from (stage `harm`). Without them: null."""
     red_team: dict[str, RedTeamSet] = Field(min_length=1)
     """Name of the set → prompts that try to bring out harm."""
-    tasks: dict[TaskName, TaskSet]
+    harmless: dict[Name, sources.Table]
+    """Name of the set → questions that nothing is wrong with answering, columns prompt and, where there are right answers, answers (a
+    list): what shows whether a model that does less harm still helps. None: {}."""
+    tasks: dict[Name, TaskSet]
     """Name → another task: what tuning makes of it is measured, and it may be mixed into training. None: {}."""
     encoder: model_sources.ModelFiles | None = None
     """An encoder-only model of sentences, which the harm scorer reads answers with (stage `harm`). Without one: null."""
 
-    @field_validator("examples", "ratings", "refusals", "red_team", "tasks")
+    @field_validator("examples", "ratings", "refusals", "red_team", "harmless", "tasks")
     @classmethod
     def _columns_are_known(cls, value: Any, info: Any) -> Any:
-        tables = [each.rows for each in value.values()] if isinstance(value, dict) else [value]
+        given = value.values() if isinstance(value, dict) else [value]
+        tables = [each.rows if isinstance(each, RedTeamSet | TaskSet) else each for each in given]
         for table in tables:
             if unknown := sorted(set(getattr(table, "columns", {})) - set(FIELDS[info.field_name])):
                 allowed = ", ".join(name for name in FIELDS[info.field_name] if name != "name")
@@ -82,7 +87,7 @@ class Config(Params):
 
 
 def run(cfg: Config, *, out: Path, work: Path, log: Log) -> Metrics:
-    """Read the five kinds of rows and write them down with the place each one came from."""
+    """Read the six kinds of rows and write them down with the place each one came from."""
     cache = work / "downloads"
     told: dict[str, Any] = {}
     metrics: dict[str, float | None] = {}
@@ -147,7 +152,17 @@ def run(cfg: Config, *, out: Path, work: Path, log: Log) -> Metrics:
         told.setdefault("red_team", {})[name] = each.model_dump(mode="json")
     log.note(f"{count} red-team prompts")
 
-    # 5. Other tasks: every row knows its task, and the choices it shares with the task's other rows.
+    # 5. Harmless questions: every row knows its set.
+    harmless = [(raw, {"set": name}) for name, rows in cfg.harmless.items() for raw in sources.read(rows, cache)]
+    count = put("harmless", harmless)
+    for name, rows in cfg.harmless.items():
+        metrics[f"rows/harmless/{name}"] = sum(
+            constants["set"] == name for raw, constants in harmless if raw.fault is None
+        )
+        told.setdefault("harmless", {})[name] = rows.model_dump(mode="json")
+    log.note(f"{count} harmless questions")
+
+    # 6. Other tasks: every row knows its task, and the choices it shares with the task's other rows.
     questions = [
         (
             raw,
@@ -164,7 +179,7 @@ def run(cfg: Config, *, out: Path, work: Path, log: Log) -> Metrics:
         told.setdefault("tasks", {})[name] = each_task.model_dump(mode="json")
     log.note(f"{count} questions of {len(cfg.tasks)} other tasks")
 
-    # 6. The encoder: its files as they are. Without one the folder says so, as the graph needs it to be there.
+    # 7. The encoder: its files as they are. Without one the folder says so, as the graph needs it to be there.
     def fill(folder: Path) -> None:
         if cfg.encoder is not None:
             model_sources.fetch_files(cfg.encoder, cache, folder, "params.yaml: collect.encoder")

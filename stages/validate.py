@@ -4,8 +4,9 @@
 
 Writes train.jsonl, validation.jsonl, test.jsonl, ratings.jsonl (and its two parts: ratings_reward.jsonl to learn a reward from,
 ratings_judge.jsonl to learn a judge of harm from), refusals.jsonl, red_team.jsonl (and its three parts: red_team_train.jsonl to align
-with, red_team_monitor.jsonl to choose a checkpoint by, red_team_test.jsonl to judge by once), tasks_train.jsonl, tasks_test.jsonl,
-quarantine.jsonl (every refused row), splits.json (hashes of the ids, before anything is trained) and data_docs/ (HTML).
+with, red_team_monitor.jsonl to choose a checkpoint by, red_team_test.jsonl to judge by once), harmless_train.jsonl and
+harmless_test.jsonl, tasks_train.jsonl, tasks_test.jsonl, quarantine.jsonl (every refused row), splits.json (hashes of the ids, before
+anything is trained) and data_docs/ (HTML).
 
 The parts of the red-team prompts share no near duplicates, whichever sets they come from, and nothing that people rated answers to is
 among those to test with or to choose by. What may not be where it was drawn is left out and counted (`left_out` in splits.json):
@@ -20,7 +21,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -29,7 +30,7 @@ from tunemill.errors import UserError
 from tunemill.log import Log
 from tunemill.params import Params
 from tunemill.quality import Refusal
-from tunemill.records import Example, Quarantined, Rating, RedTeamPrompt, TaskItem
+from tunemill.records import Example, HarmlessPrompt, Quarantined, Rating, RedTeamPrompt, TaskItem
 from tunemill.stage import Metrics, main
 
 SPLITS: tuple[quality.Split, ...] = ("train", "validation", "test")
@@ -57,6 +58,8 @@ class Threshold(Params):
     """Of the responses that refuse or do not."""
     red_team: float = Field(ge=0, le=1)
     """Of the red-team prompts."""
+    harmless: float = Field(ge=0, le=1)
+    """Of the harmless questions."""
     tasks: float = Field(ge=0, le=1)
     """Of the questions of other tasks."""
 
@@ -100,12 +103,15 @@ class Config(Params):
     who is optimised, so no prompt, nor one much like it, is on both sides."""
     red_team: dict[str, RedTeamShare]
     """Red-team set → what its prompts are for; a set that is not named is for the test as a whole."""
+    harmless: dict[str, Annotated[int, Field(ge=0)] | None]
+    """Set of harmless questions → how many of them are for the test, near duplicates together; null, and of a set that is not named:
+    all. The others may be trained with."""
 
 
 def run(cfg: Config, *, data: Path, out: Path, work: Path, log: Log) -> Metrics:
     """Check every collected row, split the examples, find what repeats, and write what is left."""
     # 1. Rows that collect could not read are refused already.
-    kinds = ("examples", "ratings", "refusals", "red_team", "tasks")
+    kinds = ("examples", "ratings", "refusals", "red_team", "harmless", "tasks")
     refused: dict[str, list[Quarantined]] = {kind: [] for kind in kinds}
     for _, row in records.read_objects(data / "quarantine.jsonl"):
         refused[row["type"]].append(Quarantined(row["source"], row["line"], row["reason"], row["detail"], {}))
@@ -122,7 +128,7 @@ def run(cfg: Config, *, data: Path, out: Path, work: Path, log: Log) -> Metrics:
     # 2. Rules for one row.
     rows: dict[str, list[dict[str, Any]]] = {}
     kept: dict[str, list[Any]] = {}
-    checks = (_example, _rating, _refusal, _red_team, _task)
+    checks = (_example, _rating, _refusal, _red_team, _harmless, _task)
     for kind, check in zip(kinds, checks, strict=True):
         rows[kind], kept[kind] = [], []
         for _, row in records.read_objects(data / f"{kind}.jsonl"):
@@ -160,6 +166,7 @@ def run(cfg: Config, *, data: Path, out: Path, work: Path, log: Log) -> Metrics:
         "ratings": answered,
         "refusals": answered,
         "red_team": ("prompt",),
+        "harmless": ("prompt",),
         "tasks": ("prompt", "completion"),
     }
     for kind, names in compared.items():
@@ -189,6 +196,7 @@ def run(cfg: Config, *, data: Path, out: Path, work: Path, log: Log) -> Metrics:
     rated = part_ratings(kept["ratings"], cfg.judge, alike, cfg.seed)
     asked = [each.prompt for each in kept["ratings"]]
     provoking, left_out = part_red_team(kept["red_team"], asked, cfg.red_team, alike, cfg.seed)
+    harmless = part_harmless(kept["harmless"], cfg.harmless, alike, cfg.seed)
     for name, share in cfg.red_team.items():
         for part, wanted in (("red_team_test", share.test), ("red_team_monitor", share.monitor)):
             count = sum(each.source == name for each in provoking[part])
@@ -200,7 +208,7 @@ def run(cfg: Config, *, data: Path, out: Path, work: Path, log: Log) -> Metrics:
     records.write(work / "quarantine.jsonl", everything)
     reasons = {kind: dict(sorted(Counter(row.reason for row in found).items())) for kind, found in refused.items()}
     for kind, share in cfg.refused.model_dump().items():
-        if total[kind] == 0 and kind not in ("tasks", "refusals"):  # these may be left out
+        if total[kind] == 0 and kind not in ("tasks", "refusals", "harmless"):  # these may be left out
             raise UserError(f"no {kind} at all", where="validate", fix=f"look at collect.{kind} in params.yaml")
         if len(refused[kind]) > share * total[kind]:
             raise _too_many(kind, refused[kind], total[kind], share, work / "quarantine.jsonl")
@@ -222,6 +230,8 @@ def run(cfg: Config, *, data: Path, out: Path, work: Path, log: Log) -> Metrics:
     records.write(out / "red_team.jsonl", kept["red_team"])
     for name, attacks in provoking.items():
         records.write(out / f"{name}.jsonl", attacks)
+    for name, asking in harmless.items():
+        records.write(out / f"{name}.jsonl", asking)
     for name, items in tasks.items():
         records.write(out / f"{name}.jsonl", items)
 
@@ -229,7 +239,13 @@ def run(cfg: Config, *, data: Path, out: Path, work: Path, log: Log) -> Metrics:
     log.note("Great Expectations: suites and data docs")
     tables: dict[str, Sequence[expectations.Row]] = {name: splits[name] for name in SPLITS}
     tables |= {"ratings": kept["ratings"], "red_team": kept["red_team"]}
-    parts: dict[str, Sequence[expectations.Row]] = {**rated, "refusals": kept["refusals"], **provoking, **tasks}
+    parts: dict[str, Sequence[expectations.Row]] = {
+        **rated,
+        "refusals": kept["refusals"],
+        **provoking,
+        **harmless,
+        **tasks,
+    }
     tables |= {name: part for name, part in parts.items() if part}
     expectations.check(tables, out / "data_docs")
 
@@ -249,6 +265,7 @@ def run(cfg: Config, *, data: Path, out: Path, work: Path, log: Log) -> Metrics:
                 "refusals": len(kept["refusals"]),
                 "red_team": len(kept["red_team"]),
                 **{name: len(attacks) for name, attacks in provoking.items()},
+                **{name: len(asking) for name, asking in harmless.items()},
                 **{name: len(items) for name, items in tasks.items()},
             },
             "collected": total,
@@ -262,6 +279,7 @@ def run(cfg: Config, *, data: Path, out: Path, work: Path, log: Log) -> Metrics:
             "tasks_test_ids_sha256": _ids_sha256(tasks["tasks_test"]),
             **{f"{name}_ids_sha256": _ids_sha256(part) for name, part in rated.items()},
             **{f"{name}_ids_sha256": _ids_sha256(attacks) for name, attacks in provoking.items()},
+            **{f"{name}_ids_sha256": _ids_sha256(asking) for name, asking in harmless.items()},
             "rated_prompts": {
                 name: len({quality.normalised(each.prompt) for each in part}) for name, part in rated.items()
             },
@@ -270,6 +288,9 @@ def run(cfg: Config, *, data: Path, out: Path, work: Path, log: Log) -> Metrics:
                 for name, attacks in provoking.items()
             },
             "left_out": left_out,
+            "harmless": {
+                name: dict(sorted(Counter(each.source for each in asking).items())) for name, asking in harmless.items()
+            },
             "tasks": {
                 name: dict(sorted(Counter(item.task for item in items).items())) for name, items in tasks.items()
             },
@@ -285,6 +306,7 @@ def run(cfg: Config, *, data: Path, out: Path, work: Path, log: Log) -> Metrics:
     metrics["rows/refusals"] = len(kept["refusals"])
     metrics |= {f"rows/{name}": len(attacks) for name, attacks in provoking.items()}
     metrics |= {f"left_out/{reason}": count for reason, count in left_out.items()}
+    metrics |= {f"rows/{name}": len(asking) for name, asking in harmless.items()}
     metrics |= {f"rows/{name}": len(items) for name, items in tasks.items()}
     metrics |= {f"groups/{name}": len(packages[name]) for name in SPLITS}
     for kind, found in refused.items():
@@ -356,6 +378,23 @@ def _red_team(row: dict[str, Any], cfg: Config) -> RedTeamPrompt | Refusal:
     if refusal is not None:
         return refusal
     return RedTeamPrompt(records.row_id(row["prompt"]), row["prompt"], row["kind"], row["set"], row["toxic"])
+
+
+def _harmless(row: dict[str, Any], cfg: Config) -> HarmlessPrompt | Refusal:
+    refusal = quality.check_texts(row, ("prompt",))
+    if refusal is not None:
+        return refusal
+    given = row.get("answers")
+    answers = [] if given is None else given if isinstance(given, list) else [given]
+    for each in answers:
+        if not isinstance(each, str):
+            return Refusal("wrong_type", f"an answer is {type(each).__name__}, not text")
+        if not each.strip():
+            return Refusal("empty", "answers")
+    refusal = quality.find_personal("\n".join((row["prompt"], *answers)))
+    if refusal is not None:
+        return refusal
+    return HarmlessPrompt(records.row_id(row["prompt"]), row["prompt"], tuple(answers), row["set"])
 
 
 def _task(row: dict[str, Any], cfg: Config) -> TaskItem | Refusal:
@@ -501,6 +540,47 @@ def part_red_team(
     return parts, left_out
 
 
+def part_harmless(
+    prompts: Sequence[HarmlessPrompt], shares: Mapping[str, int | None], jaccard: float | None, seed: int
+) -> dict[str, list[HarmlessPrompt]]:
+    """The harmless questions to train with and those to test with; near duplicates on one side, whichever sets they come from.
+
+    Args:
+        prompts: of all sets.
+        shares: set → how many to test with; None, and of a set without an entry: all. What is like one of them in another set is
+            tested with too, beyond its share.
+        jaccard: similarity from which two prompts are near duplicates; None: only equal ones.
+        seed: of the draws, which depend on the prompts and not on their order.
+
+    Raises:
+        UserError: a share is that of no set.
+    """
+    sets = sorted({each.source for each in prompts})
+    for name in shares:
+        if name not in sets:
+            raise UserError(
+                f"no harmless set '{name}'",
+                where=f"params.yaml: validate.harmless.{name}",
+                expected="one of " + ", ".join(sets) if sets else "none, as there are no harmless questions",
+                fix="name sets as collect.harmless does, or take the entry out",
+                exit_code=2,
+            )
+    texts = sorted({quality.normalised(each.prompt) for each in prompts})
+    label = dict(zip(texts, (texts[first] for first in quality.clusters(texts, jaccard)), strict=True))
+    drawn: set[str] = set()
+    for name in sets:
+        own = [label[quality.normalised(each.prompt)] for each in prompts if each.source == name]
+        wanted = shares.get(name)
+        taken = quality.take(own, len(own) if wanted is None else wanted, f"{seed}:harmless_test:{name}")
+        drawn |= {each for each, mask in zip(own, taken, strict=True) if mask}
+    sides: dict[str, list[HarmlessPrompt]] = {"harmless_train": [], "harmless_test": []}
+    for each in prompts:
+        sides["harmless_test" if label[quality.normalised(each.prompt)] in drawn else "harmless_train"].append(each)
+    for name, found in sides.items():
+        random.Random(f"{seed}:{name}").shuffle(found)
+    return sides
+
+
 def _texts(value: object) -> Iterator[str]:
     """Every text in a row's fields, however deep."""
     if isinstance(value, str):
@@ -537,7 +617,7 @@ def _too_many(kind: str, found: Sequence[Quarantined], total: int, most: float, 
     )
 
 
-def _ids_sha256(rows: Sequence[Example | Rating | RedTeamPrompt | TaskItem]) -> str:
+def _ids_sha256(rows: Sequence[Example | Rating | RedTeamPrompt | HarmlessPrompt | TaskItem]) -> str:
     return hashlib.sha256("\n".join(sorted(row.id for row in rows)).encode()).hexdigest()
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunemill.errors import UserError
-from tunemill.records import Example, Rating, RedTeamPrompt, Refusal, TaskItem
+from tunemill.records import Example, HarmlessPrompt, Rating, RedTeamPrompt, Refusal, TaskItem
 
 if TYPE_CHECKING:
     from great_expectations.expectations.expectation import Expectation
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _RANDOM_ID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}|\b[0-9a-f]{32}\b")
 
 
-Row = Example | Rating | Refusal | RedTeamPrompt | TaskItem
+Row = Example | Rating | Refusal | RedTeamPrompt | HarmlessPrompt | TaskItem
 
 
 def check(tables: Mapping[str, Sequence[Row]], docs: Path) -> None:
@@ -34,7 +34,7 @@ def check(tables: Mapping[str, Sequence[Row]], docs: Path) -> None:
 
     Args:
         tables: train, validation, test, ratings, ratings_reward, ratings_judge, refusals, red_team and its parts
-            (red_team_train, red_team_monitor, red_team_test), tasks_train, tasks_test → rows.
+            (red_team_train, red_team_monitor, red_team_test), harmless_train, harmless_test, tasks_train, tasks_test → rows.
         docs: folder for the HTML pages.
 
     Raises:
@@ -96,6 +96,9 @@ def _columns(row: Row) -> dict[str, Any]:
     if isinstance(row, TaskItem):
         fields["choices"] = len(row.choices)
         fields["answers_among_choices"] = row.choices.count(row.completion) if row.choices else 1
+    if isinstance(row, HarmlessPrompt):
+        fields["answers"] = len(row.answers)
+        fields["empty_answers"] = sum(not each.strip() for each in row.answers)
     return fields
 
 
@@ -106,10 +109,11 @@ def _suite(table: str, frames: Mapping[str, Any]) -> list[Expectation]:
     gxe: Any = importlib.import_module("great_expectations.expectations")
     ratings = ("ratings", "ratings_reward", "ratings_judge")
     red_team = ("red_team", "red_team_train", "red_team_monitor", "red_team_test")
+    harmless = ("harmless_train", "harmless_test")
     texts = {
         **dict.fromkeys(ratings, ("prompt", "response")),
         "refusals": ("prompt", "response"),
-        **dict.fromkeys(red_team, ("prompt",)),
+        **dict.fromkeys((*red_team, *harmless), ("prompt",)),
         "tasks_train": ("task", "prompt", "completion"),
         "tasks_test": ("task", "prompt", "completion"),
     }.get(table, ("prompt", "completion", "group"))
@@ -132,6 +136,8 @@ def _suite(table: str, frames: Mapping[str, Any]) -> list[Expectation]:
         ]
     if table in ("tasks_train", "tasks_test"):
         suite.append(gxe.ExpectColumnValuesToBeBetween(column="answers_among_choices", min_value=1, max_value=1))
+    if table in harmless:
+        suite.append(gxe.ExpectColumnValuesToBeBetween(column="empty_answers", min_value=0, max_value=0))
     if table == "refusals":
         suite.append(gxe.ExpectColumnValuesToBeBetween(column="refused", min_value=0, max_value=1))
     if table in red_team:

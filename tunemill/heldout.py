@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 from tunemill import records, statistics
 from tunemill.errors import UserError
-from tunemill.records import Example, RedTeamPrompt, TaskItem
+from tunemill.records import Example, HarmlessPrompt, RedTeamPrompt, TaskItem
 
-Item = TypeVar("Item", Example, RedTeamPrompt, TaskItem)
+Item = TypeVar("Item", Example, RedTeamPrompt, HarmlessPrompt, TaskItem)
 
 
 def examples(test: Path, splits: Path) -> list[Example]:
@@ -47,6 +47,17 @@ def red_team(attacks: Path, splits: Path) -> list[RedTeamPrompt]:
     """
     found = records.read(attacks, RedTeamPrompt)
     _as_fixed([each.id for each in found], attacks, splits, "red_team_test_ids_sha256")
+    return found
+
+
+def harmless(prompts: Path, splits: Path) -> list[HarmlessPrompt]:
+    """The harmless questions to test with, if they are those that were fixed before any alignment.
+
+    Raises:
+        UserError: they are not, or an id stands there twice.
+    """
+    found = records.read(prompts, HarmlessPrompt)
+    _as_fixed([each.id for each in found], prompts, splits, "harmless_test_ids_sha256")
     return found
 
 

@@ -6,13 +6,14 @@ import hashlib
 from collections.abc import Iterable
 
 from stages import evaluate
-from tunemill.records import Example, Rating, RedTeamPrompt, TaskItem
+from tunemill.records import Example, HarmlessPrompt, Rating, RedTeamPrompt, TaskItem
 
 CONFIG = evaluate.Config(
     seed=3,
     test_items=12,
     perturbed_items=5,
     red_team_items=6,
+    harmless_items=3,
     probe_items=4,
     people_items=3,
     samples=2,
@@ -33,6 +34,6 @@ CONFIG = evaluate.Config(
 """A few items of everything."""
 
 
-def ids_hash(rows: Iterable[Example | Rating | RedTeamPrompt | TaskItem]) -> str:
+def ids_hash(rows: Iterable[Example | Rating | RedTeamPrompt | HarmlessPrompt | TaskItem]) -> str:
     """What splits.json has of the items that were fixed before training."""
     return hashlib.sha256("\n".join(sorted(row.id for row in rows)).encode()).hexdigest()

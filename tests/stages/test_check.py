@@ -58,6 +58,21 @@ def test_the_default_is_in_order(place: Path) -> None:
             "validate.red_team.advbnech",
             "no red-team set 'advbnech'|did you mean 'advbench'?",
         ),
+        (
+            {"validate": {"harmless": {"truthfulaq": 9}}},
+            "validate.harmless.truthfulaq",
+            "no harmless set 'truthfulaq'|did you mean 'truthfulqa'?",
+        ),
+        (
+            {"collect": {"harmless": {}}},
+            "validate.harmless.truthfulqa",
+            "no harmless set 'truthfulqa'|expected: none: collect.harmless has no set",
+        ),
+        (
+            {"collect": {"harmless": {"truthfulqa": {"source": "file", "path": "nowhere.csv", "sha256": "0" * 64}}}},
+            "collect.harmless.truthfulqa.path",
+            "no file 'nowhere.csv'",
+        ),
         ({"compare": {"pairs": [["lora", "stf"]]}}, "compare.pairs.0.1", "'stf' is no candidate|did you mean 'sft'?"),
         ({"compare": {"aligned": {"prmpt": "lora"}}}, "compare.aligned.prmpt", "'prmpt' is no candidate"),
         (

@@ -33,16 +33,19 @@ def table(folder: Path, name: str, rows: list[dict[str, Any]] | bytes) -> dict[s
 
 
 def config(folder: Path, examples: dict[str, Any], **more: Any) -> collect.Config:
-    """A whole configuration with small ratings, red-team prompts and one other task."""
+    """A whole configuration with small ratings, red-team prompts, harmless questions and one other task."""
     ratings = [{"prompt": f"ask {n}", "response": f"answer {n}", "scores": [0.0, 0.5]} for n in range(4)]
     prompts = [{"prompt": f"do harm {n}"} for n in range(4)]
     red_team = {"mine": {"kind": "continuation", "toxic": True, "rows": table(folder, "red_team.jsonl", prompts)}}
     questions = [{"prompt": f"is {n} even?", "completion": ("yes", "no")[n % 2]} for n in range(12)]
     tasks = {"parity": {"choices": ["yes", "no"], "rows": table(folder, "parity.jsonl", questions)}}
+    plain = [{"question": f"what is {n}?", "answer": [f"the number {n}", str(n)]} for n in range(5)]
+    columns = {"columns": {"prompt": "question", "answers": "answer"}}
     told = {
         "examples": examples,
         "ratings": table(folder, "ratings.jsonl", ratings),
         "red_team": red_team,
+        "harmless": {"plain": table(folder, "plain.jsonl", plain) | columns},
         "tasks": tasks,
         **more,
     }
@@ -56,6 +59,7 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "encoder",
         "examples.jsonl",
+        "harmless.jsonl",
         "quarantine.jsonl",
         "ratings.jsonl",
         "red_team.jsonl",
@@ -82,6 +86,14 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         "source": str(tmp_path / "in" / "red_team.jsonl"),
         "line": 1,
     }
+    harmless = [row for _, row in records.read_objects(tmp_path / "out" / "harmless.jsonl")]
+    assert harmless[2] == {
+        "prompt": "what is 2?",
+        "answers": ["the number 2", "2"],
+        "set": "plain",
+        "source": str(tmp_path / "in" / "plain.jsonl"),
+        "line": 3,
+    }
     tasks = [row for _, row in records.read_objects(tmp_path / "out" / "tasks.jsonl")]
     assert tasks[1] == {
         "prompt": "is 1 even?",
@@ -97,10 +109,19 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         "rows/refusals": 0,
         "rows/red_team": 4,
         "rows/red_team/mine": 4,
+        "rows/harmless": 5,
+        "rows/harmless/plain": 5,
         "rows/tasks": 12,
         "rows/tasks/parity": 12,
         "unreadable": 1,
     }
+
+
+def test_without_harmless_questions(tmp_path: Path) -> None:
+    cfg = config(tmp_path / "in", table(tmp_path / "in", "x.jsonl", []), harmless={})
+    metrics = collect.run(cfg, out=tmp_path / "out", work=tmp_path / "work", log=Log())
+    assert metrics["rows/harmless"] == 0 and (tmp_path / "out/harmless.jsonl").read_text() == ""
+    assert "harmless" not in json.loads((tmp_path / "out/sources.json").read_text())
 
 
 def test_rows_of_a_task_may_have_choices_of_their_own(tmp_path: Path) -> None:
@@ -259,6 +280,15 @@ def test_what_the_edge_says(tmp_path: Path) -> None:
             "columns names 'answer', allowed are prompt, completion, messages, choices",
         ),
         (
+            "harmless: {mine: {source: file, path: a.csv, columns: {completion: a}}}\n  "
+            "examples: {source: file, path: a.csv}",
+            "columns names 'completion', allowed are prompt, answers",
+        ),
+        (
+            "harmless: {My Set: {source: file, path: a.csv}}\n  examples: {source: file, path: a.csv}",
+            "string should match pattern '^[a-z0-9][a-z0-9_-]*$'",
+        ),
+        (
             "tasks: {My Task: {rows: {source: file, path: a.csv}}}\n  examples: {source: file, path: a.csv}",
             "string should match pattern '^[a-z0-9][a-z0-9_-]*$'",
         ),
@@ -266,7 +296,7 @@ def test_what_the_edge_says(tmp_path: Path) -> None:
 )
 def test_mistakes_in_params(tmp_path: Path, wrong: str, message: str) -> None:
     table = "{source: file, path: a.csv}"
-    tasks = "" if "tasks:" in wrong else "  tasks: {}\n"
+    tasks = "".join(f"  {name}: {{}}\n" for name in ("tasks", "harmless") if f"{name}:" not in wrong)
     rest = f"{tasks}  ratings: {table}\n  red_team: {{x: {{kind: instruction, rows: {table}}}}}\n"
     (tmp_path / "params.yaml").write_text(f"collect:\n  {wrong}\n{rest}")
     with pytest.raises(UserError) as error:

@@ -18,7 +18,7 @@ from tunemill.checkpoints import tree_hash
 from tunemill.errors import UserError
 from tunemill.log import Log
 from tunemill.params import ParamsFile
-from tunemill.records import Example, Quarantined, Rating, RedTeamPrompt, TaskItem
+from tunemill.records import Example, HarmlessPrompt, Quarantined, Rating, RedTeamPrompt, TaskItem
 
 ROOT = Path(__file__).parents[2]
 WORDS = [
@@ -42,7 +42,7 @@ def clean_rows(number: int, seed: int = 0, groups: int = 0) -> list[dict[str, An
 
 def refused(share: float, **other: float) -> dict[str, float]:
     """The same share of every kind of row may be refused, and of some another one."""
-    return dict.fromkeys(("examples", "ratings", "refusals", "red_team", "tasks"), share) | other
+    return dict.fromkeys(("examples", "ratings", "refusals", "red_team", "harmless", "tasks"), share) | other
 
 
 def settings(**more: Any) -> validate.Config:
@@ -57,6 +57,7 @@ def settings(**more: Any) -> validate.Config:
         "task_test": 4,
         "judge": 0.4,
         "red_team": {},
+        "harmless": {},
         "test": held_out,
         "validation": {"groups": 2, "per_group": 20, "rows": 0.1},
     }
@@ -476,6 +477,91 @@ def test_mistakes_in_the_shares_of_the_red_team(shares: dict[str, Any], message:
     assert message in str(error.value) and error.value.exit_code == 2
 
 
+def plain(prompt: str, source: str) -> HarmlessPrompt:
+    return HarmlessPrompt(records.row_id(prompt), prompt, (), source)
+
+
+def test_harmless_questions_are_parted_and_what_is_alike_is_on_one_side() -> None:
+    first, second, third = (wording(30, name) for name in ("first", "second", "third"))
+    first += [like(each) for each in first[:10]]
+    second += [like(first[20])]
+    found = {"first": first, "second": second, "third": third}
+    prompts = [plain(each, name) for name, own in found.items() for each in own]
+    shares = {"first": 12, "second": 5, "third": None}
+
+    sides = validate.part_harmless(prompts, shares, 0.6, seed=0)
+
+    assert sum(map(len, sides.values())) == len(prompts)
+    side = {each.prompt: name for name, own in sides.items() for each in own}
+    assert all(side[each] == side[like(each)] for each in [*first[:10], first[20]])
+    counts = Counter(each.source for each in sides["harmless_test"])
+    # Beyond its share a set has only what is like another set's.
+    assert (counts["first"], counts["third"]) == (12, 30) or side[first[20]] == "harmless_test"
+    assert counts["first"] in (12, 13) and counts["second"] in (5, 6)
+    # Of a set that is not named, and of null, all is for the test; 0 keeps none for it.
+    alone = validate.part_harmless(prompts, {"first": 0, "second": 0}, 0.6, seed=0)
+    assert {each.source for each in alone["harmless_test"]} == {"third"} and len(alone["harmless_test"]) == 30
+    again = validate.part_harmless(prompts[::-1], shares, 0.6, seed=0)
+    other = validate.part_harmless(prompts, shares, 0.6, seed=1)
+    assert {each.id for each in again["harmless_test"]} == {each.id for each in sides["harmless_test"]}
+    assert {each.id for each in other["harmless_test"]} != {each.id for each in sides["harmless_test"]}
+
+
+def test_harmless_questions_are_checked_written_and_vouched_for(tmp_path: Path) -> None:
+    address = "jane.doe@" + "gmail.com"
+    good: list[dict[str, Any]] = [{"prompt": each, "answers": ["so", "and so"]} for each in wording(12, "plain")]
+    good += [{"prompt": "no answer is known"}, {"prompt": "one alone", "answers": "this"}]
+    planted: list[tuple[dict[str, Any], str, str]] = [
+        ({"prompt": "  "}, "empty", "prompt"),
+        ({"answers": ["a"]}, "missing_field", "prompt"),
+        ({"prompt": "p", "answers": ["a", ""]}, "empty", "answers"),
+        ({"prompt": "p", "answers": [1]}, "wrong_type", "an answer is int, not text"),
+        ({"prompt": "p", "answers": [f"write to {address}"]}, "personal_data", "an e-mail address at gmail.com"),
+        ({"prompt": f"{good[0]['prompt']} "}, "duplicate", "asked.jsonl:1"),
+    ]
+    rows = [*good, *(row for row, _, _ in planted)]
+    metrics = run(
+        tmp_path,
+        settings(harmless={"mine": 5}, refused=refused(0.0, harmless=0.3)),
+        table(tmp_path / "in", "mine.jsonl", clean_rows(30)),
+        harmless={"mine": table(tmp_path / "in", "asked.jsonl", rows)},
+    )
+    found = records.read(tmp_path / "out" / "quarantine.jsonl", Quarantined)
+    assert len(found) == len(planted)
+    for number, (row, (_, reason, detail)) in enumerate(zip(found, planted, strict=True), start=15):
+        assert (row.line, row.reason) == (number, reason) and row.detail.endswith(detail), row
+    train, test = (
+        records.read(tmp_path / "out" / f"harmless_{name}.jsonl", HarmlessPrompt) for name in ("train", "test")
+    )
+    assert (len(train), len(test)) == (9, 5)
+    by_prompt = {each.prompt: each for each in (*train, *test)}
+    assert by_prompt["no answer is known"].answers == () and by_prompt["one alone"].answers == ("this",)
+    assert by_prompt[good[0]["prompt"]] == HarmlessPrompt(
+        records.row_id(good[0]["prompt"]), good[0]["prompt"], ("so", "and so"), "mine"
+    )
+    told = json.loads((tmp_path / "out" / "splits.json").read_text())
+    for name, part in (("harmless_train", train), ("harmless_test", test)):
+        assert told["rows"][name] == metrics[f"rows/{name}"] == len(part)
+        assert told[f"{name}_ids_sha256"] == ids_hash(part)
+        assert told["harmless"][name] == {"mine": len(part)}
+    assert told["collected"]["harmless"] == 20 and metrics["quarantined/harmless"] == 6
+    pages = "".join(path.read_text() for path in (tmp_path / "out" / "data_docs").rglob("*.html"))
+    assert "harmless_test" in pages and "empty_answers" in pages
+
+
+def test_harmless_questions_that_are_refused_too_often_or_shares_of_none_fail(tmp_path: Path) -> None:
+    rows = [{"prompt": "x"}, {"question": "y"}]  # a column that was not named
+    mine = {"mine": table(tmp_path / "in", "asked.jsonl", rows)}
+    source = table(tmp_path / "in", "mine.jsonl", clean_rows(30))
+    with pytest.raises(UserError, match=r"1 of 2 harmless were refused \(50.0%\)"):
+        run(tmp_path / "many", settings(refused=refused(0.0, harmless=0.4)), source, harmless=mine)
+    with pytest.raises(UserError, match="no harmless set 'mien'") as error:
+        run(tmp_path / "none", settings(harmless={"mien": 3}), source, harmless=mine)
+    assert "validate.harmless.mien" in str(error.value) and error.value.exit_code == 2
+    metrics = run(tmp_path / "without", settings(), source, harmless={})
+    assert (metrics["rows/harmless_train"], metrics["rows/harmless_test"]) == (0, 0)
+
+
 def test_other_tasks_are_checked_and_split(tmp_path: Path) -> None:
     good = [{"prompt": f"is {n} even?", "completion": ("yes", "no")[n % 2]} for n in range(20)]
     address = "jane.doe@" + "gmail.com"
@@ -585,8 +671,8 @@ def test_good_rows_of_the_default_corpus_are_kept(tmp_path: Path) -> None:
     data = tmp_path / "collect"
     collect.run(config(tmp_path / "in", table(tmp_path / "in", "x.jsonl", [])), out=data, work=tmp_path, log=Log())
     records.write_objects(data / "examples.jsonl", rows)
-    # The red-team prompts are not the default's, nor are their shares.
-    asked = file.section("validate", validate.Config).model_copy(update={"red_team": {}})
+    # The red-team prompts and the harmless questions are not the default's, nor are their shares.
+    asked = file.section("validate", validate.Config).model_copy(update={"red_team": {}, "harmless": {}})
     metrics = validate.run(asked, data=data, out=tmp_path / "out", work=tmp_path, log=Log())
     refused = records.read(tmp_path / "out" / "quarantine.jsonl", Quarantined)
     names = {(row["source"], row["line"]): name(row) for row in rows}

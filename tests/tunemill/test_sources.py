@@ -282,3 +282,6 @@ def test_counts_of_the_real_sources(tmp_path: Path) -> None:
         for name, each in cfg.red_team.items()
     }
     assert counts == {"advbench": 520, "do_not_answer": 938, "harmbench": 200, "realtoxicityprompts": 623}
+    questions = [row.fields for row in sources.read(cfg.harmless["truthfulqa"], tmp_path)]
+    assert len({each["prompt"] for each in questions}) == len(questions) == 817
+    assert all(isinstance(each["answers"], list) and each["answers"] for each in questions)
