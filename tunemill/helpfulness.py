@@ -5,8 +5,9 @@ questions that nothing is wrong with show one side of that, `helpful` the other.
 
 *helpful* is the cosine similarity, from 0 to 1, of an answer's sentence embedding and that of the nearest right answer. That is being
 on the topic in the right words. It is not truth: "no" for "yes" costs little, a wrong year less, and a confident falsehood about the
-topic may score higher than a right answer worded unlike any that was written down. A refusal scores low, as it speaks of something
-else. So compare the means of candidates on the same prompts, and call no single answer helpful by it.
+topic may score higher than a right answer worded unlike any that was written down. Nor is it an answer: the question said again is as
+near as a right answer is to the others. A refusal scores low, as it speaks of something else, and so does a question back. So compare
+the means of candidates on the same prompts, and call no single answer helpful by it.
 
 Pure but for `reader`: texts and a function that embeds them in, numbers out.
 """
