@@ -3,8 +3,8 @@ r"""Best of n: of n answers of the starting policy the one that the reward likes
 python -m stages.best_of --candidate harm --reward artifacts/reward/harm --model artifacts/feedback/policy --out artifacts/best_of/harm
 
 The control that every way of optimising a reward is held against (Gao et al. 2023): no training, only choice, so what it gains the
-reward knows, and nothing has been gamed on the way. Red-team instructions are answered so (`tunemill.best_of`); on everything else the
-policy is the starting one, greedy as that. It takes both families of models, and any reward but a shuffled one.
+reward knows, and nothing has been gamed on the way. Red-team instructions and harmless prompts are answered so (`tunemill.best_of`); on
+everything else the policy is the starting one, greedy as that. It takes both families of models, and any reward but a shuffled one.
 
 Writes model/, a whole checkpoint with best_of.json and the reward.
 """

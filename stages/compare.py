@@ -15,9 +15,10 @@ with choices. Candidates that differ in the training seed alone can be taken tog
 stands under `forgetting`: see `tunemill.forgetting`.
 
 What alignment has done stands under `alignment`, for each candidate that `aligned` names, against the one that it started from:
-the harm of its answers to red-team prompts, at matched length too, refusals, nonsense, and guards on offence and on the task. "Less
-harmful" is said only where all of its conditions hold (`tunemill.alignment`). Candidates of several training seeds are taken together
-there as well. `controls` names what else one is held against in the same way: a policy with a reward that knows nothing of harm, say.
+the harm of its answers to red-team prompts, at matched length too, refusals, nonsense, how evasive it is on harmless prompts, and
+guards on offence and on the task. "Less harmful" is said only where all of its conditions hold (`tunemill.alignment`). Candidates of
+several training seeds are taken together there as well. `controls` names what else one is held against in the same way, and must have
+less harm than: a policy with a reward that knows nothing of harm, say.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ FURTHER = {
     "people": ("id", "questions about people"),
     "questions": ("task", "questions of other tasks"),
     "red_team": ("id", "red-team prompts"),
+    "harmless": ("id", "harmless prompts"),
     "probes": ("id", "beginnings of texts"),
     "generated": ("task", "questions of benchmarks"),
 }
@@ -59,16 +61,18 @@ FURTHER = {
 
 
 class Margins(Params):
-    """How much more of it (of the task: how much less) alignment may bring without its being called worse."""
+    """How much more of it (of help and the task: how much less) alignment may bring without its being called worse."""
 
     refusal: float = Field(gt=0, le=1)
-    """Share of answers that refuse, by the judge and by the list of phrases each."""
+    """Share of answers that refuse, by the judge and by the list of phrases each; of harmless prompts as well."""
     nonsense: float = Field(gt=0, le=1)
     """Share of answers that say nothing, or the same again and again."""
     surprise: float = Field(gt=0)
     """Nats per token that answers surprise the model that all candidates started from."""
     offence: float = Field(gt=0, le=1)
     """Probability that an answer is offensive."""
+    helpful: float = Field(gt=0, le=1)
+    """Likeness of answers to harmless prompts to right answers, 0 to 1."""
     task: float = Field(gt=0, le=100)
     """Points of the primary metric on the task."""
 
@@ -89,7 +93,7 @@ class Config(Params):
     seeds: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]]
     """Name → candidates that are one method with several training seeds: they are compared with the reference together."""
     aligned: dict[str, str]
-    """Aligned candidate → the candidate that its alignment started from, which it is compared with on red-team prompts."""
+    """Aligned candidate → the candidate that its alignment started from, which it is compared with on red-team and harmless prompts."""
     controls: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]]
     """Aligned candidate, or several of one method by its name under `seeds` → what else it is compared with there."""
     margins: Margins
@@ -294,7 +298,8 @@ def run(
     seeds = across_seeds(cfg.seeds, found, cfg.reference, primary, cfg.seed)
 
     # 10. What alignment has done.
-    aligned = alignments(cfg, {name: evidence[name].red_team for name in names}, found, primary)
+    provoked = {name: [*evidence[name].red_team, *evidence[name].harmless] for name in names}
+    aligned = alignments(cfg, provoked, found, primary)
 
     # 11. Write.
     write_json(
@@ -368,6 +373,9 @@ def run(
         for measure in (alignment.PRIMARY, alignment.MATCHED, *alignment.GUARDED):
             own = entry["measures"][measure]
             flat |= {f"{key}/{measure}/{part}": own[part] for part in ("diff", "ci_low", "ci_high")}
+        for measure in alignment.EVASIVE:
+            own = entry["harmless"][measure]
+            flat |= {f"{key}/harmless/{measure}/{part}": own[part] for part in ("diff", "ci_low", "ci_high")}
     assert not any(isinstance(each, float) and np.isnan(each) for each in flat.values())
     return flat
 
@@ -380,7 +388,14 @@ def read_evidence(folder: Path, instances: Sequence[Mapping[str, Any]]) -> helm.
         return [row for _, row in records.read_objects(path)] if path.is_file() else []
 
     return helm.Evidence(
-        instances, read("perturbed"), read("people"), read("tasks"), read("red_team"), read("probes"), read("generated")
+        instances,
+        read("perturbed"),
+        read("people"),
+        read("tasks"),
+        read("red_team"),
+        read("probes"),
+        read("generated"),
+        harmless=read("harmless"),
     )
 
 
@@ -444,7 +459,7 @@ def across_seeds(
 
 
 def alignments(
-    cfg: Config, red_team: Mapping[str, alignment.Rows], found: Mapping[str, helm.Figures], primary: str
+    cfg: Config, provoked: Mapping[str, alignment.Rows], found: Mapping[str, helm.Figures], primary: str
 ) -> list[dict[str, Any]]:
     """Every aligned candidate against the one that it started from, every method of several training seeds, then the controls.
 
@@ -452,7 +467,7 @@ def alignments(
 
     Args:
         cfg: who was aligned, from whom, what else to hold it against, and the margins.
-        red_team: candidate → its rows of red_team.jsonl.
+        provoked: candidate → its rows of red_team.jsonl and harmless.jsonl.
         found: candidate → its figures, the scores of the test items among them.
         primary: the metric of the task.
 
@@ -493,7 +508,7 @@ def alignments(
     asked = [(*each, False) for each in started]
     asked += [(name, trainings[name], each, True) for name, controls in cfg.controls.items() for each in controls]
     entries = [
-        {**_aligned(cfg, name, of, other, red_team, found, primary), "control": control}
+        {**_aligned(cfg, name, of, other, provoked, found, primary), "control": control}
         for name, of, other, control in asked
     ]
     families: dict[str, list[dict[str, Any]]] = {}
@@ -506,14 +521,23 @@ def alignments(
             own = entry["measures"][alignment.PRIMARY]
             gap = statistics.Comparison(own["diff"], own["ci_low"], own["ci_high"], own["p"])
             verdict = statistics.verdict(gap, p, LEVEL, lower_is_better=True)
-            held = alignment.conditions(entry["measures"], cfg.margins.model_dump(), verdict, FEWEST_SEEDS)
-            same = min(alignment.unchanged(red_team[each], red_team[entry["against"]]) for each in entry["of"])
+            margins = cfg.margins.model_dump()
+            held = alignment.conditions(entry["measures"], margins, verdict, FEWEST_SEEDS)
+            further = alignment.evasive(entry["harmless"], margins)
+            if not entry["control"]:
+                further += [
+                    alignment.beyond(each["against"], each["measures"][alignment.PRIMARY])
+                    for each in families.get("controls", ())
+                    if each["name"] == entry["name"]
+                ]
+            same = min(alignment.unchanged(provoked[each], provoked[entry["against"]]) for each in entry["of"])
+            name, against = entry["name"], entry["against"]
             entry |= {
                 "p_holm": p,
                 "verdict": verdict,
-                "conditions": [each._asdict() for each in held],
-                "less_harmful": all(each.holds is not False for each in held),
-                "sentence": alignment.sentence(entry["name"], entry["against"], entry["measures"], held, same),
+                "conditions": [each._asdict() for each in (*held, *further)],
+                "less_harmful": all(each.holds is not False for each in (*held, *further)),
+                "sentence": alignment.sentence(name, against, entry["measures"], held, same, further),
             }
     return entries
 
@@ -523,16 +547,16 @@ def _aligned(
     name: str,
     of: Sequence[str],
     start: str,
-    red_team: Mapping[str, alignment.Rows],
+    provoked: Mapping[str, alignment.Rows],
     found: Mapping[str, helm.Figures],
     primary: str,
 ) -> dict[str, Any]:
     """One candidate, or several of one method, as comparison.json has it; without the verdict."""
-    ours = [red_team[each] for each in of]
+    ours = [provoked[each] for each in of]
     measured = {
         kind: {
             measure: alignment.described(each, cfg.seed, LEVEL)
-            for measure, each in alignment.compared(ours, red_team[start], kind, cfg.resamples, cfg.seed).items()
+            for measure, each in alignment.compared(ours, provoked[start], kind, cfg.resamples, cfg.seed).items()
         }
         for kind in alignment.KINDS
     }
@@ -556,6 +580,7 @@ def _aligned(
         "drift": alignment.drifted(ours),
         "measures": measured["instruction"],
         "continuation": measured["continuation"],
+        "harmless": measured["harmless"],
         "task": {"metric": primary, **task},
         "guards": [each._asdict() for each in guards],
     }

@@ -3,7 +3,8 @@
     python -m stages.evaluate --policy artifacts/lora/adapter --base artifacts/select/model \
         --test artifacts/validate/test.jsonl --splits artifacts/validate/splits.json \
         --red-team artifacts/validate/red_team_test.jsonl --tasks artifacts/validate/tasks_test.jsonl \
-        --train artifacts/validate/train.jsonl --harm artifacts/harm --start artifacts/select/model --candidate lora
+        --harmless artifacts/validate/harmless_test.jsonl --train artifacts/validate/train.jsonl --harm artifacts/harm \
+        --start artifacts/select/model --candidate lora
 
 One pass: the model is loaded once and asked everything once; every metric reads the same answers. What is asked:
 
@@ -14,6 +15,7 @@ One pass: the model is loaded once and asked everything once; every metric reads
   something, since an unchanged prompt has its answer already;
 - red-team prompts, several samples of each (toxicity, and what alignment has made of them: `tunemill.alignment`), and beginnings of
   texts about people, too (bias): sampled alike for all candidates. A prompt is read once for all its samples;
+- harmless questions, as the red-team instructions are asked: who refuses these as well is evasive (`tunemill.helpfulness`);
 - questions of other tasks, through lm-evaluation-harness: how likely the right answer is, and whether it is the most likely
   of its choices. `compare` reads from them accuracy, calibration and what tuning has made of other tasks. These prompts take
   the base's tokenizer and chat template: a template that was made for the task tuned for is no part of what is asked here;
@@ -26,9 +28,9 @@ Journals keep what was generated and scored, batch by batch, named by all that i
 seed, machine, and the code that asks. A killed evaluation goes on there, and where only metrics have changed, or how many of one kind
 are asked, nothing else is asked again.
 
-Writes instances.jsonl (one row for each test item, scores in points), perturbed.jsonl, red_team.jsonl, probes.jsonl, people.jsonl,
-tasks.jsonl, generated.jsonl (what benchmarks had it write) and scores.json; the same keys for every candidate, null with a reason
-where a value is undefined.
+Writes instances.jsonl (one row for each test item, scores in points), perturbed.jsonl, red_team.jsonl, harmless.jsonl, probes.jsonl,
+people.jsonl, tasks.jsonl, generated.jsonl (what benchmarks had it write) and scores.json; the same keys for every candidate, null with
+a reason where a value is undefined.
 """
 
 from __future__ import annotations
@@ -52,6 +54,7 @@ from tunemill import (
     harness,
     heldout,
     helm,
+    helpfulness,
     journal,
     likelihood,
     metrics,
@@ -91,12 +94,14 @@ class Config(Params):
     """How many of these are answered again, perturbed, for robustness and fairness; 0 none."""
     red_team_items: int | None = Field(ge=0)
     """Red-team prompts to answer, as many instructions as beginnings of texts, every source with its share; 0 asks none."""
+    harmless_items: int | None = Field(ge=0)
+    """Harmless questions to answer, every set with its share; 0 asks none."""
     probe_items: int | None = Field(ge=0)
     """Beginnings of texts about people to go on from, for bias; 0 asks none."""
     people_items: int | None = Field(ge=0)
     """Questions about people, for fairness; 0 asks none."""
     samples: int = Field(ge=1, le=100)
-    """Answers to each red-team prompt, the same number for all candidates."""
+    """Answers to each red-team prompt and harmless question, the same number for all candidates."""
     probe_samples: int = Field(ge=1, le=100)
     """Texts that go on from each beginning."""
     temperature: float = Field(gt=0)
@@ -133,6 +138,7 @@ def run(
     test: Path,
     splits: Path,
     red_team: Path | None,
+    harmless: Path | None = None,
     tasks: Path | None = None,
     train: Path | None = None,
     harm: Path | None = None,
@@ -150,6 +156,8 @@ def run(
     again = heldout.subset(examples, cfg.perturbed_items, cfg.seed, "group")
     attacks = heldout.red_team(red_team, splits) if red_team is not None and cfg.red_team_items != 0 else []
     attacks = heldout.attacks(attacks, cfg.red_team_items, cfg.seed)
+    inquiries = heldout.harmless(harmless, splits) if harmless is not None and cfg.harmless_items != 0 else []
+    inquiries = heldout.subset(inquiries, cfg.harmless_items, cfg.seed, "source")
     stories = probes.stories()[: cfg.probe_items]
     found = heldout.questions(tasks, splits) if tasks is not None else []
     asked = questions.choose(found, cfg.choice_items, cfg.task_items, cfg.seed)
@@ -204,6 +212,8 @@ def run(
     tries = cfg.samples * best_of.number(policy)  # of n answers the best, where the policy says so
     replies = answers("instructions", [message(each.prompt) for each in told], drawn, [tries] * len(told))
     replies = best_of.pick(policy, tokenizer, [each.prompt for each in told], replies, shelf, runtime, log)
+    helped = answers("harmless", [message(each.prompt) for each in inquiries], drawn, [tries] * len(inquiries))
+    helped = best_of.pick(policy, tokenizer, [each.prompt for each in inquiries], helped, shelf, runtime, log)
     texts = [*(each.prompt for each in begun), *(each.text for each in stories)]
     counts = [cfg.samples] * len(begun) + [cfg.probe_samples] * len(stories)
     continued = answers("beginnings", [beginning(each) for each in texts], drawn, counts)
@@ -266,6 +276,7 @@ def run(
         nats = iter(surprise)
         surprised = [[next(nats) if at < len(told) else None for _ in own] for at, own in enumerate(replies)]
     provoked = scoring.provoked([*told, *begun], replies, scorers, surprised if surprise is not None else None, drift)
+    safe = scoring.harmless(inquiries, helped, scorers, helpfulness.reader(harm, runtime) if helped else None)
     probed = [
         {"id": each.id, "probe": each.text, "samples": [one.text for one in found]}
         for each, found in zip(stories, continued, strict=True)
@@ -284,7 +295,7 @@ def run(
     }
     flat |= {f"tasks/{name}/{key}": value for name, own in found_out.groups.items() for key, value in own.items()}
     flat |= {name: None if figure.value != figure.value else figure.value for name, figure in figures.items()}
-    aligned, unaligned = alignment.summary(provoked)
+    aligned, unaligned = alignment.summary([*provoked, *safe])
     unaligned |= {alignment.DRIFT: stays} if stays else {}
     flat |= aligned
 
@@ -296,6 +307,7 @@ def run(
         "instances": instances,
         "perturbed": perturbed,
         "red_team": provoked,
+        "harmless": safe,
         "probes": probed,
         "people": people,
         "tasks": judged,

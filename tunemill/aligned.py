@@ -754,6 +754,8 @@ MEASURES = {
     "offence": ("Offence", 3),
     "refusal": ("Refusals, by a judge", 3),
     "refusal_phrases": ("Refusals in so many words", 3),
+    "asks_back": ("Only a question back", 3),
+    "helpful": ("Helpfulness: likeness to a right answer", 3),
     "nonsense": ("Nonsense: empty, or repeating itself", 3),
     "surprise": ("Surprise of the base model, nats a token", 2),
     "words": ("Words in an answer", 1),
@@ -807,6 +809,8 @@ class Verdict:
     measures: tuple[Measured, ...]
     continuations: tuple[Measured, ...]
     """Of texts that go on from a beginning, which are reported apart."""
+    harmless: tuple[Measured, ...]
+    """Of answers to harmless prompts; none where none were asked."""
 
 
 def verdicts(comparison: Json) -> list[Verdict]:
@@ -814,7 +818,7 @@ def verdicts(comparison: Json) -> list[Verdict]:
     entries = comparison.get("alignment") or ()
     found = []
     for each in sorted(entries, key=lambda each: (each.get("control", False), len(each["of"]) < 2)):
-        measures = _measured(each["measures"])
+        measures, safe = _measured(each["measures"]), each.get("harmless", {})
         harm = estimate(each["measures"]["harm"], "diff")
         outcome: Literal["better", "worse", "unproven"] = "better" if each["less_harmful"] else "unproven"
         found.append(
@@ -831,6 +835,7 @@ def verdicts(comparison: Json) -> list[Verdict]:
                 measures=measures,
                 is_control=each.get("control", False),
                 continuations=_measured(each["continuation"]),
+                harmless=_measured(safe) if any(one["n"] for one in safe.values()) else (),
             )
         )
     return found

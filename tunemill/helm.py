@@ -86,6 +86,8 @@ class Evidence(NamedTuple):
     probes: Rows = ()
     generated: Rows = ()
     """What benchmarks had the model write, and perplexities, with lm-eval's scores of each."""
+    harmless: Rows = ()
+    """Harmless prompts: no category reads them, and `alignment` does."""
     rounds: Rows = ()
     """Measurements of speed, one for each round."""
     memory_bytes: int | None = None

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from tunemill import metrics, perturbations
-from tunemill.records import Example, RedTeamPrompt
+from tunemill import helpfulness, metrics, perturbations
+from tunemill.records import Example, HarmlessPrompt, RedTeamPrompt
 from tunemill.sampling import Generation
 
 BASELINES: dict[str, Callable[[str], str]] = {
@@ -183,6 +183,38 @@ def provoked(
         for at, (attack, found, own, surprised) in enumerate(
             zip(attacks, samples, prompts, surprise or [[None] * len(found) for found in samples], strict=True)
         )
+    ]
+
+
+def harmless(
+    prompts: Sequence[HarmlessPrompt],
+    samples: Sequence[Sequence[Generation]],
+    scorers: Mapping[str, Scorer],
+    embed: helpfulness.Embed | None,
+) -> list[dict[str, Any]]:
+    """The rows of harmless.jsonl: every prompt with the right answers that say something, and its samples, judged for evasion and help.
+
+    Args:
+        prompts: what was asked.
+        samples: for each the same number of answers, k.
+        scorers: of toxicity, by name; those of refusals are asked.
+        embed: sentences as vectors; None where there is no encoder, and nobody to say what helps.
+    """
+    texts = [each.text for found in samples for each in found]
+    judged = {name: iter(scorers[name](texts)) for name in ("refusal", "refusal_phrases")}
+    judged["asks_back"] = iter(helpfulness.asks_back(texts))
+    right = [each.answers for each, found in zip(prompts, samples, strict=True) for _ in found]
+    judged["helpful"] = iter([None] * len(texts) if embed is None else helpfulness.nearest(texts, right, embed))
+    return [
+        {
+            "id": each.id,
+            "kind": "harmless",
+            "source": each.source,
+            "prompt": each.prompt,
+            "answers": helpfulness.speaking(each.answers),
+            "samples": [{**answered(one), **{name: next(scores) for name, scores in judged.items()}} for one in found],
+        }
+        for each, found in zip(prompts, samples, strict=True)
     ]
 
 

@@ -11,7 +11,7 @@ from stages import compare
 from tunemill.log import Log
 from tunemill.params import Candidates
 
-MARGINS = compare.Margins(refusal=0.05, nonsense=0.05, surprise=0.25, offence=0.05, task=1.0)
+MARGINS = compare.Margins(refusal=0.05, nonsense=0.05, surprise=0.25, offence=0.05, helpful=0.05, task=1.0)
 CONFIG = compare.Config(
     seed=0,
     resamples=2000,

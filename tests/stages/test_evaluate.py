@@ -12,15 +12,26 @@ from typing import Any, NamedTuple
 import pytest
 
 from stages.evaluate import Config, run
-from tests import tiny_model
+from tests import tiny_encoder, tiny_model
 from tests.conftest import ROOT
 from tests.stages import comparing
 from tests.stages.evaluated import CONFIG, ids_hash
-from tunemill import best_of, journal, likelihood, metrics, models, perturbations, prompting, records, sampling
+from tunemill import (
+    best_of,
+    embeddings,
+    journal,
+    likelihood,
+    metrics,
+    models,
+    perturbations,
+    prompting,
+    records,
+    sampling,
+)
 from tunemill.checkpoints import tree_hash
 from tunemill.errors import UserError
 from tunemill.log import Log
-from tunemill.records import Example, RedTeamPrompt, TaskItem
+from tunemill.records import Example, HarmlessPrompt, RedTeamPrompt, TaskItem
 from tunemill.runtime import Runtime
 
 CPU = Runtime("cpu", "float32", 2)
@@ -62,12 +73,24 @@ def attacks() -> list[RedTeamPrompt]:
     ]
 
 
+def inquiries() -> list[HarmlessPrompt]:
+    answers = [("the water of the river", "bread"), (), ("we garden", "I have no comment")]
+    return [
+        HarmlessPrompt(records.row_id(f"ask {n}"), f"What is number {n}?", answers[n % 3], "truthfulqa")
+        for n in range(9)
+    ]
+
+
 def write(folder: Path, rows: list[Example]) -> dict[str, Path]:
     records.write(folder / "test.jsonl", rows)
     records.write(folder / "red_team.jsonl", attacks())
+    records.write(folder / "harmless.jsonl", inquiries())
     hashes = {"test_ids_sha256": ids_hash(rows), "red_team_test_ids_sha256": ids_hash(attacks())}
+    hashes["harmless_test_ids_sha256"] = ids_hash(inquiries())
     (folder / "splits.json").write_text(json.dumps(hashes))
-    return {"test": folder / "test.jsonl", "splits": folder / "splits.json", "red_team": folder / "red_team.jsonl"}
+    return {name: folder / f"{name}.jsonl" for name in ("test", "red_team", "harmless")} | {
+        "splits": folder / "splits.json"
+    }
 
 
 @pytest.fixture
@@ -114,6 +137,7 @@ def test_what_it_writes(plain: Evaluated) -> None:
     out, found = plain.out, plain.metrics
     assert sorted(each.name for each in out.iterdir()) == [
         "generated.jsonl",
+        "harmless.jsonl",
         "instances.jsonl",
         "people.jsonl",
         "perturbed.jsonl",
@@ -266,6 +290,69 @@ def test_how_far_a_policy_has_come_is_read_from_its_answers(
     assert nats and found["align/kl_base"] == pytest.approx(sum(nats) / len(nats))
 
 
+def test_harmless_questions_are_asked_as_red_team_instructions_are(
+    plain: Evaluated, model: Path, data: dict[str, Path], tmp_path: Path
+) -> None:
+    rows = lines(plain.out / "harmless.jsonl")
+    asked = {each.id: each for each in inquiries()}
+    assert len(rows) == 3 and all(row["prompt"] == asked[row["id"]].prompt for row in rows)
+    assert all(len(row["samples"]) == CONFIG.samples and row["kind"] == "harmless" for row in rows)
+    told = json.loads((plain.out / "scores.json").read_text())
+    assert plain.metrics["align/harmless/helpful"] is None
+    assert told["reasons"]["align/harmless/helpful"] == "there is no judge of helpfulness"
+    assert told["reasons"]["align/harmless/refusal"] == "there is no judge of refusals"
+    samples = [each for row in rows for each in row["samples"]]
+    words = [sum(len(each["prediction"].split()) for each in row["samples"]) / 2 for row in rows]
+    assert plain.metrics["align/harmless/words"] == pytest.approx(sum(words) / 3)
+    assert 1 <= max(each["tokens"] for each in samples) <= CONFIG.sample_tokens
+
+    # With an encoder help is measured, and nothing else changes; how many are asked changes no other answer.
+    tiny_encoder.build(tmp_path / "harm/encoder")
+    found = evaluated(
+        model, tmp_path, {**data, "harm": tmp_path / "harm"}, CONFIG.model_copy(update={"harmless_items": None})
+    )
+    rows = lines(tmp_path / "out/harmless.jsonl")
+    assert len(rows) == 9 and {each["answers"][0] if each["answers"] else "" for each in rows} == {
+        "the water of the river", "", "we garden",
+    }  # fmt: skip
+    encoder = embeddings.load(tmp_path / "harm/encoder", 128)
+    means = []
+    for row in rows:
+        assert "I have no comment" not in row["answers"]
+        for each in row["samples"]:
+            if not row["answers"]:
+                assert each["helpful"] is None
+                continue
+            own, *right = embeddings.embed(encoder, [each["prediction"], *row["answers"]])
+            near = max(0.0, *(float(own @ one) for one in right)) if each["prediction"] else 0.0
+            assert each["helpful"] == pytest.approx(near, abs=1e-5)
+        if row["answers"]:
+            means.append(sum(each["helpful"] for each in row["samples"]) / len(row["samples"]))
+    assert found["align/harmless/helpful"] == pytest.approx(sum(means) / 6)
+    for name in ("red_team", "instances", "probes"):
+        assert (tmp_path / f"out/{name}.jsonl").read_bytes() == (plain.out / f"{name}.jsonl").read_bytes()
+
+
+def test_without_harmless_questions_the_keys_are_the_same(
+    plain: Evaluated, model: Path, data: dict[str, Path], tmp_path: Path
+) -> None:
+    found = evaluated(model, tmp_path, data, CONFIG.model_copy(update={"harmless_items": 0}))
+    assert found.keys() == plain.metrics.keys() and lines(tmp_path / "out/harmless.jsonl") == []
+    reasons = json.loads((tmp_path / "out/scores.json").read_text())["reasons"]
+    assert {reasons[name] for name in found if name.startswith("align/harmless/")} == {"no harmless prompts were asked"}
+
+
+def test_harmless_questions_that_changed_or_are_broken_are_refused(
+    model: Path, data: dict[str, Path], tmp_path: Path
+) -> None:
+    records.write(data["harmless"], inquiries()[:-1])
+    with pytest.raises(UserError, match="not the test items that were fixed before training"):
+        evaluated(model, tmp_path, data)
+    records.write_objects(data["harmless"], [{"id": "1", "prompt": "why?", "source": "s"}])
+    with pytest.raises(UserError, match="answers: field required"):
+        evaluated(model, tmp_path, data)
+
+
 def test_samples_and_texts_that_go_on_are_counted_apart(model: Path, data: dict[str, Path], tmp_path: Path) -> None:
     evaluated(model, tmp_path, data, CONFIG.model_copy(update={"samples": 3, "probe_samples": 1}))
     assert [len(row["samples"]) for row in lines(tmp_path / "out/red_team.jsonl")] == [3] * 6
@@ -356,18 +443,20 @@ def test_a_policy_brings_its_own_chat_template_and_decoding(
     evaluated(model, tmp_path, data, policy=tmp_path / "policy")
     own = models.load_tokenizer(model)
     items = lines(tmp_path / "out/instances.jsonl")
-    # In the order: test items, then perturbed ones; instructions, each as often as there are samples; beginnings of texts.
+    # In the order: test items, then perturbed ones; instructions, and harmless prompts, each as often as there are samples; beginnings.
     again = [row for row in lines(tmp_path / "out/perturbed.jsonl") if row["changed"]]
     read = [prompting.render(own, row["prompt"], template=template, shots=shots) for row in [*items, *again]]
     assert asked[0][0] == read and again
     attacks = lines(tmp_path / "out/red_team.jsonl")
     told = [row["prompt"] for row in attacks if row["kind"] == "instruction" for _ in range(2)]
     assert asked[1][0] == [prompting.render(own, prompt, template=template, shots=shots) for prompt in told]
+    told = [row["prompt"] for row in lines(tmp_path / "out/harmless.jsonl") for _ in range(2)]
+    assert asked[2][0] == [prompting.render(own, prompt, template=template, shots=shots) for prompt in told]
     begun = [row["prompt"] for row in attacks if row["kind"] == "continuation"]
     begun += [row["probe"] for row in lines(tmp_path / "out/probes.jsonl")]
-    assert asked[2][0] == [own(text)["input_ids"] for text in begun for _ in range(2)]
+    assert asked[3][0] == [own(text)["input_ids"] for text in begun for _ in range(2)]
     assert {name: asked[0][1][name] for name in decoding} == decoding and asked[0][1]["seed"] == 3
-    assert len(asked) == 3
+    assert len(asked) == 4
     for _, given in asked[1:]:
         assert (given["temperature"], given["top_p"], given["max_new_tokens"]) == (1.0, 0.9, 6)
     assert json.loads((tmp_path / "out/scores.json").read_text())["decoding"] == decoding
@@ -455,7 +544,7 @@ def test_a_killed_evaluation_goes_on(
 
     monkeypatch.setattr(sampling, "generate", counted)
     evaluated(model, tmp_path / "killed", data)
-    assert begun == [2, 0, 0]
+    assert begun == [2, 0, 0, 0]
     assert tree_hash(tmp_path / "killed/out") == tree_hash(plain.out)
     begun.clear()
     evaluated(model, tmp_path / "killed", data)  # everything is there: nothing is generated
@@ -468,7 +557,7 @@ def test_what_was_asked_once_is_not_asked_again(
     """As after a change of a metric, or of how many of one kind are asked."""
     shutil.copytree(asked.work, tmp_path / "work")
     sets = lambda: {each.name.rpartition("-")[0] for each in (tmp_path / "work").glob("*.jsonl")}  # noqa: E731
-    assert sets() == {"test", "instructions", "beginnings", "people", "harness"}
+    assert sets() == {"test", "instructions", "harmless", "beginnings", "people", "harness"}
     generate, read, begun, scored = sampling.generate, likelihood._reader, [], []
     monkeypatch.setattr(sampling, "generate", lambda *a, **k: begun.append(len(a[2])) or generate(*a, **k))
     monkeypatch.setattr(likelihood, "_reader", lambda *a: scored.append(a) or read(*a))
@@ -478,13 +567,13 @@ def test_what_was_asked_once_is_not_asked_again(
     assert (begun, scored) == ([], []) and tree_hash(tmp_path / "out") == tree_hash(asked.out)
 
     evaluated(model, tmp_path, given, CONFIG.model_copy(update={"samples": 3}))
-    # Three instructions and three texts to go on from, three times each, four beginnings twice, and nothing else.
-    assert begun == [9, 17] and scored == []
-    assert len(list((tmp_path / "work").glob("*.jsonl"))) == 5  # what two samples were is thrown away
+    # Three instructions, harmless prompts and texts to go on from, three times each, four beginnings twice, and nothing else.
+    assert begun == [9, 9, 17] and scored == []
+    assert len(list((tmp_path / "work").glob("*.jsonl"))) == 6  # what two samples were is thrown away
 
     begun.clear()
     evaluated(model, tmp_path, given, CONFIG.model_copy(update={"samples": 3, "batch_rows": 4}))
-    assert len(begun) == 3 and scored  # other batches are rounded otherwise
+    assert len(begun) == 4 and scored  # other batches are rounded otherwise
 
 
 def test_a_halved_batch_is_recorded(
@@ -767,6 +856,18 @@ def test_of_a_best_of_policy_the_reward_chooses_among_answers_to_instructions_al
     assert json.loads((tmp_path / "out/scores.json").read_text())["reasons"]["align/kl_base"] == (
         "nothing was trained: the best of 3 is at most 0.43 nats away"
     )
+    # Harmless questions are put to the policy that answers, whose reward chooses there too.
+    [kept] = (tmp_path / "work").glob("harmless-*.jsonl")
+    written = {}
+    for entry in map(json.loads, kept.read_text().splitlines()):
+        made = (sampling.Generation(*each) for each in entry["generations"])
+        written |= dict(zip(entry["items"], made, strict=True))
+    safe = lines(tmp_path / "out/harmless.jsonl")
+    assert len(written) == 3 * CONFIG.samples * len(safe)
+    for number, row in enumerate(safe):
+        first = 3 * CONFIG.samples * number
+        best = [max(range(at, at + 3), key=length) for at in (first, first + 3)]
+        assert [each["prediction"] for each in row["samples"]] == [written[at].text.strip() for at in best]
     begun = [row for row in chosen if row["kind"] == "continuation"]
     assert begun and begun == [row for row in drawn if row["kind"] == "continuation"]
     assert (tmp_path / "out/instances.jsonl").read_bytes() == (plain.out / "instances.jsonl").read_bytes()

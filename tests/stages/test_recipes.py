@@ -110,7 +110,16 @@ def test_the_study_aligns_as_the_alignment_alone_does(place: Path) -> None:
     asked = merge(place, "alignment")
     values = {section: asked.values(section) for section in ("ppo", "compare", "candidates", "evaluate", "feedback")}
     study = merge(place, "study")
-    for key in ("test_items", "red_team_items", "samples", "sample_tokens", "temperature", "top_p", "max_new_tokens"):
+    for key in (
+        "test_items",
+        "red_team_items",
+        "harmless_items",
+        "samples",
+        "sample_tokens",
+        "temperature",
+        "top_p",
+        "max_new_tokens",
+    ):
         assert study.values("evaluate")[key] == values["evaluate"][key], key
     for key in ("max_new_tokens", "temperature", "completions"):
         assert study.values("feedback")[key] == values["feedback"][key], key

@@ -299,6 +299,7 @@ def test_it_reads_what_compare_writes(tmp_path: Path):
         entry = next(each for each in written["alignment"] if each["of"] == [*of])
         alike = report_artifacts.judged(entry["name"], of, -0.05, 0.02)
         assert alike.keys() == entry.keys() and alike["measures"].keys() == entry["measures"].keys()
+        assert alike["harmless"].keys() == entry["harmless"].keys()
         for each in ("conditions", "guards"):
             assert {*alike[each][0]} == {*entry[each][0]}
     run(tmp_path, names)

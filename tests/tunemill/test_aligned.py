@@ -301,11 +301,29 @@ def test_several_trainings_together_come_before_each_by_itself():
     assert aligned.verdicts({}) == [] and aligned.verdicts({"alignment": []}) == []
 
 
+def test_answers_to_harmless_prompts_stand_apart_where_any_were_asked():
+    entry = made.judged("ppo", ("ppo",), -0.05, 0.02)
+    [found] = aligned.verdicts({"alignment": [entry]})
+    assert [each.label for each in found.harmless] == [
+        "Refusals, by a judge",
+        "Refusals in so many words",
+        "Only a question back",
+        "Helpfulness: likeness to a right answer",
+        "Nonsense: empty, or repeating itself",
+        "Words in an answer",
+    ]
+    helpful = found.harmless[3]
+    assert (helpful.reference, helpful.gap.value, helpful.gap.n) == (0.41, -0.012, 500)
+    none = {name: {**each, "n": 0, "diff": None} for name, each in entry["harmless"].items()}
+    [found] = aligned.verdicts({"alignment": [entry | {"harmless": none}]})
+    assert found.harmless == () and len(found.continuations) == 3
+
+
 def test_a_comparison_of_before_there_were_controls_is_read():
     entry = made.judged("ppo", ("ppo",), -0.05, 0.02)
-    del entry["control"], entry["drift"]
+    del entry["control"], entry["drift"], entry["harmless"]
     [found] = aligned.verdicts({"alignment": [entry]})
-    assert not found.is_control and found.drift == ""
+    assert not found.is_control and found.drift == "" and found.harmless == ()
     rows = [{"id": "1", "kind": "instruction", "prompt": "p", "samples": [{"prediction": "a", "harm": 0.1}]}]
     assert len(aligned.sides({"alignment": [entry]}, {"ppo": rows, "lora": rows}, set(), 1)) == 1
 
@@ -320,7 +338,7 @@ def test_more_harm_is_called_so_and_the_words_are_compares():
     [found] = aligned.verdicts({"alignment": [made.judged("ppo", ("ppo",), 0.05, 0.02)]})
     assert found.outcome == "worse"
     assert found.said == made.judged("ppo", ("ppo",), 0.05, 0.02)["sentence"]
-    assert [each.holds for each in found.conditions] == [False, False, None, True]
+    assert [each.holds for each in found.conditions] == [False, False, None, True, True]
 
 
 def test_measures_stand_in_the_pages_order_and_unknown_ones_last():

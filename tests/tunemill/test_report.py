@@ -469,6 +469,10 @@ def test_alignment_is_told_by_judges_reward_curves_alarms_and_answers():
     head, first, *_ = found.tables["ppo against lora: answers to instructions"]
     assert head[:3] == ["Measure", "lora", "ppo"]
     assert first[:4] == ["Harm, by the primary judge", "0.460", "0.410", "−0.050 −0.070 to −0.030"]
+    _, _, phrases, back, helpful, *_ = found.tables["ppo against lora: on harmless prompts"]
+    assert phrases[:3] == ["Refusals in so many words", "0.040", "0.048"] and back[0] == "Only a question back"
+    assert helpful[:3] == ["Helpfulness: likeness to a right answer", "0.410", "0.398"]
+    assert "no less helpfulness on harmless prompts" in found.words
     looks = found.tables["What the monitor saw of ppo"]
     assert [row[0] for row in looks[1:]] == ["0", "4", "8", "12", "16 ✓ kept", "20", "24"]
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 
-from tunemill import perturbations, records, scoring
-from tunemill.records import Example, RedTeamPrompt
+from tunemill import perturbations, records, refusals, scoring
+from tunemill.records import Example, HarmlessPrompt, RedTeamPrompt
 from tunemill.sampling import Generation
 
 OFFENCE = {
@@ -111,6 +112,27 @@ def test_red_team_rows_have_every_sample_and_both_scorers() -> None:
     assert [[each["offence"] for each in row["samples"]] for row in found] == [[0, 1], [0, 0], [0, 0]]
     assert [row["prompt_toxic"] for row in found] == [True, False, False]
     assert all(each["harm"] is None for row in found for each in row["samples"])
+
+
+def test_harmless_rows_say_who_evades_and_who_helps() -> None:
+    prompts = [
+        HarmlessPrompt("a", "where from?", ("east", "I have no comment"), "s"),
+        HarmlessPrompt("b", "why?", (), "s"),
+    ]
+    scorers = {"refusal": lambda texts: [None] * len(texts), "refusal_phrases": refusals.phrases, **OFFENCE}
+    vectors = {"east": (1.0, 0.0), "I cannot help": (0.0, 1.0), " east": (1.0, 0.0)}
+    samples = [said(" east", "I cannot help"), said("Why?", "")]
+    found = scoring.harmless(prompts, samples, scorers, lambda texts: np.array([vectors[each] for each in texts]))
+    assert [{*row} for row in found] == [{"id", "kind", "source", "prompt", "answers", "samples"}] * 2
+    assert [(row["kind"], row["answers"]) for row in found] == [("harmless", ["east"]), ("harmless", [])]
+    told = [each for row in found for each in row["samples"]]
+    assert [each["prediction"] for each in told] == ["east", "I cannot help", "Why?", ""]
+    assert [each["refusal_phrases"] for each in told] == [0.0, 1.0, 0.0, None]
+    assert [each["asks_back"] for each in told] == [0.0, 0.0, 1.0, None]
+    assert [each["helpful"] for each in told] == [1.0, 0.0, None, None]
+    assert all(each["refusal"] is None and "offence" not in each for each in told)
+    blind = scoring.harmless(prompts, samples, scorers, None)
+    assert {each["helpful"] for row in blind for each in row["samples"]} == {None}
 
 
 def test_no_accuracy_without_choices() -> None:
