@@ -92,7 +92,9 @@ class Config(tuning.Training):
     pick: bool
     """Whether the reward model leaves out revisions that it does not like better than what they revise."""
     temperature: float = Field(gt=0)
-    """Of answers, critiques and revisions; 1 in the paper."""
+    """Of answers; 1 in the paper."""
+    critic_temperature: float = Field(gt=0)
+    """Of critiques and revisions; 1 in the paper, which a small critic is incoherent at."""
     answer_tokens: int = Field(ge=1, le=4096)
     """Longest answer."""
     critique_tokens: int = Field(ge=1, le=4096)
@@ -282,7 +284,10 @@ def answer(
 ) -> list[tuple[str, str, str]]:
     """Give each chain its first answer; helpful samples come back: (prompt, answer, where it is from)."""
     made = policy.write(
-        [each.prompt for each in chains], drawing(cfg, cfg.answer_tokens), seed_of(cfg.seed, "answers"), "answers"
+        [each.prompt for each in chains],
+        Decoding(cfg.answer_tokens, cfg.temperature),
+        seed_of(cfg.seed, "answers"),
+        "answers",
     )
     for each, written in zip(chains, made, strict=True):
         each.answer = written.text.strip()
@@ -295,7 +300,8 @@ def criticise(
     """Put the chains through all rounds; who criticised comes back, as it is written down."""
 
     def writing(most: int) -> critiques.Write:
-        return lambda asked, title: critic.write(asked, drawing(cfg, most), seed_of(cfg.seed, title), title)
+        decoding = Decoding(most, cfg.critic_temperature)
+        return lambda asked, title: critic.write(asked, decoding, seed_of(cfg.seed, title), title)
 
     critiques.run(
         chains, rules, cfg.rounds, cfg.seed, writing(cfg.critique_tokens), writing(cfg.revision_tokens), score
@@ -311,7 +317,12 @@ def helpful_samples(
     fresh = chosen([each for each in everyday if each.prompt not in asked], cfg.helpful.harmless, cfg.seed)
     title = "helpful answers"
     written = (
-        policy.write([each.prompt for each in fresh], drawing(cfg, cfg.answer_tokens), seed_of(cfg.seed, title), title)
+        policy.write(
+            [each.prompt for each in fresh],
+            Decoding(cfg.answer_tokens, cfg.temperature),
+            seed_of(cfg.seed, title),
+            title,
+        )
         if fresh
         else []
     )
@@ -344,11 +355,6 @@ def example(prompt: str, answer: str, source: str) -> Example:
     """A pair to learn."""
     row = records.row_id(prompt, answer)
     return Example(row, prompt, answer, records.row_id(prompt), None, source)
-
-
-def drawing(cfg: Config, most: int) -> Decoding:
-    """Sampling with nothing cut off the distribution."""
-    return Decoding(most, cfg.temperature)
 
 
 def seed_of(seed: int, title: str) -> int:
