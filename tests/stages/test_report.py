@@ -163,6 +163,68 @@ def test_alignment_is_read_from_beside_the_scores(tmp_path: Path):
     assert "PPO: ppo" in words and "Pairs told right" not in words and "What was fed back" not in words
 
 
+CONSTITUTIONAL = {"base": 0.0, "lora": 10.0, "rl_cai": 9.2, "ppo": 9.5, "sl_cai": 9.0}
+
+
+@pytest.mark.parametrize("names", [("base", "rl_cai", "ppo", "sl_cai"), ("base", "sl_cai", "ppo", "rl_cai")])
+def test_the_reward_model_that_people_taught_is_told_whatever_the_order(tmp_path: Path, names: tuple[str, ...]):
+    report_artifacts.write(tmp_path, {name: CONSTITUTIONAL[name] for name in names}, count=20)
+    report_artifacts.align(tmp_path, ("ppo",))
+    report_artifacts.constitutional(tmp_path)
+    assert report.taught_by_people(tmp_path / "artifacts/evaluate", names) == tmp_path / "artifacts/evaluate/ppo"
+    run(tmp_path, names)
+    page = Page((tmp_path / "out/report.html").read_text(encoding="utf-8"))
+    assert "Asked which of two answers people prefer" in page.words and "AI feedback: rl_cai" in page.words
+    assert page.tables["Accuracy and length"][1][-2:] == ["1,204", "97"]
+    for said in ("PPO: ppo, rewarded by the reward model", "learnt from the constitution’s labels"):
+        assert said in page.words, said
+    # Without people's, the judge's is told.
+    left = tuple(name for name in names if name != "ppo")
+    assert report.taught_by_people(tmp_path / "artifacts/evaluate", left) == tmp_path / "artifacts/evaluate/rl_cai"
+    assert report.taught_by_people(tmp_path / "artifacts/evaluate", ("base",)) is None
+
+
+def test_trainings_on_the_same_chains_are_one(tmp_path: Path):
+    names = (*CONSTITUTIONAL, "sl_cai-18", "rl_cai-18")
+    report_artifacts.write(tmp_path, dict.fromkeys(names, 1.0), count=20)
+    report_artifacts.constitutional(tmp_path)
+    evaluate = tmp_path / "artifacts/evaluate"
+    for name, files in (
+        ("sl_cai", ("cai.json", "chains.jsonl", "training.json", "curve.csv")),
+        ("rl_cai", ("feedback.json", "reward.json")),
+    ):
+        for file in files:
+            shutil.copy(evaluate / name / file, evaluate / f"{name}-18" / file)
+    assert [each.candidates for each in report.read_supervised(evaluate, names)] == [("sl_cai", "sl_cai-18")]
+    assert [each.candidates for each in report.read_labelled(evaluate, names)] == [("rl_cai", "rl_cai-18")]
+    (evaluate / "sl_cai-18/chains.jsonl").write_text("")
+    assert len(report.read_supervised(evaluate, names)) == 2
+    # A control that was not rewarded by what learnt the labels is none of theirs.
+    (evaluate / "rl_cai-18/reward.json").unlink()
+    assert [each.candidates for each in report.read_labelled(evaluate, names)] == [("rl_cai",)]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("sl_cai/cai.json", b"[]", "cai.json: holds a list"),
+        ("sl_cai/chains.jsonl", b"{", "chains.jsonl:1: not valid JSON"),
+        ("sl_cai/chains.jsonl", None, "chains.jsonl: no such file"),
+        ("sl_cai/curve.csv", b"step,loss\n1,two\n", "curve.csv:2: not a row of numbers"),
+        ("rl_cai/feedback.json", b"{", "feedback.json: not valid JSON"),
+    ],
+)
+def test_damage_to_what_tells_of_constitutional_ai_is_named(
+    tmp_path: Path, file: str, content: bytes | None, said: str
+):
+    report_artifacts.write(tmp_path, CONSTITUTIONAL, count=20)
+    report_artifacts.constitutional(tmp_path)
+    path = tmp_path / "artifacts/evaluate" / file
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        run(tmp_path, tuple(CONSTITUTIONAL))
+
+
 @pytest.mark.parametrize(
     ("file", "content", "said"),
     [
