@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -15,11 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stages import compare, report, reward
+from stages import compare, report, reward, rl_cai, sl_cai
 from tests import report_artifacts
 from tests.html_page import Page
 from tests.stages import comparing
-from tunemill import aligned, pairwise
+from tunemill import ai_labels, aligned, constitutional, critiques, pairwise
 from tunemill.errors import UserError
 from tunemill.log import Log
 from tunemill.params import Candidates, ParamsFile
@@ -182,6 +183,30 @@ def test_the_reward_model_that_people_taught_is_told_whatever_the_order(tmp_path
     left = tuple(name for name in names if name != "ppo")
     assert report.taught_by_people(tmp_path / "artifacts/evaluate", left) == tmp_path / "artifacts/evaluate/rl_cai"
     assert report.taught_by_people(tmp_path / "artifacts/evaluate", ("base",)) is None
+
+
+def test_what_is_made_up_of_constitutional_ai_is_what_its_stages_write():
+    rows = report_artifacts.chains()
+    chains = [critiques.Chain(**{**row, "steps": [critiques.Step(**step) for step in row["steps"]]}) for row in rows]
+    assert rows == [dataclasses.asdict(each) | {"steps": [step._asdict() for step in each.steps]} for each in chains]
+    made = report_artifacts.revised(rows)
+    assert made["rounds"] == critiques.counts(chains) and made["prompts"] == sl_cai.told_kinds(chains)
+    assert made["kinds"] == sl_cai.by_kind(chains)
+    assert made["scores"] == pytest.approx(sl_cai.scores(chains)) and {*made["helpful"]} == {sl_cai.OWN, sl_cai.TASK}
+    asked = rl_cai.Asked("p", "a", "b", "harmless")
+    label = ai_labels.of_orders(0.7, 0.4, thought=False)
+    pair = ai_labels.preference("p", "a", "b", label.p or 0.0, "g", 1.0)
+    assert pair is not None
+    cfg = ParamsFile(ROOT / "params.yaml").section("rl_cai", rl_cai.Config)
+    for kind in ("folder", "reward"):
+        judge = {"kind": kind, "name": "n"}
+        found = ai_labels.quality([label] * 4, [1.0] * 4, [*"abcd"], 100, 0)
+        told = rl_cai.counted(cfg, judge, found, [asked], [label], [pair], [], 0)
+        alike = report_artifacts.labelled(kind)
+        assert alike.keys() == told.keys() and alike["label"].keys() == told["label"].keys()
+        assert alike["judge"].keys() == told["judge"].keys() and alike["pairs_of"].keys() == told["pairs_of"].keys()
+        assert alike["judge"]["quality"].keys() == told["judge"]["quality"].keys()
+        assert "None" not in str(constitutional.judge(told))
 
 
 def test_trainings_on_the_same_chains_are_one(tmp_path: Path):
