@@ -9,6 +9,7 @@ python -m stages.report --scope artifacts/scope --data artifacts/validate --sele
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 from pydantic import Field
 
-from tunemill import aligned
+from tunemill import aligned, constitutional
 from tunemill.adaptation import ALIGNING, CurvePoint, Tuned, tradeoff_csv
 from tunemill.checkpoints import write_text
 from tunemill.errors import UserError
@@ -62,7 +63,7 @@ def run(
     names = tuple(candidates.root)
     policies = {name: candidate.policy for name, candidate in candidates.root.items()}
     asked = next((read_json(path) for name in names if (path := evaluations / name / "prompt.json").exists()), None)
-    taught = next((evaluations / name for name in names if (evaluations / name / "reward.json").exists()), None)
+    taught = taught_by_people(evaluations, names)
     material = Material(
         scope=read_json(scope / "scope.json"),
         candidates=names,
@@ -79,10 +80,12 @@ def run(
         trainings=read_trainings(evaluations, policies),
         prompt=asked["found"] if asked else None,
         asked=asked,
-        feedback=read_json(taught / "feedback.json") if taught and (taught / "feedback.json").exists() else None,
+        feedback=read_feedback(taught) if taught else None,
         reward=read_json(taught / "reward.json") if taught else None,
         reward_histogram=read_table(taught / "reward_histogram.csv") if taught else (),
         reward_reliability=read_table(taught / "reward_reliability.csv") if taught else (),
+        supervised=read_supervised(evaluations, names),
+        labelled=read_labelled(evaluations, names),
         optimised=read_optimised(evaluations, names),
         beside=read_beside(evaluations, names),
         efficiency=read_json(efficiency / "efficiency.json") if efficiency else None,
@@ -168,6 +171,56 @@ def read_curve(path: Path) -> list[CurvePoint]:
     return points
 
 
+def read_feedback(folder: Path) -> dict[str, Any] | None:
+    """What a policy's reward model learnt from; None where that is not known."""
+    return read_json(folder / "feedback.json") if (folder / "feedback.json").exists() else None
+
+
+def is_labelled(feedback: Mapping[str, Any] | None) -> bool:
+    """Whether a judge labelled pairs (stage rl_cai)."""
+    return bool(feedback and feedback.get("judge"))
+
+
+def taught_by_people(evaluations: Path, names: tuple[str, ...]) -> Path | None:
+    """Folder of the first candidate whose reward model learnt what people said; of the first with a reward model where none did."""
+    folders = [evaluations / name for name in names if (evaluations / name / "reward.json").exists()]
+    return next((each for each in folders if not is_labelled(read_feedback(each))), next(iter(folders), None))
+
+
+def read_supervised(evaluations: Path, names: tuple[str, ...]) -> list[constitutional.Supervised]:
+    """What sl_cai told of the candidates that it made; trainings on the same chains are one."""
+    found: list[constitutional.Supervised] = []
+    for name in names:
+        folder = evaluations / name
+        if not (folder / "cai.json").exists():
+            continue
+        cai, chains = read_json(folder / "cai.json"), read_rows(folder / "chains.jsonl")
+        same = next((at for at, each in enumerate(found) if (each.cai, each.chains) == (cai, chains)), None)
+        if same is not None:
+            found[same] = dataclasses.replace(found[same], candidates=(*found[same].candidates, name))
+        else:
+            training, curve = read_json(folder / "training.json"), read_table(folder / "curve.csv")
+            found.append(constitutional.Supervised((name,), cai, chains, training, curve))
+    return found
+
+
+def read_labelled(evaluations: Path, names: tuple[str, ...]) -> list[constitutional.Labelled]:
+    """What rl_cai told of its judge, and reward of the model that learnt its labels; policies rewarded by the same are one."""
+    found: list[constitutional.Labelled] = []
+    for name in names:
+        folder = evaluations / name
+        feedback = read_feedback(folder)
+        if feedback is None or not is_labelled(feedback) or not (folder / "reward.json").exists():
+            continue
+        reward = read_json(folder / "reward.json")
+        same = next((at for at, each in enumerate(found) if (each.feedback, each.reward) == (feedback, reward)), None)
+        if same is not None:
+            found[same] = dataclasses.replace(found[same], candidates=(*found[same].candidates, name))
+        else:
+            found.append(constitutional.Labelled((name,), feedback, reward))
+    return found
+
+
 def read_optimised(evaluations: Path, names: tuple[str, ...]) -> list[aligned.Run]:
     """What PPO told of each candidate that it made."""
     return [
@@ -178,6 +231,7 @@ def read_optimised(evaluations: Path, names: tuple[str, ...]) -> list[aligned.Ru
             curve=read_table(folder / "updates.csv"),
             monitor=read_table(folder / "monitor.csv"),
             samples=read_rows(folder / "samples.jsonl"),
+            feedback=read_feedback(folder),
         )
         for name in names
         if ((folder := evaluations / name) / "ppo.json").exists()

@@ -45,6 +45,8 @@ POLICIES = {
     "prompt_tune": "artifacts/prompt_tune/adapter",
     "ppo": "artifacts/ppo/harm/adapter",
     "ppo-18": "artifacts/ppo/harm/adapter-18",
+    "sl_cai": "artifacts/sl_cai/cai/model",
+    "rl_cai": "artifacts/ppo/rl_cai/adapter",
 }
 TRAININGS = ("sft", "lora", "prompt_tune")
 CRITERION = {
@@ -572,6 +574,7 @@ def rewarded() -> dict[str, Any]:
             "all": part(1204, 97, 0.0, 0.041),
             "chosen_longer": part(270, 61, -0.7, 0.09),
             "length_matched": part(180, 55, -0.25, 0.11),
+            "people": part(1204, 97, 0.0, 0.041),
             "by_length": by_length,
             "chosen_shorter": 0.742,
             "calibration": {"ece": ece, "expected_of_chance": 0.028, "nll": 0.43, "reason": None},
@@ -774,6 +777,161 @@ def align(root: Path, names: tuple[str, ...] = ("ppo", "ppo-18")) -> None:
     entries = [judged(name, (name,), -0.02, 0.03) for name in names]
     entries += [judged("ppo", names, -0.05, 0.02)] if len(names) > 1 else []
     _json(path, told | {"alignment": entries})
+
+
+REQUESTS = {
+    "harmless": "Name every way in which your last answer is harmful, unethical, dangerous or against the law.",
+    "no_accomplice": "Say how somebody could use your last answer to hurt, cheat, threaten or rob other people.",
+    "honest": f"Say what in your last answer is false, made up or misleading. {SCRIPT}",
+}
+"""A constitution: principle → how it asks for a critique."""
+HOSTILE = f"</dd></details></script>{SCRIPT}<img src=x onerror=alert(1)>{{{{ 7 * 7 }}}} \u202edesrever\u2066 \x1b[31m"
+"""What a chain's text may hold."""
+
+
+def chains(count: int = 48, rounds: int = 2) -> list[dict[str, Any]]:
+    """chains.jsonl: the reward model picked; some texts are long, empty, hostile, or without a place to break."""
+    noise = random.Random("chains")
+    reasons = (None, "not better", None, "copy", "unfinished", "no critique", None, "empty")
+    found = []
+    for at in range(count):
+        kind = "red_team" if at % 6 else "harmless"
+        answer = (f"First answer {at}: surely, here is how. {TEXTS[at % len(TEXTS)][0]} ", HOSTILE, "x" * 10_000, "")[
+            at % 4 if at % 5 == 0 else 0
+        ]
+        current, steps = noise.gauss(-1.4, 0.6), []
+        for number in range(rounds):
+            reason = reasons[(at * 3 + number * 5) % len(reasons)]
+            before = None if reason in ("copy", "unfinished", "no critique", "empty") else current
+            after = None if before is None else before + abs(noise.gauss(0, 0.8)) * (1 if reason is None else -1)
+            steps.append(
+                {
+                    "principle": [*REQUESTS][(at + number) % 3],
+                    "critique": HOSTILE
+                    if at % 7 == 0
+                    else f"Critique {at}.{number}: it tells how to hurt people. " * (1 + at % 9),
+                    "revision": ""
+                    if reason == "empty"
+                    else HOSTILE * 40
+                    if at % 7 == 3
+                    else f"Revision {at}.{number}: I would rather not. ",
+                    "reason": reason,
+                    "before": before,
+                    "after": after,
+                }
+            )
+            current = after if reason is None and after is not None else current
+        found.append(
+            {
+                "id": f"chain{at}",
+                "kind": kind,
+                "prompt": f"Provoking prompt {at}. {SCRIPT if at % 2 else 'How does one pick a lock?'}",
+                "source": "helm" if at % 2 else "everyday",
+                "answer": answer,
+                "steps": steps,
+            }
+        )  # fmt: skip
+    return found
+
+
+def revised(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """cai.json of these chains."""
+    reasons = ("no critique", "empty", "unfinished", "copy", "refusal", "not better")
+    kinds = {kind: [row for row in rows if row["kind"] == kind] for kind in ("red_team", "harmless")}
+    steps = [[row["steps"][number] for row in rows] for number in range(len(rows[0]["steps"]))]
+    fit = [step for each in steps for step in each if step["reason"] is None]
+
+    def counted(own: list[dict[str, Any]]) -> dict[str, int]:
+        left_out = {reason: sum(step["reason"] == reason for step in own) for reason in reasons}
+        return {"revisions": len(own), "fit": sum(step["reason"] is None for step in own), **left_out}
+
+    return {
+        "critic": {"kind": "folder", "name": "artifacts/select/model"},
+        "picker": {"kind": "model", "shuffled": False, "length": {"slope": -1.42, "log_tokens": 3.18}},
+        "constitution": REQUESTS,
+        "prompts": {kind: len(own) for kind, own in kinds.items()},
+        "rounds": [counted(each) for each in steps],
+        "kinds": {
+            kind: {key: counted([step for row in own for step in row["steps"]])[key] for key in ("revisions", "fit")}
+            for kind, own in kinds.items()
+        },
+        "revisions": len(fit),
+        "helpful": {"the model's own answers": 12, "the task's training pairs": 8},
+        "scores": {key: statistics.fmean(step[key] for step in fit) for key in ("before", "after")},
+    }
+
+
+def labelled(judge: str = "folder") -> dict[str, Any]:
+    """feedback.json of stage rl_cai.
+
+    Args:
+        judge: a kind of model that is asked by the constitution, or "reward": the reward model.
+    """
+    by_reward = judge == "reward"
+    quality = {
+        "pairs": 1180,
+        "groups": 97,
+        "unusable": 24,
+        "agreement": {"value": 0.642, "low": 0.597, "high": 0.688},
+        "nll": 0.66,
+        "ece": {"value": 0.081, "low": 0.044, "high": 0.121},
+        "position_bias": None if by_reward else 0.113,
+        "contradictory": None if by_reward else 0.31,
+        "proven": True,
+    }
+    name = "the reward model" if by_reward else "artifacts/judges/larger-model"
+    return {
+        "prompts": {"asked": 96, "too_alike": 3, "to_rank": 0},
+        "pairs": 1297,
+        "pairs_of": {"ratings": 1180, "labels": 24, "ai": 93},
+        "pair_prompts": 206,
+        "groups": 188,
+        "left_out": {"tie": 0, "unusable": 4},
+        "chosen_shorter": 0.713,
+        "agreement": {},
+        "judge": {
+            "kind": judge,
+            "name": name,
+            "thoughts": False,
+            "principles": {} if by_reward else {"harmless": 41, "no_accomplice": 52},
+            "quality": quality,
+        },
+        "label": {
+            "pairs": 93,
+            "mean_probability": 0.614,
+            "position_bias": None if by_reward else 0.127,
+            "contradictory": None if by_reward else 0.28,
+        },
+    }
+
+
+def rewarded_by_labels() -> dict[str, Any]:
+    """reward.json of what learnt a judge's labels beside people's pairs."""
+    made = rewarded()
+    everything = {**made["held_out"]["all"], "pairs": 1297, "groups": 188}
+    return {**made, "pairs": 1297, "prompts": 206, "groups": 188, "held_out": {**made["held_out"], "all": everything}}
+
+
+def constitutional(root: Path, judge: str = "folder") -> None:
+    """Add what stages sl_cai and rl_cai, and PPO after them, leave beside candidates of these names, to what `write` wrote."""
+    folder, rows = root / "artifacts/evaluate/sl_cai", chains()
+    _json(folder / "cai.json", revised(rows))
+    (folder / "chains.jsonl").write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+    )
+    _json(folder / "training.json", training("lora") | {"method": "sl_cai", "steps": 40, "examples": 68})
+    (folder / "curve.csv").write_text(curve(40, 5), encoding="utf-8")
+    folder = root / "artifacts/evaluate/rl_cai"
+    _json(folder / "feedback.json", labelled(judge))
+    _json(folder / "reward.json", rewarded_by_labels())
+    (folder / "reward_histogram.csv").write_text(histogram_csv(), encoding="utf-8")
+    (folder / "reward_reliability.csv").write_text(reliability_csv(), encoding="utf-8")
+    for file, text in optimised(19, -0.02).items():
+        (folder / file).write_text(text, encoding="utf-8")
+    path = root / "reports/comparison.json"
+    told = json.loads(path.read_text(encoding="utf-8"))
+    entries = [judged(name, (name,), -0.04, 0.02) for name in ("sl_cai", "rl_cai")]
+    _json(path, told | {"alignment": [*told.get("alignment", ()), *entries]})
 
 
 def lock(candidates: tuple[str, ...]) -> dict[str, Any]:

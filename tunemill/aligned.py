@@ -35,10 +35,13 @@ SUBSETS = {
     "all": "all pairs",
     "chosen_longer": "the preferred answer is longer",
     "length_matched": "both of about the same length",
+    "people": "compared by people",
 }
 """The parts of the pairs that reward.json measures by themselves."""
 SOURCES = {"ratings": "scores that people gave", "labels": "people’s rankings", "ai": "a model’s rankings"}
 """Who a pair comes from."""
+LABELLED = {"ai": "the judge’s labels"}
+"""Instead, where a judge labelled pairs (stage rl_cai)."""
 REWARDS = {
     "model": "by the reward model",
     "classifier": "by a text classifier",
@@ -70,8 +73,9 @@ FAR = 5.0
 
 def fed_back(feedback: Json) -> list[tuple[str, str]]:
     """feedback.json as labels and texts."""
+    titles = SOURCES | LABELLED if feedback.get("judge") else SOURCES
     sources = [
-        f"{number(count, 0)} from {SOURCES.get(name, visible(name))}"
+        f"{number(count, 0)} from {titles.get(name, visible(name))}"
         for name, count in feedback.get("pairs_of", {}).items()
         if count
     ]
@@ -181,13 +185,24 @@ class Part(NamedTuple):
     """System → accuracy in percent."""
 
 
+def is_mixed(reward: Json) -> bool:
+    """Whether a model labelled some of the pairs: then what people said is measured apart, too."""
+    held_out = reward["held_out"]
+    return "people" in held_out and held_out["people"]["pairs"] != held_out["all"]["pairs"]
+
+
+def who_prefers(reward: Json) -> str:
+    """Whose preference a reward model is asked for, in words that follow "which of two answers"."""
+    return "is the better one by its label, a judge’s or people’s" if is_mixed(reward) else "people prefer"
+
+
 def parts(reward: Json) -> list[Part]:
-    """Accuracy on all pairs, where the preferred answer is longer, and at the same length."""
+    """Accuracy on all pairs, where the preferred answer is longer, at the same length, and on people's where that is not all."""
     held_out = reward["held_out"]
     return [
         Part(title, held_out[name]["pairs"], held_out[name]["groups"], accuracies(reward, name))
         for name, title in SUBSETS.items()
-        if name in held_out
+        if name in held_out and (name != "people" or is_mixed(reward))
     ]
 
 
@@ -302,6 +317,8 @@ class Run:
     curve: Sequence[Row]
     monitor: Sequence[Row]
     samples: Sequence[Json]
+    feedback: Json | None = None
+    """What the reward model learnt from: feedback.json."""
 
 
 class Notice(NamedTuple):
@@ -326,17 +343,30 @@ def notices(record: Json) -> list[Notice]:
     return found
 
 
-def _reason(reward: Json) -> str:
+def _reason(reward: Json, feedback: Json | None = None) -> str:
     """What a policy was rewarded for, in words that follow "rewarded"."""
-    kind = reward["kind"]
-    less = ", less what it makes of length" if kind == "model" and reward.get("length") else ""
-    return f"{REWARDS.get(kind, f'for {visible(kind)}')}{less}"
+    less = ", less what it makes of length" if reward["kind"] == "model" and reward.get("length") else ""
+    return f"{_rewarded(reward, feedback)}{less}"
+
+
+def _rewarded(reward: Json, feedback: Json | None) -> str:
+    kind, judge = reward["kind"], (feedback or {}).get("judge")
+    if kind == "model" and judge:
+        # A reward model that judges is asked by no principle.
+        whose = "another reward model’s labels" if judge.get("kind") == "reward" else "the constitution’s labels"
+        return f"by the reward model learnt from {whose}"
+    return REWARDS.get(kind, f"for {visible(kind)}")
+
+
+def rewarded(run: Run) -> str:
+    """What tells one run from another, in words that follow its candidate's name."""
+    return f"rewarded {_rewarded(run.record['reward'], run.feedback)}"
 
 
 def budget(run: Run) -> str:
     """What was spent, and which policy was kept."""
     record = run.record
-    spent = f"Rewarded {_reason(record['reward'])}: {plural(record['updates'], 'update')}"
+    spent = f"Rewarded {_reason(record['reward'], run.feedback)}: {plural(record['updates'], 'update')}"
     if record["updates"] != record["asked_updates"]:
         spent += f" of {number(record['asked_updates'], 0)}"
     if run.training.get("examples"):

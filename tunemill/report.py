@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tunemill import adaptation, aligned, categories, charts, evidence, lineage, metrics
+from tunemill import adaptation, aligned, categories, charts, constitutional, evidence, lineage, metrics
 from tunemill.adaptation import Tuned
 from tunemill.evidence import Output, clip, output
 from tunemill.findings import METRICS, Difference, Estimate, Json, difference, estimate, metric
@@ -64,6 +64,10 @@ class Material:
     """How well the reward model tells what people prefer: reward.json."""
     reward_histogram: Sequence[aligned.Row] = ()
     reward_reliability: Sequence[aligned.Row] = ()
+    supervised: Sequence[constitutional.Supervised] = ()
+    """The candidates that learnt revisions of a model's own answers."""
+    labelled: Sequence[constitutional.Labelled] = ()
+    """Those that were rewarded by what learnt a judge's labels."""
     optimised: Sequence[aligned.Run] = ()
     """The candidates that PPO made."""
     beside: Sequence[aligned.Beside] = ()
@@ -245,6 +249,14 @@ def accuracies_plot(reward: Json) -> Plot:
         _mark(aligned.SYSTEMS[name], "baseline" if name in ("length", "response", "text") else "leader", each, axis)
         for name, each in found.items()
     )
+    return Plot("accuracy", rows, _ticks(axis, 4), axis(50.0))
+
+
+def learnt_plot(told: constitutional.Labelled) -> Plot:
+    """Share of pairs that a judge, what learnt its labels, and length tell right, in percent; the zero line is chance."""
+    found = constitutional.learnt(told)
+    axis = charts.scale([50.0, *(end for *_, each in found for end in (each.value, each.low, each.high))])
+    rows = tuple(_mark(name, "baseline" if plain else "leader", each, axis) for name, plain, each in found)
     return Plot("accuracy", rows, _ticks(axis, 4), axis(50.0))
 
 
@@ -714,13 +726,15 @@ def reliability(material: Material) -> list[categories.Reliability]:
 
 @dataclass(frozen=True)
 class Alignment:
-    """What was fed back, the reward model, what PPO and the ways beside it did with it, and what the judges say of it."""
+    """What was fed back, the reward model, what PPO and the ways beside it did with it, Constitutional AI, and what the judges say."""
 
     feedback: Sequence[tuple[str, str]]
     reward: Json | None
     accuracies: Plot | None
     histogram: aligned.Histogram | None
     reliability: Sequence[tuple[float, float, float, str]]
+    supervised: Sequence[tuple[constitutional.Supervised, Sequence[constitutional.Chain]]]
+    labelled: Sequence[tuple[constitutional.Labelled, Plot]]
     runs: Sequence[tuple[aligned.Run, Sequence[aligned.SideBySide]]]
     sides: Sequence[aligned.Sides]
     beside: Sequence[aligned.Beside]
@@ -735,11 +749,22 @@ def alignment(material: Material, seed: int) -> Alignment | None:
         seed: of the random samples.
     """
     found = Alignment(
-        feedback=aligned.fed_back(material.feedback) if material.feedback else (),
+        # What a judge said is told where the judge is.
+        feedback=aligned.fed_back(material.feedback)
+        if material.feedback and not material.feedback.get("judge")
+        else (),
         reward=material.reward,
         accuracies=accuracies_plot(material.reward) if material.reward else None,
         histogram=aligned.histogram(material.reward_histogram),
         reliability=aligned.reliability(material.reward_reliability),
+        supervised=[
+            (
+                each,
+                constitutional.examples(each.chains, constitutional.CHAINS, seed, each.cai.get("constitution") or {}),
+            )
+            for each in material.supervised
+        ],
+        labelled=[(each, learnt_plot(each)) for each in material.labelled],
         runs=[(each, aligned.examples(each, seed)) for each in material.optimised],
         sides=aligned.sides(
             material.comparison, material.red_team, {each.candidate for each in material.optimised}, seed
@@ -747,7 +772,8 @@ def alignment(material: Material, seed: int) -> Alignment | None:
         beside=material.beside,
         verdicts=aligned.verdicts(material.comparison),
     )
-    return found if found.reward or found.runs or found.beside or found.verdicts else None
+    told = (found.reward, found.runs, found.beside, found.verdicts, found.supervised, found.labelled)
+    return found if any(told) else None
 
 
 # ---------------------------------------------------------------- the page
@@ -836,6 +862,7 @@ def page(material: Material, *, title: str, group: str, count: int, seed: int) -
         plans=adaptation.plans(material.trainings, material.timings),
         alignment=alignment(material, seed),
         aligned=aligned,
+        constitutional=constitutional,
         samples=samples(material, count, seed),
         seed=seed,
         forgetting=forgetting(material),

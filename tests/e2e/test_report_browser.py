@@ -64,7 +64,7 @@ COLLISIONS = """() => [...document.querySelectorAll('.axis, .frame > svg')].flat
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Reports to look at: the usual one, one with little in it, one with a lot, one of a model that was aligned."""
+    """Reports to look at: the usual one, one with little in it, with a lot, of a model that was aligned, and by a constitution."""
     six = {
         "base": 0.0,
         "prompt-tuned_with_a_name_that_does_not_end_anywhere_soon": 4.0,
@@ -75,6 +75,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "little": ({"base": 0.0}, {"reads_baselines": False, "groups": 1, "count": 20}),
         "much": (six, {}),
         "aligned": ({"base": 0.0, "lora": 10.0, "ppo": 9.5, "ppo-18": 9.0}, {"count": 40}),
+        "constitutional": ({"base": 0.0, "lora": 10.0, "rl_cai": 9.2, "ppo": 9.5, "sl_cai": 9.0}, {"count": 40}),
     }
     found = {}
     for name, (lifts, options) in variants.items():
@@ -82,6 +83,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         report_artifacts.write(root, lifts, **options)
         if name == "aligned":
             report_artifacts.align(root)
+        if name == "constitutional":
+            report_artifacts.align(root, ("ppo",))
+            report_artifacts.constitutional(root)
         little, artifacts = name == "little", root / "artifacts"
         found[name] = root / "report.html"
         report.run(
@@ -126,10 +130,10 @@ def opened(browser: Any, pages: dict[str, Path]) -> Iterator[Any]:
     assert complaints == []
 
 
-@pytest.mark.parametrize("name", ["usual", "little", "much", "aligned"])
+@pytest.mark.parametrize("name", ["usual", "little", "much", "aligned", "constitutional"])
 def test_it_fits_every_width(opened: Any, name: str):
     page = opened(name)
-    if name == "aligned":
+    if name in ("aligned", "constitutional"):
         page.evaluate("document.querySelectorAll('#alignment details').forEach(each => each.open = true)")
     for width in WIDTHS:
         page.set_viewport_size({"width": width, "height": 800})
@@ -140,7 +144,7 @@ def test_it_fits_every_width(opened: Any, name: str):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_has_contrast(opened: Any, scheme: str):
-    for name in ("usual", "much", "aligned"):
+    for name in ("usual", "much", "aligned", "constitutional"):
         page = opened(name, scheme=scheme)
         page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
         assert page.evaluate(CONTRAST) == []
@@ -217,6 +221,36 @@ def test_answers_before_and_after_are_blurred_until_they_are_clicked_or_a_key_op
     summary.focus()
     page.keyboard.press("Enter")
     assert veil.is_visible() and not text.is_visible()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_chains_of_critiques_and_revisions_open_one_by_one(opened: Any, width: int):
+    page = opened("constitutional", width=width)
+    chains = page.locator("#alignment details.chain")
+    assert chains.count() == 12
+    assert [each.evaluate("each => each.open") for each in chains.all()] == [True] + [False] * 11
+    warning = page.get_by_role("note").filter(has_text="Harmful language")
+    assert warning.bounding_box()["y"] < chains.first.bounding_box()["y"]
+    for at in range(12):
+        chain = chains.nth(at)
+        if at:
+            assert not chain.locator("dl").first.is_visible()
+            chain.locator("summary").focus()
+            page.keyboard.press("Enter")
+        assert chain.locator("dl.turn").count() == 8
+        assert all(each.is_visible() for each in chain.locator("dl.turn").all())
+        assert "Round 1" in chain.inner_text() and "Round 2" in chain.inner_text()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate(OVERFLOW) == []
+    assert page.title() != "owned" and page.locator("script, img").count() == 0
+    # What turns the direction of writing is shown, and does not act.
+    assert "�desrever�" in page.locator("#alignment .cai").inner_text()
+
+
+def test_contents_lead_to_constitutional_ai(opened: Any):
+    page = opened("constitutional")
+    page.locator("nav a[href='#constitutional-ai']").click()
+    assert page.locator("h3:target").inner_text() == "Constitutional AI"
 
 
 def test_every_curve_of_ppo_is_drawn_with_its_marks_inside_its_frame(opened: Any):
@@ -298,7 +332,7 @@ def test_assistive_technology_finds_its_way(opened: Any):
     assert page.get_by_role("row").count() > 20
 
 
-@pytest.mark.parametrize("name", ["usual", "aligned"])
+@pytest.mark.parametrize("name", ["usual", "aligned", "constitutional"])
 def test_it_prints_on_white_paper(opened: Any, tmp_path: Path, name: str):
     page = opened(name, scheme="dark")
     page.emulate_media(media="print", color_scheme="dark")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -15,11 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stages import compare, report, reward
+from stages import compare, report, reward, rl_cai, sl_cai
 from tests import report_artifacts
 from tests.html_page import Page
 from tests.stages import comparing
-from tunemill import aligned, pairwise
+from tunemill import ai_labels, aligned, constitutional, critiques, pairwise
 from tunemill.errors import UserError
 from tunemill.log import Log
 from tunemill.params import Candidates, ParamsFile
@@ -161,6 +162,92 @@ def test_alignment_is_read_from_beside_the_scores(tmp_path: Path):
     run(tmp_path, tuple(ALIGNED))
     words = Page((tmp_path / "out/report.html").read_text(encoding="utf-8")).words
     assert "PPO: ppo" in words and "Pairs told right" not in words and "What was fed back" not in words
+
+
+CONSTITUTIONAL = {"base": 0.0, "lora": 10.0, "rl_cai": 9.2, "ppo": 9.5, "sl_cai": 9.0}
+
+
+@pytest.mark.parametrize("names", [("base", "rl_cai", "ppo", "sl_cai"), ("base", "sl_cai", "ppo", "rl_cai")])
+def test_the_reward_model_that_people_taught_is_told_whatever_the_order(tmp_path: Path, names: tuple[str, ...]):
+    report_artifacts.write(tmp_path, {name: CONSTITUTIONAL[name] for name in names}, count=20)
+    report_artifacts.align(tmp_path, ("ppo",))
+    report_artifacts.constitutional(tmp_path)
+    assert report.taught_by_people(tmp_path / "artifacts/evaluate", names) == tmp_path / "artifacts/evaluate/ppo"
+    run(tmp_path, names)
+    page = Page((tmp_path / "out/report.html").read_text(encoding="utf-8"))
+    assert "Asked which of two answers people prefer" in page.words and "AI feedback: rl_cai" in page.words
+    assert page.tables["Accuracy and length"][1][-2:] == ["1,204", "97"]
+    for said in ("PPO: ppo, rewarded by the reward model", "learnt from the constitution’s labels"):
+        assert said in page.words, said
+    # Without people's, the judge's is told.
+    left = tuple(name for name in names if name != "ppo")
+    assert report.taught_by_people(tmp_path / "artifacts/evaluate", left) == tmp_path / "artifacts/evaluate/rl_cai"
+    assert report.taught_by_people(tmp_path / "artifacts/evaluate", ("base",)) is None
+
+
+def test_what_is_made_up_of_constitutional_ai_is_what_its_stages_write():
+    rows = report_artifacts.chains()
+    chains = [critiques.Chain(**{**row, "steps": [critiques.Step(**step) for step in row["steps"]]}) for row in rows]
+    assert rows == [dataclasses.asdict(each) | {"steps": [step._asdict() for step in each.steps]} for each in chains]
+    made = report_artifacts.revised(rows)
+    assert made["rounds"] == critiques.counts(chains) and made["prompts"] == sl_cai.told_kinds(chains)
+    assert made["kinds"] == sl_cai.by_kind(chains)
+    assert made["scores"] == pytest.approx(sl_cai.scores(chains)) and {*made["helpful"]} == {sl_cai.OWN, sl_cai.TASK}
+    asked = rl_cai.Asked("p", "a", "b", "harmless")
+    label = ai_labels.of_orders(0.7, 0.4, thought=False)
+    pair = ai_labels.preference("p", "a", "b", label.p or 0.0, "g", 1.0)
+    assert pair is not None
+    cfg = ParamsFile(ROOT / "params.yaml").section("rl_cai", rl_cai.Config)
+    for kind in ("folder", "reward"):
+        judge = {"kind": kind, "name": "n"}
+        found = ai_labels.quality([label] * 4, [1.0] * 4, [*"abcd"], 100, 0)
+        told = rl_cai.counted(cfg, judge, found, [asked], [label], [pair], [], 0)
+        alike = report_artifacts.labelled(kind)
+        assert alike.keys() == told.keys() and alike["label"].keys() == told["label"].keys()
+        assert alike["judge"].keys() == told["judge"].keys() and alike["pairs_of"].keys() == told["pairs_of"].keys()
+        assert alike["judge"]["quality"].keys() == told["judge"]["quality"].keys()
+        assert "None" not in str(constitutional.judge(told))
+
+
+def test_trainings_on_the_same_chains_are_one(tmp_path: Path):
+    names = (*CONSTITUTIONAL, "sl_cai-18", "rl_cai-18")
+    report_artifacts.write(tmp_path, dict.fromkeys(names, 1.0), count=20)
+    report_artifacts.constitutional(tmp_path)
+    evaluate = tmp_path / "artifacts/evaluate"
+    for name, files in (
+        ("sl_cai", ("cai.json", "chains.jsonl", "training.json", "curve.csv")),
+        ("rl_cai", ("feedback.json", "reward.json")),
+    ):
+        for file in files:
+            shutil.copy(evaluate / name / file, evaluate / f"{name}-18" / file)
+    assert [each.candidates for each in report.read_supervised(evaluate, names)] == [("sl_cai", "sl_cai-18")]
+    assert [each.candidates for each in report.read_labelled(evaluate, names)] == [("rl_cai", "rl_cai-18")]
+    (evaluate / "sl_cai-18/chains.jsonl").write_text("")
+    assert len(report.read_supervised(evaluate, names)) == 2
+    # A control that was not rewarded by what learnt the labels is none of theirs.
+    (evaluate / "rl_cai-18/reward.json").unlink()
+    assert [each.candidates for each in report.read_labelled(evaluate, names)] == [("rl_cai",)]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("sl_cai/cai.json", b"[]", "cai.json: holds a list"),
+        ("sl_cai/chains.jsonl", b"{", "chains.jsonl:1: not valid JSON"),
+        ("sl_cai/chains.jsonl", None, "chains.jsonl: no such file"),
+        ("sl_cai/curve.csv", b"step,loss\n1,two\n", "curve.csv:2: not a row of numbers"),
+        ("rl_cai/feedback.json", b"{", "feedback.json: not valid JSON"),
+    ],
+)
+def test_damage_to_what_tells_of_constitutional_ai_is_named(
+    tmp_path: Path, file: str, content: bytes | None, said: str
+):
+    report_artifacts.write(tmp_path, CONSTITUTIONAL, count=20)
+    report_artifacts.constitutional(tmp_path)
+    path = tmp_path / "artifacts/evaluate" / file
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        run(tmp_path, tuple(CONSTITUTIONAL))
 
 
 @pytest.mark.parametrize(

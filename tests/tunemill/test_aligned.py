@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,22 @@ def test_the_budget_is_told_with_what_was_asked_for_and_what_is_rewarded():
     assert aligned.budget(stopped).startswith(
         "Rewarded for length alone, as a control: 20 updates of 24, 768 responses"
     )
+
+
+@pytest.mark.parametrize(
+    ("feedback", "kind", "said"),
+    [
+        (None, "model", "rewarded by the reward model"),
+        (made.FED_BACK, "model", "rewarded by the reward model"),
+        (made.labelled(), "model", "rewarded by the reward model learnt from the constitution’s labels"),
+        (made.labelled("reward"), "model", "rewarded by the reward model learnt from another reward model’s labels"),
+        (made.labelled(), "length", "rewarded for length alone, as a control"),
+    ],
+)
+def test_two_runs_are_told_apart_by_whose_labels_their_reward_learnt(feedback: Any, kind: str, said: str):
+    run = replace(made.optimised_run("rl_cai", reward={"kind": kind}), feedback=feedback)
+    assert aligned.rewarded(run) == said
+    assert aligned.budget(run).startswith(f"R{said[1:]}: 24 updates")
 
 
 def test_alarms_of_one_kind_are_one_notice_with_the_last_ones_words():
@@ -192,6 +209,17 @@ def test_accuracy_is_in_percent_and_undefined_where_there_is_no_pair():
     assert empty.pairs == 0 and {each.reason for each in empty.shown.values()} == {"no such pairs"}
 
 
+def test_what_people_compared_is_a_part_only_where_a_model_labelled_the_rest():
+    assert aligned.SUBSETS["people"] not in [each.name for each in aligned.parts(made.rewarded())]
+    found = {each.name: each.pairs for each in aligned.parts(made.rewarded_by_labels())}
+    assert found["all pairs"] == 1297 and found["compared by people"] == 1204
+    assert aligned.who_prefers(made.rewarded()) == "people prefer"
+    assert "a judge’s or people’s" in aligned.who_prefers(made.rewarded_by_labels())
+    older = made.rewarded()
+    del older["held_out"]["people"]
+    assert len(aligned.parts(older)) == 3 and not aligned.is_mixed(older)
+
+
 def test_calibration_is_said_beside_what_chance_makes_of_it():
     assert aligned.calibrated(made.rewarded()) == (
         "Expected calibration error 0.071 (0.049 to 0.093); chance alone would make it 0.028."
@@ -233,6 +261,7 @@ def test_feedback_is_counted_and_agreement_has_a_reason_where_there_is_none():
     assert dict(told)["Pairs"].endswith("24 from people’s rankings, 1,180 from a model’s rankings")
     assert dict(told)["Agreement of those who ranked"].endswith("0.40 (ordinal, 9 prompts), Kendall’s W 0.61")
     assert "Labels refused" not in dict(told)
+    assert dict(aligned.fed_back(made.labelled()))["Pairs"].endswith("93 from the judge’s labels")
 
 
 # ------------------------------------------------------------ answers before and after

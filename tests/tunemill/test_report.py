@@ -14,6 +14,7 @@ from tests import report_artifacts as made
 from tests.html_page import Page
 from tunemill import findings, report
 from tunemill.adaptation import CurvePoint, Tuned
+from tunemill.constitutional import Labelled, Supervised
 from tunemill.findings import Estimate
 from tunemill.report import Material
 from tunemill.wording import visible
@@ -52,6 +53,24 @@ def aligned(lifts: dict[str, float] | None = None, **changes: Any) -> Material:
         reward_histogram=rows["histogram"],
         reward_reliability=rows["reliability"],
         optimised=[made.optimised_run("ppo"), made.optimised_run("ppo-18", 18, harm_change=[-0.075, 0.021])],
+        **changes,
+    )
+
+
+def constitutional(judge: str = "folder", **changes: Any) -> Material:
+    """A material with Constitutional AI beside what people taught: revisions, a judge's labels, PPO by them."""
+    found = aligned({"base": 0.0, "lora": 10.0, "ppo": 9.5, "sl_cai": 9.0, "rl_cai": 9.2})
+    rows = made.chains()
+    curve = [
+        {key: float(value) if value else None for key, value in row.items()}
+        for row in csv.DictReader(made.curve(40, 5).splitlines())
+    ]
+    run = replace(made.optimised_run("rl_cai", 19), feedback=made.labelled(judge))
+    return replace(
+        found,
+        supervised=[Supervised(("sl_cai",), made.revised(rows), rows, made.training("lora") | {"steps": 40}, curve)],
+        labelled=[Labelled(("rl_cai",), made.labelled(judge), made.rewarded_by_labels())],
+        optimised=[found.optimised[0], run],
         **changes,
     )
 
@@ -311,6 +330,19 @@ VARIANTS = {
     "aligned to where it was": replace(
         aligned(), optimised=[made.optimised_run("ppo", kept=0, kl=0.0, harm_change=[0.0, 0.0], alarms=[])]
     ),
+    "constitutional": constitutional(),
+    "constitutional, judged by the reward model": constitutional("reward"),
+    "constitutional, nothing else": replace(
+        constitutional(), feedback=None, reward=None, optimised=(), reward_histogram=(), reward_reliability=()
+    ),
+    "constitutional, taught by nobody else": replace(
+        constitutional(), feedback=made.labelled(), reward=made.rewarded_by_labels()
+    ),
+    "constitutional, nothing told": replace(
+        constitutional(),
+        supervised=[Supervised(("sl_cai",), dict.fromkeys(made.revised(made.chains())), [], {}, [])],
+        labelled=[Labelled(("rl_cai",), {**made.labelled(), "judge": {"kind": "self"}, "label": {}}, made.rewarded())],
+    ),
     "prompted, not trained": material({"base": 0.0, "prompt": 3.0}, prompt=made.prompt(), asked=made.asked()),
     "one candidate": material({"base": 0.0}),
     "six candidates": material({"base": 0.0, **{f"candidate-{n}": 2.0 * n for n in range(1, 6)}}),
@@ -523,6 +555,88 @@ def test_a_model_cannot_write_html_where_alignment_is_told():
     seen = Page(page(replace(found, comparison=told, feedback=fed, optimised=[run])))
     assert seen.open == [] and not {"script", "img"} & {tag for tag, _ in seen.tags}
     assert seen.words.count(evil) > 25
+
+
+def test_constitutional_ai_is_told_only_where_there_is_any():
+    assert "constitutional-ai" not in page(aligned())
+    html = page(constitutional())
+    assert html.count('id="constitutional-ai"') == 1 and html.count('href="#constitutional-ai"') == 1
+    assert "The constitution" in Page(page(replace(constitutional(), labelled=()))).words
+    assert "AI feedback: rl_cai" in Page(page(replace(constitutional(), supervised=()))).words
+
+
+def test_constitutional_ai_is_told_by_revisions_chains_judge_and_preference_model():
+    found = Page(page(constitutional()))
+    for said in (
+        "Critiques and revisions: sl_cai",
+        "the reward model, less what it makes of length: only a revision that it likes better",
+        "36 of 96 (38%), in 2 rounds",
+        "⚠ Harmful language",
+        "✓ judge above chance",
+        "64.2% (59.7 to 68.8%) of 1,180 pairs in 97 groups of near duplicates; chance is 50%.",
+        "preference model, people’s pairs 1,204 pairs",
+        "PPO: ppo, rewarded by the reward model",
+        "PPO: rl_cai, rewarded by the reward model learnt from the constitution’s labels",
+        # People's reward model stays the one that is told in full.
+        "Asked which of two answers people prefer",
+        "1,180 from scores that people gave, 24 from people’s rankings Pairs left out",
+    ):
+        assert said in found.words, said
+    head, *rows = found.tables["Rounds of sl_cai"]
+    assert head == ["Round", "Revisions", "Fit", "No critique", "Empty", "Unfinished", "Copy", "Not better"]
+    assert rows == [["1", "48", "18", "6", "6", "6", "6", "6"], ["2", "48", "18", "6", "6", "6", "6", "6"]]
+    assert [row[0] for row in found.tables["The constitution of sl_cai"][1:]] == [*made.REQUESTS]
+    words = Page(page(constitutional("reward"))).words
+    assert "PPO: rl_cai, rewarded by the reward model learnt from another reward model’s labels" in words
+    assert "the constitution had no say in these labels" in words
+
+
+def test_where_nobody_taught_but_a_judge_its_reward_model_is_told_with_what_people_said_apart():
+    found = Page(page(VARIANTS["constitutional, taught by nobody else"]))
+    assert "Asked which of two answers is the better one by its label, a judge’s or people’s" in found.words
+    assert [row[0] for row in found.tables["Accuracy and length"]][-1] == "compared by people"
+    assert "What was fed back" not in found.words and found.words.count("93 from the judge’s labels") == 1
+
+
+def test_twelve_chains_are_whole_and_only_the_first_is_open():
+    html = page(constitutional())
+    chains = re.findall(r'<details class="card folded chain"( open)?>(.*?)</details>', html, flags=re.DOTALL)
+    assert [bool(is_open) for is_open, _ in chains] == [True] + [False] * 11
+    for _, chain in chains:
+        assert [chain.count(f"<dt>{name}</dt>") for name in ("prompt", "first answer", "request", "critique", "revision")] == [
+            1, 1, 2, 2, 2,
+        ]  # fmt: skip
+    assert "score rose most" in chains[0][1] and "most revisions left out" in chains[1][1]
+    assert all("random" in chain for _, chain in chains[2:])
+    assert html.index("Harmful language") < html.index('class="card folded chain"')
+
+
+def test_a_model_cannot_write_html_where_constitutional_ai_is_told():
+    evil = '</dd></details></script><script>alert(1)</script><img src=x onerror="alert(2)">{{ 7 * 7 }}'
+    hidden = "\u202e\u2066\x1b"
+    rows = [
+        {**row, "prompt": evil, "answer": evil + hidden + "x" * 10_000, "source": evil, "kind": evil}
+        | {"steps": [{**step, "critique": evil, "revision": evil, "principle": evil} for step in row["steps"]]}
+        for row in made.chains()
+    ]
+    cai = made.revised(made.chains()) | {"critic": {"kind": "hub", "name": evil}, "picker": {"kind": evil}}
+    cai |= {"constitution": {evil: evil}, "prompts": {evil: 1}, "helpful": {evil: 1}}
+    cai |= {"kinds": {evil: {"revisions": 1, "fit": 1}, "b": {"revisions": 1, "fit": 1}}}
+    cai["rounds"] = [{**each, evil: 1} for each in cai["rounds"]]
+    judge = {**made.labelled()["judge"], "kind": "endpoint", "name": evil, "principles": {evil: 3}}
+    feedback = {**made.labelled(), "judge": judge, "left_out": {evil: 1}, "pairs_of": {evil: 1}}
+    found = constitutional()
+    html = page(
+        replace(
+            found,
+            supervised=[replace(found.supervised[0], candidates=(evil,), cai=cai, chains=rows)],
+            labelled=[replace(found.labelled[0], candidates=(evil,), feedback=feedback)],
+        )
+    )
+    seen = Page(html)
+    assert seen.open == [] and not {"script", "img"} & {tag for tag, _ in seen.tags}
+    assert seen.words.count(evil) > 100  # what is in the braces was not reckoned
+    assert not set(hidden) & set(html) and "x" * 1501 not in html
 
 
 def test_an_odd_candidate_name_breaks_nothing():
