@@ -362,19 +362,17 @@ def path_under(path: str, folder: str) -> bool:
 def in_constitutions(setup: Setup) -> Iterator[str]:
     """Constitutions with a mistake, or that say nothing about prompts which are to be asked."""
     runs = dict(setup.values["extra"]) if "extra" in setup.values else {}
+    asked: dict[Path, set[constitution.Kind]] = {}
     for stage in PRINCIPLED:
+        counts = setup.values[stage].prompts if stage == "sl_cai" and stage in setup.values else None
+        kinds = [kind for kind in constitution.KINDS if (getattr(counts, kind) if counts else kind == "red_team")]
         for run in runs.get(stage, {}).values():
-            path = setup.root / run.constitution
-            if not path.is_file():  # told by in_folders
-                continue
-            kinds: list[constitution.Kind] = ["red_team"]
-            if stage == "sl_cai" and stage in setup.values:
-                asked = setup.values[stage].prompts
-                kinds = [kind for kind in constitution.KINDS if getattr(asked, kind)]
-            try:
-                constitution.needs(constitution.read(path), kinds, path)
-            except UserError as error:
-                yield str(error)
+            asked.setdefault(setup.root / run.constitution, set()).update(kinds)
+    for path in [each for each in asked if each.is_file()]:  # of others in_folders tells
+        try:
+            constitution.needs(constitution.read(path), sorted(asked[path]), path)
+        except UserError as error:
+            yield str(error)
 
 
 # ── names of candidates and tasks ─────────────────────────────────────────────────────────────────────────────────

@@ -124,7 +124,7 @@ def run(
             model,
             "rl_cai.judge",
             shelf=shelf,
-            work=work,
+            kept=cache or work,
             batch_tokens=cfg.batch_tokens,
             batch_rows=cfg.batch_rows,
             runtime=runtime,
@@ -440,4 +440,4 @@ def flat(told: dict[str, Any]) -> dict[str, float | None]:
 
 
 if __name__ == "__main__":
-    main(run, cached_by=("tunemill.sampling", "tunemill.models", "tunemill.likelihood"))
+    main(run, cached_by=("tunemill.feedback",))

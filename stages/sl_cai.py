@@ -157,7 +157,7 @@ def run(
             model,
             "sl_cai.critic",
             shelf=shelf,
-            work=work,
+            kept=cache or work,
             batch_tokens=cfg.batch_tokens,
             batch_rows=cfg.batch_rows,
             runtime=runtime,
@@ -180,7 +180,8 @@ def run(
             f"none of the {sum(each['revisions'] for each in counted)} revisions is fit to learn from: {reasons(counted)}",
             where="params.yaml: sl_cai",
             expected="revisions that end, differ from what they revise, and are liked better",
-            fix="name a larger model as critic, raise revision_tokens, or set pick: false",
+            fix="name a larger model as critic, or raise revision_tokens"
+            + (", or set pick: false" if cfg.pick else ""),
         )
     told: dict[str, Any] = {
         "critic": critic,
@@ -430,4 +431,4 @@ def flat(told: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 if __name__ == "__main__":
-    main(run, cached_by=("tunemill.sampling", "tunemill.models"))
+    main(run, cached_by=("tunemill.feedback",))

@@ -23,6 +23,7 @@ Pure but for the journals of what is written: chains in, chains out.
 from __future__ import annotations
 
 import difflib
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -179,8 +180,8 @@ def same(one: str, other: str) -> bool:
 
 
 def _words(text: str) -> list[str]:
-    """Lower-case words without what stands around them."""
-    return [word for each in text.lower().split() if (word := each.strip("\"'`“”‘’()[]*_.,:;!?-–—"))]
+    """Lower-case words without what stands around them: runs of letters, digits and what joins them."""
+    return re.findall(r"\w+(?:['’-]\w+)*", text.lower())
 
 
 def counts(chains: Sequence[Chain]) -> list[dict[str, int]]:

@@ -124,6 +124,7 @@ def ask(
     *,
     alternatives: int,
     temperature: float = 0.0,
+    draw: int = 0,
     kept: Path,
     where: str,
     title: str,
@@ -138,6 +139,7 @@ def ask(
         alternatives: how many of the likeliest tokens to ask for at each place, with their log-probabilities; an endpoint
             that refuses that is asked without.
         temperature: of what is drawn; 0 is as good as always the same.
+        draw: which draw it is: the same question is asked anew for another one.
         kept: the journal, one line for each answer.
         where: the section of params.yaml the endpoint stands in, for messages.
         title: what is being done, for the log.
@@ -151,15 +153,18 @@ def ask(
     """
     import asyncio
 
-    names = {text: _name(endpoint, text, alternatives, temperature) for text in questions}
+    names = {text: _name(endpoint, text, alternatives, temperature, draw) for text in questions}
     known = {entry["question"]: _kept_reply(entry) for entry in journal.recover(kept)}
     waiting = [text for text, name in names.items() if name not in known]
-    log.start(title, len(names), "question", first=len(names) - len(waiting))
+    done = len(names) - len(waiting)
+    log.start(title, len(names), "question", first=done)
 
     def keep(text: models.Prompt, reply: Reply) -> None:
+        nonlocal done
         journal.append(kept, {"question": names[text], **reply._asdict()})
         known[names[text]] = reply
-        log(len(known))
+        done += 1
+        log(done)
 
     async def ask_all() -> None:
         import httpx
@@ -327,7 +332,7 @@ def _kept_reply(entry: dict[str, Any]) -> Reply:
     return Reply(
         entry["text"],
         tuple(Token(text, tuple((other, value) for other, value in found)) for text, found in entry["tokens"]),
-        entry["finished"],
+        entry.get("finished", True),  # journals of before it was told
     )
 
 
@@ -349,7 +354,7 @@ def _retry_after(value: str | None) -> float | None:
     return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
-def _name(endpoint: Endpoint, text: models.Prompt, alternatives: int, temperature: float) -> str:
+def _name(endpoint: Endpoint, text: models.Prompt, alternatives: int, temperature: float, draw: int) -> str:
     """What a question is called in the journal."""
-    told = [endpoint.base_url, endpoint.model, endpoint.max_tokens, alternatives, temperature, text]
+    told = [endpoint.base_url, endpoint.model, endpoint.max_tokens, alternatives, temperature, draw, text]
     return hashlib.blake2b(json.dumps(told).encode(), digest_size=16).hexdigest()

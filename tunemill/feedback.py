@@ -151,8 +151,8 @@ class Model(NamedTuple):
     told: dict[str, Any]
     """What is written down about it: its kind and name."""
     write: Callable[[Sequence[Prompt], Decoding, int, str], list[Generation]]
-    """Conversations, decoding, seed and a title for the log → what comes next in each. An endpoint's own `max_tokens` is its limit,
-    and its draws are its own."""
+    """Conversations, decoding, seed and a title for the log → what comes next in each. An endpoint's own `max_tokens` is its limit;
+    of a seed it knows only that another one is another draw."""
     choose: Callable[[Sequence[Prompt], str], list[Answer]]
     """Questions and a title for the log → the probability of the label "(A)"."""
 
@@ -163,7 +163,7 @@ def open_source(
     where: str,
     *,
     shelf: Shelf,
-    work: Path,
+    kept: Path,
     batch_tokens: int,
     batch_rows: int,
     runtime: Runtime,
@@ -176,7 +176,7 @@ def open_source(
         policy: folder of the policy, who may be asked itself.
         where: the section of params.yaml that it stands in, for messages.
         shelf: for journals of what it says.
-        work: where a hub's model is put.
+        kept: folder that a hub's model is put into, and stays in.
         batch_tokens: most tokens of a batch of a model at hand, padding included.
         batch_rows: most questions in it.
         runtime: device and number format.
@@ -188,9 +188,9 @@ def open_source(
     if source.model == "endpoint":
         return _behind(source.endpoint, f"{where}.endpoint", shelf, log)
     if source.model == "hub":
-        folder = work / "hub" / source.hub.revision
+        folder = kept / "hub" / source.hub.revision
         if not (folder / "config.json").is_file():
-            partial = work / "hub" / f".{source.hub.revision}"
+            partial = kept / "hub" / f".{source.hub.revision}"
             models.convert_checkpoint(source.hub.repo, source.hub.revision, partial, runtime.dtype)
             partial.replace(folder)
         told = {"kind": "hub", "name": f"{source.hub.repo}@{source.hub.revision[:7]}"}
@@ -240,13 +240,14 @@ def _behind(endpoint: Endpoint, where: str, shelf: Shelf, log: Log) -> Model:
     kept = shelf.of("endpoint", endpoint.base_url, endpoint.model)
     log.note(f"asking {endpoint.model} at {endpoint.base_url}: prompts and answers are sent there")
 
-    def write(asked: Sequence[Prompt], decoding: Decoding, _: int, title: str) -> list[Generation]:
+    def write(asked: Sequence[Prompt], decoding: Decoding, seed: int, title: str) -> list[Generation]:
         replies = endpoints.ask(
             endpoint,
             key,
             asked,
             alternatives=0,
             temperature=decoding.temperature,
+            draw=seed,
             kept=kept,
             where=where,
             title=title,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from stages import __main__ as checks
 from tests.stages import tuned
 from tunemill import recipes
 from tunemill.errors import UserError
+from tunemill.params import ParamsFile
 
 LORA_ONLY = {
     "base": {"policy": "artifacts/select/model", "base": "artifacts/select/model"},
@@ -26,7 +28,8 @@ READ = {"model": "artifacts/select/model", "text": "artifacts/validate/train.jso
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    (tmp_path / "dvc.yaml").write_text((tuned.ROOT / "dvc.yaml").read_text())
+    for name in ("dvc.yaml", "constitution.yaml"):
+        (tmp_path / name).write_text((tuned.ROOT / name).read_text())
     return tmp_path
 
 
@@ -223,9 +226,9 @@ def test_an_ia3_adapter_on_another_model_is_told(place: Path) -> None:
 ALIGNED = {
     "dpo": {"model": "artifacts/feedback/policy", "preferences": "artifacts/feedback/preferences.jsonl"},
     "kto": {"model": "artifacts/feedback/policy", "preferences": "artifacts/feedback/preferences.jsonl"},
-    "grpo": {"model": "artifacts/feedback/policy", "reward": "artifacts/reward"},
-    "rloo": {"model": "artifacts/feedback/policy", "reward": "artifacts/reward"},
-    "best_of": {"model": "artifacts/feedback/policy", "reward": "artifacts/reward"},
+    "grpo": {"model": "artifacts/feedback/policy", "reward": "artifacts/reward/harm"},
+    "rloo": {"model": "artifacts/feedback/policy", "reward": "artifacts/reward/harm"},
+    "best_of": {"model": "artifacts/feedback/policy", "reward": "artifacts/reward/harm"},
 }
 
 
@@ -248,6 +251,19 @@ def test_what_aligns_without_ppo_is_checked_like_the_rest(place: Path, stage: st
         assert f"an adapter of {stage} sits on 'artifacts/feedback/policy', not on 'artifacts/select/model'" in fault
 
 
+HARM = {
+    "policy": "artifacts/feedback/policy",
+    "preferences": "artifacts/feedback/preferences.jsonl",
+    "completions": "artifacts/feedback/completions.jsonl",
+}
+NOT_RUN: dict[str, Any] = {"reward": {"harm": HARM}, "sl_cai": {}, "rl_cai": {}, "ppo": {}}
+OPTIMISED = {
+    "policy": "artifacts/feedback/policy",
+    "reward": "artifacts/reward/harm",
+    "feedback": "artifacts/feedback/feedback.json",
+}
+
+
 @pytest.mark.parametrize(("mode", "result"), [("adapters", "adapter"), ("full", "model")])
 def test_what_ppo_writes_is_known_by_its_mode_and_sits_on_the_starting_policy(
     place: Path, mode: str, result: str
@@ -255,7 +271,7 @@ def test_what_ppo_writes_is_known_by_its_mode_and_sits_on_the_starting_policy(
     def found(base: str, result: str = result) -> list[str]:
         policy = {"policy": f"artifacts/ppo/harm/{result}-18", "base": base}
         setting = {"mode": mode, "seeds": [17, 18]}
-        run = {"ppo": {"harm": {"reward": "artifacts/reward"}}}
+        run = {"ppo": {"harm": OPTIMISED}}
         return faults(place, {**ONE, "candidates": {**LORA_ONLY, "ppo": policy}, "extra": run, "ppo": setting})
 
     policy = "artifacts/feedback/policy"
@@ -266,7 +282,137 @@ def test_what_ppo_writes_is_known_by_its_mode_and_sits_on_the_starting_policy(
     if mode == "adapters":
         [fault] = found("artifacts/select/model")
         assert f"an adapter of ppo sits on '{policy}', not on 'artifacts/select/model'" in fault
-        assert "the starting policy that feedback writes" in fault
+        assert "the model that `extra.ppo.harm.policy` names" in fault
+
+
+@pytest.mark.parametrize("key", OPTIMISED)
+def test_a_run_of_ppo_says_what_it_starts_from_works_for_and_what_is_known_of_it(place: Path, key: str) -> None:
+    run = {name: value for name, value in OPTIMISED.items() if name != key}
+    [fault] = faults(place, {"extra": {**NOT_RUN, "ppo": {"mine": run}}, **ONE})
+    assert f": extra.ppo.mine.{key}: missing" in fault and "fix: add the key" in fault
+    lines = (place / "params.yaml").read_text().splitlines()
+    assert "mine:" in lines[int(fault.removeprefix(f"{place / 'params.yaml'}:").partition(":")[0]) - 1]
+    [fault] = faults(place, {**ONE, "extra": {**NOT_RUN, "ppo": {"harm": OPTIMISED | {key: "artifacts/nowhere"}}}})
+    assert f"extra.ppo.harm.{key}: 'artifacts/nowhere' is neither there nor made by a stage" in fault
+
+
+# ── by a constitution ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def constitution_of(place: Path, old: str, new: str) -> Path:
+    """The committed one with a mistake."""
+    path = place / "constitution.yaml"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "where", "told"),
+    [
+        ("{second}\n", "{secnd}\n", "templates.comparison", "no {secnd} in it ({second} is meant?)"),
+        (
+            "principle: no_accomplice",
+            "principle: no_acomplice",
+            "examples.critiques.1.principle",
+            "no principle 'no_acomplice'|did you mean 'no_accomplice'?",
+        ),
+        ("better: (A)", "better: (B)", "examples.comparisons", "have (A) for the better answer"),
+        (
+            "comparison: Which answer does less harm?\n",
+            "",
+            "principles.harmless.comparison",
+            "missing|fix: add the key",
+        ),
+        ("templates:", "tmplates:", "tmplates", "unknown section 'tmplates'|did you mean 'templates'?"),
+    ],
+)
+def test_a_mistake_in_the_constitution_is_told(place: Path, old: str, new: str, where: str, told: str) -> None:
+    path = constitution_of(place, old, new)
+    found = faults(place, {})
+    assert found
+    for fault in found:  # of sl_cai, and of rl_cai
+        assert re.match(rf"{re.escape(str(path))}:\d+: {re.escape(where)}: ", fault), fault
+        assert all(each in fault for each in told.split("|")), fault
+
+
+def test_a_mistake_in_a_constitution_that_two_stages_go_by_is_told_once(place: Path) -> None:
+    constitution_of(place, "templates:", "tmplates:")
+    assert len(faults(place, {})) == 1
+
+
+def test_the_command_tells_a_mistake_in_the_constitution_in_about_a_second(place: Path) -> None:
+    path = constitution_of(place, "{second}\n", "{secnd}\n")
+    (place / "params.yaml").write_text((tuned.ROOT / "params.yaml").read_text())
+    before = os.times().children_user
+    command = [sys.executable, "-m", "stages", "--check"]
+    done = subprocess.run(command, cwd=place, env=tuned.environment(), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: constitution.yaml:") and path.name in done.stderr
+    assert "({second} is meant?)" in done.stderr and "Traceback" not in done.stderr
+    # What it computed, not what it waited for: about a second, more where much else runs beside.
+    assert os.times().children_user - before < 4.0
+
+
+def test_prompts_that_no_principle_is_meant_for_are_told(place: Path) -> None:
+    path = constitution_of(place, "    prompts: [harmless]\n", "    prompts: [red_team]\n")
+    text = path.read_text().replace("prompts: [red_team, harmless]", "prompts: [red_team]")
+    path.write_text(text)
+    assert faults(place, {}) == []  # no everyday question is asked
+    [fault] = faults(place, {"sl_cai": {"prompts": {"red_team": 4, "harmless": 1, "task": 0}}})
+    assert f"{path}: principles: no principle for harmless prompts" in fault
+
+
+def test_a_constitution_that_is_nowhere_is_told(place: Path) -> None:
+    run = {"constitution": "rules.yaml", "model": "artifacts/feedback/policy", "reward": "artifacts/reward/harm"}
+    candidates = {**LORA_ONLY, "sl_cai": {"policy": "artifacts/sl_cai/cai/model", "base": "artifacts/feedback/policy"}}
+    extra = {**NOT_RUN, "sl_cai": {"cai": run}}
+    [fault] = faults(place, {**ONE, "candidates": candidates, "extra": extra})
+    assert "extra.sl_cai.cai.constitution: 'rules.yaml' is neither there nor made by a stage" in fault
+
+
+@pytest.mark.parametrize("key", HARM)
+def test_what_a_reward_learns_from_is_somewhere(place: Path, key: str) -> None:
+    extra = {**NOT_RUN, "reward": {"harm": {**HARM, key: "artifacts/nowhere"}}}
+    [fault] = faults(place, {**ONE, "extra": extra})
+    assert f"extra.reward.harm.{key}: 'artifacts/nowhere' is neither there nor made by a stage" in fault
+
+
+@pytest.mark.parametrize(("stage", "key"), [("sl_cai", "critic"), ("rl_cai", "judge")])
+def test_a_key_of_who_criticises_or_judges_is_missed_before_anything_runs(place: Path, stage: str, key: str) -> None:
+    endpoint = {"model": "endpoint", "endpoint": {"key_variable": "TUNEMILL_TEST_NO_SUCH_KEY"}}
+    [fault] = faults(place, {stage: {key: endpoint}})
+    number, _, rest = fault.removeprefix(f"{place / 'params.yaml'}:").partition(": ")
+    assert rest.startswith(f"{stage}.{key}.endpoint.key_variable: the environment variable TUNEMILL_TEST_NO_SUCH_KEY")
+    assert "TUNEMILL_TEST_NO_SUCH_KEY" in (place / "params.yaml").read_text().splitlines()[int(number) - 1]
+    # Nobody asks it where the stage does not run, or another model is named.
+    assert faults(place, {**ONE, stage: {key: endpoint}, "extra": NOT_RUN}) == []
+    assert faults(place, {stage: {key: endpoint | {"model": "self"}}}) == []
+
+
+@pytest.mark.parametrize(("stage", "key"), [("sl_cai", "critic"), ("rl_cai", "judge")])
+def test_who_criticises_or_judges_is_somewhere(place: Path, stage: str, key: str) -> None:
+    [fault] = faults(place, {stage: {key: {"model": "folder", "folder": "artifacts/slect/model"}}})
+    assert f"{stage}.{key}.folder: 'artifacts/slect/model' is neither there nor made by a stage" in fault
+    assert "did you mean 'artifacts/select/model'?" in fault
+
+
+def test_what_ppo_makes_of_the_constitution_sits_on_the_model_that_sl_cai_tuned(place: Path) -> None:
+    values = ParamsFile(tuned.ROOT / "params.yaml").values("candidates")
+    values["rl_cai"]["base"] = "artifacts/feedback/policy"
+    [fault] = faults(place, {"candidates": values})
+    assert "candidates.rl_cai.base: an adapter of ppo sits on 'artifacts/sl_cai/cai/model'" in fault
+    assert "not on 'artifacts/feedback/policy'" in fault and "the model that `extra.ppo.rl_cai.policy` names" in fault
+
+
+def test_a_seed_of_sl_cai_that_is_not_trained_is_told(place: Path) -> None:
+    values = ParamsFile(tuned.ROOT / "params.yaml").values("candidates")
+    values["sl_cai"]["policy"] = "artifacts/sl_cai/cai/model-18"
+    overlay = {"candidates": values}
+    [fault] = faults(place, overlay)
+    assert "candidates.sl_cai.policy: 'artifacts/sl_cai/cai/model-18' is neither there" in fault
+    assert faults(place, {**overlay, "sl_cai": {"seeds": [17, 18]}}) == []
 
 
 @pytest.mark.parametrize(

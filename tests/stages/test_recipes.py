@@ -62,8 +62,9 @@ GPUS = {
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A folder for a merged params.yaml, beside the graph."""
-    (tmp_path / "dvc.yaml").write_text((tuned.ROOT / "dvc.yaml").read_text())
+    """A folder for a merged params.yaml, beside the graph and the constitution."""
+    for name in ("dvc.yaml", "constitution.yaml"):
+        (tmp_path / name).write_text((tuned.ROOT / name).read_text())
     (tmp_path / "recipes").symlink_to(tuned.ROOT / "recipes")  # the rewards among them are files that a run reads
     return tmp_path
 

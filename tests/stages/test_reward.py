@@ -116,6 +116,7 @@ def test_it_learns_what_people_prefer(policy: Path, tmp_path: Path) -> None:
         "folds.csv",
         "histogram.csv",
         "lengths.csv",
+        "margins.csv",
         "reliability.csv",
         "reward.json",
     ]
@@ -194,6 +195,38 @@ def test_the_metrics_are_the_same_whatever_is_defined(policy: Path, tmp_path: Pa
     assert list(found) == list(other)
     assert found["held_out/accuracy_low"] is None  # two groups
     assert told["vocabulary"] == backbone.vocabulary(models.load_tokenizer(policy))
+
+
+def test_what_people_said_is_measured_apart_from_a_models_labels(policy: Path, tmp_path: Path) -> None:
+    """A model's labels, of every other pair, are soft and turn around what people would say."""
+    rows = []
+    for at, each in enumerate(preferred(8, 2)):
+        if at % 2:
+            texts, soft = (each.rejected, each.chosen), 0.6
+            identifier = records.row_id(each.prompt, *texts)
+            rows.append(Preference(identifier, each.prompt, *texts, soft, 0.25, each.group, "ai"))
+        else:
+            rows.append(each)
+    found, _ = run(policy, tmp_path, rows)
+    margins = table(tmp_path / "out/margins.csv")
+    assert [each["id"] for each in margins] == [each.id for each in rows]
+    assert [each["source"] for each in margins] == ["ratings", "ai"] * 8
+    folds = pairwise.deal([each.group for each in rows], 2, 17)
+    assert [int(each["fold"]) for each in margins] == [fold + 1 for fold in folds]
+    right = [float(each["margin"]) > 0 for each in margins]
+    # People's pairs weigh the same; a model's half of that.
+    assert (found["held_out/people/pairs"], found["held_out/pairs"]) == (8, 16)
+    assert found["held_out/people/accuracy"] == pytest.approx(sum(right[::2]) / 8)
+    assert found["held_out/accuracy"] == pytest.approx((sum(right[::2]) * 0.5 + sum(right[1::2]) * 0.25) / 6)
+
+
+def test_labels_of_a_model_alone_leave_what_people_say_undefined(policy: Path, tmp_path: Path) -> None:
+    rows = [Preference(**{**vars(each), "source": "ai", "probability": 0.8}) for each in preferred(4, 2)]
+    found, _ = run(policy, tmp_path, rows, steps=1, fold_steps=1)
+    assert found["held_out/people/pairs"] == 0 and found["held_out/people/accuracy"] is None
+    people, _ = run(policy, tmp_path, preferred(4, 2), "people", steps=1, fold_steps=1)
+    assert [*people] == [*found] and people["held_out/people/pairs"] == 8
+    assert people["held_out/people/accuracy"] == people["held_out/accuracy"]
 
 
 def test_what_is_too_long_is_cut_and_counted(policy: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from tunemill import endpoints, feedback
 from tunemill.endpoints import Endpoint, Reply
 from tunemill.errors import TRY_AGAIN, UserError
 from tunemill.log import Log
+from tunemill.models import Conversation, Prompt
 
 Answer = Callable[[Asked, int], Sent]
 
@@ -80,6 +81,80 @@ def test_each_question_is_asked_once_and_answered_in_its_place(tmp_path: Path) -
         "logprobs": True,
         "top_logprobs": 5,
     }
+
+
+CONVERSATION: Conversation = (("user", "one"), ("assistant", "two"), ("user", "three"))
+
+
+def drawn(server: Server, kept: Path, *questions: Prompt, temperature: float = 1.0, **change: object) -> list[Reply]:
+    return endpoints.ask(
+        endpoint(server.base_url, **change),
+        None,
+        questions,
+        alternatives=0,
+        temperature=temperature,
+        kept=kept / "answers.jsonl",
+        where="sl_cai.critic.endpoint",
+        title="ask",
+        log=Log(),
+    )
+
+
+def test_a_conversation_goes_out_turn_by_turn_and_is_asked_once(tmp_path: Path) -> None:
+    def says(asked: Asked, number: int) -> Sent:
+        return completion(" ".join(each["content"] for each in asked.body["messages"]))
+
+    other: Conversation = (*CONVERSATION[:2], ("user", "four"))
+    with serving(says) as server:
+        for _ in range(2):
+            found = drawn(server, tmp_path, CONVERSATION, "one", CONVERSATION, other)
+            assert [each.text for each in found] == ["one two three", "one", "one two three", "one two four"]
+        assert len(server.asked) == 3
+    [long] = [each for each in server.asked if each.body["messages"][-1]["content"] == "three"]
+    assert long.body["messages"] == [
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "two"},
+        {"role": "user", "content": "three"},
+    ]
+    assert "logprobs" not in long.body and "top_logprobs" not in long.body
+
+
+def test_what_was_drawn_at_another_temperature_is_no_answer(tmp_path: Path) -> None:
+    with serving(lambda asked, number: completion(f"answer {number}")) as server:
+        first = drawn(server, tmp_path, "one", temperature=1.0)
+        assert drawn(server, tmp_path, "one", temperature=0.5) != first
+        assert drawn(server, tmp_path, "one", temperature=1.0) == first
+    assert [each.body["temperature"] for each in server.asked] == [1.0, 0.5]
+
+
+@pytest.mark.parametrize(("reason", "finished"), [("length", False), ("stop", True), (None, True)])
+def test_an_answer_that_was_cut_short_is_known_for_one_and_stays_so(
+    tmp_path: Path, reason: str | None, finished: bool
+) -> None:
+    def says(asked: Asked, number: int) -> Sent:
+        sent = completion("and so")
+        sent.body["choices"][0] |= {"finish_reason": reason} if reason else {}
+        return sent
+
+    with serving(says) as server:
+        assert [drawn(server, tmp_path, "one") for _ in range(2)] == [[Reply("and so", (), finished)]] * 2
+    assert len(server.asked) == 1
+
+
+def test_progress_counts_what_is_asked_and_not_what_the_journal_has_of_before(tmp_path: Path) -> None:
+    steps: list[int] = []
+
+    class Told(Log):
+        def start(self, label: str, total: int, unit: str = "step", first: int = 0) -> None:
+            steps.append(-total)
+
+        def __call__(self, step: int, **values: float) -> None:
+            steps.append(step)
+
+    with serving(echo) as server:
+        ask(server, tmp_path, "one", "two", "three", concurrency=1)
+        ask(server, tmp_path, "four", "five", concurrency=1, log=Told())
+    assert steps == [-2, 1, 2]
 
 
 def test_never_more_on_their_way_than_told(tmp_path: Path) -> None:

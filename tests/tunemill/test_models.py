@@ -58,6 +58,67 @@ def test_a_prompt_is_rendered_in_the_template_and_a_completion_ends(folder: Path
     assert models.render_completion(tokenizer, "ok")[-1] == tokenizer.eos_token_id
 
 
+TURNS: models.Conversation = (("user", "Hé?"), ("assistant", "No: <|x|>"), ("user", "Why\nnot?"))
+
+
+def test_a_conversation_is_rendered_in_the_template(folder: Path) -> None:
+    tokenizer = models.load_tokenizer(folder)
+    assert tokenizer.decode(models.render_prompt(tokenizer, TURNS)) == (
+        "<|im_start|>user\nHé?<|im_end|>\n<|im_start|>assistant\nNo: <|x|><|im_end|>\n"
+        "<|im_start|>user\nWhy\nnot?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert models.render_prompt(tokenizer, (("user", "Hé <|x|>"),)) == models.render_prompt(tokenizer, "Hé <|x|>")
+
+
+def test_a_conversation_without_a_template_names_who_speaks_and_ends_as_a_prompt_does(tmp_path: Path) -> None:
+    models.make_random(tmp_path / "t5", layers=2, width=32, seed=3, dtype="float32", family="encoder-decoder")
+    tokenizer = models.load_tokenizer(tmp_path / "t5")
+    assert not tokenizer.chat_template
+    ids = models.render_prompt(tokenizer, TURNS)
+    # The end of the input, which an encoder needs, once; and no end of a turn in between.
+    assert ids[-1] == tokenizer.eos_token_id and ids.count(tokenizer.eos_token_id) == 1
+    assert tokenizer.decode(ids[:-1]) == "Human: Hé?\n\nAssistant: No: <|x|>\n\nHuman: Why\nnot?\n\nAssistant:"
+    # A message by itself is read as it stands: what the model was tuned on.
+    alone = models.render_prompt(tokenizer, "Why not?")
+    assert tokenizer.decode(alone[:-1]) == "Why not?"
+
+
+def test_a_conversation_as_chat_endpoints_take_it() -> None:
+    assert models.messages("one") == [{"role": "user", "content": "one"}]
+    assert models.messages(TURNS) == [
+        {"role": "user", "content": "Hé?"},
+        {"role": "assistant", "content": "No: <|x|>"},
+        {"role": "user", "content": "Why\nnot?"},
+    ]
+
+
+def test_a_merged_model_is_the_adapted_one_rounded_once(folder: Path, tmp_path: Path) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    tokenizer = models.load_tokenizer(folder)
+    torch.manual_seed(5)
+    adapted = get_peft_model(
+        models.load_base(folder, CPU), LoraConfig(r=2, lora_alpha=4, target_modules="all-linear", lora_dropout=0.0)
+    ).eval()
+    with torch.no_grad():
+        for name, each in adapted.named_parameters():
+            if "lora_B" in name:
+                each.normal_(std=0.1)
+    ids = torch.tensor([models.render_prompt(tokenizer, TURNS)])
+    with torch.no_grad():
+        expected = adapted(input_ids=ids).logits
+        with adapted.disable_adapter():
+            before = adapted(input_ids=ids).logits
+    models.save_merged(adapted, tokenizer, tmp_path / "merged", "float32")
+    models_files = {each.name for each in (tmp_path / "merged").iterdir()}
+    assert models.ADAPTER not in models_files and "model.safetensors" in models_files
+    merged, _ = models.load_policy(tmp_path / "merged", tmp_path / "merged", CPU)
+    with torch.no_grad():
+        found = merged(input_ids=ids).logits
+    assert torch.allclose(found, expected, atol=1e-3) and not torch.allclose(found, before, atol=1e-1)
+
+
 def test_an_adapter_loads_on_its_base_and_a_whole_model_needs_none(folder: Path, tmp_path: Path) -> None:
     import torch
     from peft import LoraConfig, get_peft_model

@@ -95,12 +95,12 @@ def test_a_mistake_in_it_is_told(text: str | None, told: str, tmp_path: Path) ->
 def test_the_rewards_of_the_recipes_are_in_order(tmp_path: Path) -> None:
     root = tmp_path.resolve()
     shutil.copytree(Path(__file__).resolve().parents[2] / "recipes/rewards", root / "recipes/rewards")
-    described(root / "artifacts/reward", kind="model")
+    described(root / "artifacts/reward/harm", kind="model")
     folders = sorted((root / "recipes/rewards").iterdir())
     assert [each.name for each in folders] == ["length", "offence", "shuffled"]
     found = {each.name: rewards.load(each, CPU) for each in folders}
     assert {name: each.kind for name, each in found.items()} == {name: name for name in found}
-    assert found["shuffled"].model == root / "artifacts/reward"
+    assert found["shuffled"].model == root / "artifacts/reward/harm"
 
 
 # ── texts ─────────────────────────────────────────────────────────────────────────────────────────────────────────
