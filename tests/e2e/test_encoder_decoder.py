@@ -27,7 +27,7 @@ def place(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_candidate_is_compared(place: Path) -> None:
     comparison = json.loads((place / "reports/comparison.json").read_text())
-    names = {"base", "prompt", "sft", "lora", "prompt_tune", "ppo"}
+    names = {"base", "prompt", "sft", "lora", "prompt_tune", "ppo", "sl_cai", "rl_cai"}
     assert names <= set(comparison["candidates"])
     for name in names:
         scores = comparison["candidates"][name]["rouge1"]
@@ -44,7 +44,7 @@ def test_every_output_is_a_t5_that_plain_libraries_load(place: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-    for folder in ("select/model", "prompt/model", "sft/model"):
+    for folder in ("select/model", "prompt/model", "sft/model", "sl_cai/cai/model"):
         model = AutoModelForSeq2SeqLM.from_pretrained(place / "artifacts" / folder)
         assert model.config.model_type == "t5", folder
     for folder in ("lora/adapter", "prompt_tune/adapter"):
