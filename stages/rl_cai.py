@@ -65,6 +65,8 @@ class Config(Params):
     """Of the answers; nothing is cut off the distribution."""
     judge: Judge
     """Who says which answer is the better one."""
+    shots: int | None = Field(ge=0)
+    """Worked examples of the constitution that it is shown, of those meant for red-team prompts; null shows all."""
     thoughts: bool
     """Whether the judge thinks aloud first; its labels are clamped to 40-60% then."""
     thought_tokens: int = Field(ge=1, le=4096)
@@ -261,7 +263,7 @@ def by_model(
         ]
     else:
         asked = [
-            principles.comparison(rules, "red_team", each.principle, each.prompt, *order)
+            principles.comparison(rules, "red_team", each.principle, each.prompt, *order, shots=cfg.shots)
             for each, order in zip(about, orders, strict=True)
         ]
     p = [each.p for each in voice.choose(asked, title)]

@@ -89,6 +89,8 @@ class Config(tuning.Training):
     """Critiques and revisions of each answer; 4 in the paper."""
     critic: feedback.Source
     """Who criticises and revises."""
+    shots: int | None = Field(ge=0)
+    """Worked examples of the constitution that it is shown, of those meant for the prompt at hand; null shows all."""
     pick: bool
     """Whether the reward model leaves out revisions that it does not like better than what they revise."""
     temperature: float = Field(gt=0)
@@ -201,7 +203,7 @@ def run(
         *(example(prompt, answer, source) for prompt, answer, source in helpful),
     ]
     records.write(out / "examples.jsonl", rows)
-    records.write_objects(out / "chains.jsonl", map(dataclasses.asdict, chains))
+    records.write_objects(out / "chains.jsonl", (each.told() for each in chains))
 
     # 5. Tune a low-rank adapter on it, and merge it: reward model and PPO of rl_cai sit on exactly these weights.
     tokenizer = models.load_tokenizer(model)
@@ -305,7 +307,14 @@ def criticise(
         return lambda asked, title: critic.write(asked, decoding, seed_of(cfg.seed, title), title)
 
     critiques.run(
-        chains, rules, cfg.rounds, cfg.seed, writing(cfg.critique_tokens), writing(cfg.revision_tokens), score
+        chains,
+        rules,
+        cfg.rounds,
+        cfg.seed,
+        writing(cfg.critique_tokens),
+        writing(cfg.revision_tokens),
+        score,
+        cfg.shots,
     )
     return critic.told
 

@@ -261,7 +261,9 @@ def draw(constitution: Constitution, kind: Kind, seed: int, prompt: str, number:
     return names[int.from_bytes(digest[:8]) % len(names)]
 
 
-def critique(constitution: Constitution, kind: Kind, principle: str, prompt: str, answer: str) -> Conversation:
+def critique(
+    constitution: Constitution, kind: Kind, principle: str, prompt: str, answer: str, shots: int | None = None
+) -> Conversation:
     """Examples, prompt, answer, critique request: what is to come is the critique.
 
     Args:
@@ -270,10 +272,11 @@ def critique(constitution: Constitution, kind: Kind, principle: str, prompt: str
         principle: whose request.
         prompt: what was asked.
         answer: what was answered.
+        shots: most examples to show; None: all.
     """
     request = constitution.principles[principle].critique
     return (
-        *_worked(constitution, kind),
+        *_worked(constitution, kind, shots),
         ("user", prompt),
         ("assistant", answer),
         ("user", _filled(constitution.templates.critique, request=request)),
@@ -294,7 +297,13 @@ def revision(constitution: Constitution, asked: Conversation, principle: str, sa
 
 
 def comparison(
-    constitution: Constitution, kind: Kind, principle: str, prompt: str, first: str, second: str
+    constitution: Constitution,
+    kind: Kind,
+    principle: str,
+    prompt: str,
+    first: str,
+    second: str,
+    shots: int | None = None,
 ) -> Conversation:
     """Examples and the question which of two answers is the better one: what is to come is a label.
 
@@ -305,10 +314,11 @@ def comparison(
         prompt: what was asked.
         first: the answer labelled "(A)".
         second: the answer labelled "(B)".
+        shots: most examples to show; None: all.
     """
     shown = [each for each in constitution.examples.comparisons if _is_for(constitution, each.principle, kind)]
     turns: list[tuple[Literal["user", "assistant"], str]] = []
-    for each in shown:
+    for each in shown[:shots]:
         question = _compared(constitution, "comparison", each.principle, each.prompt, each.first, each.second)
         turns += [("user", question), ("assistant", each.better)]
     return (*turns, ("user", _compared(constitution, "comparison", principle, prompt, first, second)))
@@ -338,19 +348,19 @@ def verdict(constitution: Constitution, asked: Conversation, said: str) -> Conve
     return (*asked, ("assistant", said), ("user", constitution.templates.verdict))
 
 
-def _worked(constitution: Constitution, kind: Kind) -> Conversation:
+def _worked(constitution: Constitution, kind: Kind, shots: int | None) -> Conversation:
+    shown = [each for each in constitution.examples.critiques if _is_for(constitution, each.principle, kind)]
     turns: list[tuple[Literal["user", "assistant"], str]] = []
-    for each in constitution.examples.critiques:
-        if _is_for(constitution, each.principle, kind):
-            own = constitution.principles[each.principle]
-            turns += [
-                ("user", each.prompt),
-                ("assistant", each.answer),
-                ("user", _filled(constitution.templates.critique, request=own.critique)),
-                ("assistant", each.critique),
-                ("user", _filled(constitution.templates.revision, request=own.revision)),
-                ("assistant", each.revision),
-            ]
+    for each in shown[:shots]:
+        own = constitution.principles[each.principle]
+        turns += [
+            ("user", each.prompt),
+            ("assistant", each.answer),
+            ("user", _filled(constitution.templates.critique, request=own.critique)),
+            ("assistant", each.critique),
+            ("user", _filled(constitution.templates.revision, request=own.revision)),
+            ("assistant", each.revision),
+        ]
     return tuple(turns)
 
 

@@ -27,7 +27,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tunemill import constitution
 from tunemill.constitution import Constitution, Kind
@@ -83,6 +83,10 @@ class Chain:
         """All revisions to learn from, in the order of the rounds."""
         return [each.revision for each in self.steps if each.reason is None]
 
+    def told(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {**vars(self), "steps": [each._asdict() for each in self.steps]}
+
 
 def run(
     chains: Sequence[Chain],
@@ -92,6 +96,7 @@ def run(
     write_critiques: Write,
     write_revisions: Write,
     score: Score | None,
+    shots: int | None = None,
 ) -> None:
     """Put chains through rounds of critique and revision; each of them gains a step in each round.
 
@@ -103,12 +108,13 @@ def run(
         write_critiques: the model that criticises.
         write_revisions: the model that revises.
         score: who says whether a revision is better than what it revises; None: nobody.
+        shots: most worked examples to show; None: all.
     """
     for number in range(1, rounds + 1):
         # 1. A principle each, and the critique by it.
         drawn = [constitution.draw(rules, each.kind, seed, each.prompt, number) for each in chains]
         asked: list[Conversation] = [
-            constitution.critique(rules, each.kind, principle, each.prompt, each.current)
+            constitution.critique(rules, each.kind, principle, each.prompt, each.current, shots)
             for each, principle in zip(chains, drawn, strict=True)
         ]
         said = [each.text.strip() for each in write_critiques(asked, f"critiques, round {number}")]

@@ -93,7 +93,7 @@ def test_outputs_are_exactly_these_and_a_kill_changes_nothing(
     assert [each["kind"] for each in chains] == ["red_team"] * 8 + ["harmless"] * 2 + ["task"] * 2
     assert all(len(each["steps"]) == 2 for each in chains)
     assert (tmp_path / "whole/model/chains.jsonl").read_bytes() == (tmp_path / "whole/chains.jsonl").read_bytes()
-    fit = [step[2] for each in chains for step in each["steps"] if step[3] is None]
+    fit = [step["revision"] for each in chains for step in each["steps"] if step["reason"] is None]
     assert fit and found["revisions/fit"] == len(fit) and found["revisions"] == 24
     assert found["revisions"] == len(fit) + sum(found[f"left_out/{name.replace(' ', '_')}"] or 0 for name in REASONS)
     assert found["score/before"] is found["score/after"] is None
@@ -201,7 +201,7 @@ def test_the_reward_picks(decoder: Path, tmp_path: Path, untaught: None) -> None
     reward = aligned.reward(tmp_path / "reward", kind="length")
     found = run(decoder, tmp_path / "out", pick=True, inputs={"reward": reward})
     tokenizer = models.load_tokenizer(decoder / "model")
-    steps = [critiques.Step(*step) for each in cai.rows(tmp_path / "out/chains.jsonl") for step in each["steps"]]
+    steps = [critiques.Step(**step) for each in cai.rows(tmp_path / "out/chains.jsonl") for step in each["steps"]]
     judged = [each for each in steps if each.after is not None]
     assert {each.reason for each in judged} == {None, "not better"}
     for each in judged:
@@ -316,7 +316,7 @@ def test_what_an_endpoint_cuts_short_is_left_out(decoder: Path, tmp_path: Path, 
         run(decoder, tmp_path / "out", critic=behind(server.base_url), rounds=1)
     chains = cai.rows(tmp_path / "out/chains.jsonl")
     for each in chains:
-        assert each["steps"][0][3] == ("unfinished" if "delete" in each["prompt"] else None)
+        assert each["steps"][0]["reason"] == ("unfinished" if "delete" in each["prompt"] else None)
     assert {"delete" in each["prompt"] for each in chains} == {True, False}
 
 
