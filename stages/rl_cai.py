@@ -71,6 +71,8 @@ class Config(Params):
     """Whether the judge thinks aloud first; its labels are clamped to 40-60% then."""
     thought_tokens: int = Field(ge=1, le=4096)
     """Longest thought."""
+    unproven: Literal["refuse", "use"]
+    """What becomes of a judge that is not shown to be above chance: it is refused, or used all the same, to see the stages work."""
     quality_pairs: int = Field(ge=0)
     """Pairs that people compared which the judge is asked about first, every group with its share; 0 takes all."""
     people: float = Field(ge=0, le=10)
@@ -144,7 +146,10 @@ def run(
     name = str(who["name"])
     if tested:
         log.note(ai_labels.sentence(name, found))
-        ai_labels.check(name, found, "rl_cai.judge")
+        if cfg.unproven == "refuse":
+            ai_labels.check(name, found, "rl_cai.judge")
+        elif not found.proven:
+            log.note("it is not shown to be better than chance, and used all the same: rl_cai.unproven")
     else:
         log.note("people have compared no pair: how good the labels are is not known")
 

@@ -213,5 +213,5 @@ def check(who: str, found: Quality, where: str) -> None:
         f"{sentence(who, found)}: no better than chance, so its labels would teach nothing",
         where=f"params.yaml: {where}",
         expected="a judge whose agreement with people is above one half, its whole 95% interval",
-        fix="name another one (a larger model as folder, hub or endpoint), or let the reward model pick: model: reward",
+        fix="name a better judge, like a larger model (folder, hub or endpoint) or a reward model with more pairs to learn from",
     )

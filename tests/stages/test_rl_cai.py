@@ -173,8 +173,12 @@ def test_a_model_at_chance_is_refused_with_the_figure(place: Path, tmp_path: Pat
     text = str(caught.value)
     assert text.startswith("params.yaml: rl_cai.judge: the policy itself agrees with people on 0.50 [0.4")
     assert "of 32 pairs, position bias" in text
-    assert "no better than chance, so its labels would teach nothing" in text and "model: reward" in text
+    assert "no better than chance, so its labels would teach nothing" in text and "fix: name a better judge" in text
     assert caught.value.exit_code == 1 and not (tmp_path / "out").exists()
+    # All the same, if that is what is wanted; what is written says how good it is.
+    people = tmp_path / "people.jsonl"
+    run(place, tmp_path / "out", judge={"model": "self"}, inputs={"people": people}, unproven="use")
+    assert cai.told(tmp_path / "out/feedback.json")["judge"]["quality"]["proven"] is False
 
 
 def test_without_people_nothing_is_measured_and_that_is_said(place: Path, tmp_path: Path) -> None:

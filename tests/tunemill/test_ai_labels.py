@@ -125,7 +125,7 @@ def test_a_judge_that_always_says_a_agrees_by_half_and_is_refused() -> None:
     text = str(caught.value)
     assert text.startswith("params.yaml: rl_cai.judge: some-judge agrees with people on 0.50 [")
     assert "of 40 pairs, position bias +0.50, the two orders contradict each other in 100%" in text
-    assert "no better than chance" in text and "fix: name another one" in text
+    assert "no better than chance" in text and "fix: name a better judge" in text
 
 
 def test_a_judge_that_is_worse_than_chance_is_refused() -> None:
