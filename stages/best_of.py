@@ -17,7 +17,6 @@ from pathlib import Path
 from pydantic import Field
 
 from tunemill import backbone, best_of, cards, models, rewards
-from tunemill.errors import UserError
 from tunemill.params import Params
 from tunemill.runtime import Runtime
 from tunemill.stage import Metrics, main
@@ -34,16 +33,9 @@ def run(cfg: Config, *, reward: Path, model: Path, out: Path, runtime: Runtime) 
     """Write the policy in `model` as one that gives the best of n answers."""
     # 1. A reward that can choose, and fits the model.
     wanted = rewards.load(reward, runtime)
-    if wanted.shuffled:
-        raise UserError(
-            "shuffled scores choose at random: the best of n would be the starting policy itself",
-            where=str(reward),
-            expected="another kind of reward",
-            fix="the control with shuffled scores is PPO's (recipes/align-controls.yaml)",
-            exit_code=2,
-        )
+    rewards.able_to_choose(wanted, reward)
     if wanted.model is not None:
-        backbone.check(wanted.model, models.load_tokenizer(model))
+        backbone.check(wanted.model, models.load_tokenizer(model), model)
 
     # 2. The policy: the model as it is, and who chooses.
     folder = out / "model"

@@ -84,7 +84,7 @@ def run(
         )
     wanted = rewards.load(reward, runtime)
     if wanted.model is not None:
-        backbone.check(wanted.model, tokenizer)
+        backbone.check(wanted.model, tokenizer, policy)
     judge = toxicity.monitor(harm, runtime) if harm is not None else None
     pairs = task_pairs(train, tokenizer) if cfg.ptx_coef else []
     log.note(

@@ -236,7 +236,8 @@ def run(
 
     # 4. Measure, beside the baselines.
     found = measure(cfg, used, margins, controlled if None not in lines else None, weights, folds)
-    bars = pairwise.reliability(margins)
+    said = np.array([each.source != "ai" for each in used], dtype=bool)
+    bars = pairwise.reliability(margins[said] if said.any() else margins)
     # A reward is known up to a function of the prompt: each pair is shown about its own middle.
     middle = (scored["chosen"] + scored["rejected"]) / 2.0
     columns = pairwise.histogram(scored["chosen"] - middle, scored["rejected"] - middle)
@@ -249,6 +250,7 @@ def run(
     told = {
         "kind": "model",  # among the rewards of `tunemill.rewards`
         "vocabulary": backbone.vocabulary(tokenizer),
+        "weights": backbone.weights(policy),
         "length": length(line, own),
         "constant": bool((margins == 0).all()),
         "pairs": len(used),
@@ -274,7 +276,7 @@ def run(
     checkpoints.write_json(out / "reward.json", told)
     write_csv(out / "curve.csv", [point._asdict() for point in points])
     write_csv(out / "folds.csv", table)
-    write_csv(out / "margins.csv", margins_of(used, folds, margins))
+    write_csv(out / "margins.csv", margins_of(used, folds, margins, controlled if None not in lines else None))
     write_csv(out / "lengths.csv", found["by_length"])
     write_csv(out / "reliability.csv", [bar._asdict() for bar in bars])
     write_csv(out / "histogram.csv", [column._asdict() for column in columns])
@@ -301,7 +303,7 @@ def check(cfg: Config, used: Sequence[Preference], left_out: Mapping[str, int], 
         raise UserError(
             "no pair of answers to learn from" + (f": {counts}" if counts else ""),
             where=str(path),
-            expected="answers to one prompt of which people prefer one",
+            expected="answers to one prompt of which one is preferred",
             fix="raise reward.max_tokens"
             if counts
             else "rank answers (make label), or name ratings in collect.ratings",
@@ -456,7 +458,10 @@ def measure(
             accuracy = own["accuracy"][system]
             row |= {f"{system}{end}": accuracy[("value", "low", "high")[at]] for end, at in ENDS.items()}
         by_length.append(row)
-    calibrated = pairwise.calibrated(margins, groups, cfg.resamples, cfg.seed)
+    # A model's label says how sure it is and not what is right: calibration is by what people said, where they said anything.
+    told = subsets["people"] if subsets["people"].any() else subsets["all"]
+    own_groups = [group for group, here in zip(groups, told, strict=True) if here]
+    calibrated = pairwise.calibrated(margins[told], own_groups, cfg.resamples, cfg.seed)
     return {
         **{name: within(inside) for name, inside in subsets.items()},
         "by_length": by_length,
@@ -472,11 +477,17 @@ def measure(
     }
 
 
-def margins_of(used: Sequence[Preference], folds: Sequence[int], margins: np.ndarray) -> list[dict[str, Any]]:
-    """Rows of margins.csv: how much more the preferred answer of each pair was rewarded by the model that had not learnt the pair."""
+def margins_of(
+    used: Sequence[Preference], folds: Sequence[int], margins: np.ndarray, controlled: np.ndarray | None
+) -> list[dict[str, Any]]:
+    """Rows of margins.csv: how much more the preferred answer of each pair was rewarded by the model that had not learnt the pair.
+
+    `controlled` has length taken out; it is empty where that was not asked, or could not be told of some fold.
+    """
+    without = [None] * len(used) if controlled is None else controlled.tolist()
     return [
-        {"id": each.id, "fold": fold + 1, "source": each.source, "margin": margin}
-        for each, fold, margin in zip(used, folds, margins.tolist(), strict=True)
+        {"id": each.id, "fold": fold + 1, "source": each.source, "margin": margin, "controlled": less}
+        for each, fold, margin, less in zip(used, folds, margins.tolist(), without, strict=True)
     ]
 
 

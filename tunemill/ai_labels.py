@@ -186,6 +186,8 @@ def sentence(who: str, found: Quality) -> str:
     """The figures in words."""
     value, low, high = found.agreement
     if value is None:
+        if not found.unusable:
+            return f"people have compared no pair, so nobody knows how good the labels of {who} are"
         return f"{who} gave no usable label on {found.unusable} pairs that people have compared"
     between = "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
     bias = "" if found.position_bias is None else f", position bias {found.position_bias:+.2f}"
@@ -205,13 +207,23 @@ def check(who: str, found: Quality, where: str) -> None:
         where: the key in params.yaml that names it.
 
     Raises:
-        UserError: it agrees with people no more often than a coin would, as far as the interval tells, or has no usable label.
+        UserError: it agrees with people no more often than a coin would, as far as the interval tells; there are too few groups of
+            prompts for an interval; or it has no usable label.
     """
-    if found.proven or (found.proven is None and found.agreement.value is not None):
+    if found.proven:
         return
+    few = found.agreement.value is not None and found.agreement.low is None
+    told = (
+        f"of {found.groups} groups of prompts nobody can tell"
+        if few
+        else "no better than chance"
+        if found.pairs
+        else ""
+    )
     raise UserError(
-        f"{sentence(who, found)}: no better than chance, so its labels would teach nothing",
+        sentence(who, found) + (f": {told}, so its labels may teach nothing" if told else ""),
         where=f"params.yaml: {where}",
         expected="a judge whose agreement with people is above one half, its whole 95% interval",
-        fix="name a better judge, like a larger model (folder, hub or endpoint) or a reward model with more pairs to learn from",
+        fix="name a better judge, like a larger model (folder, hub or endpoint) or a reward model with more pairs to learn from; "
+        "or set rl_cai.unproven: use, to see the stages at work",
     )

@@ -32,7 +32,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from tunemill import losses, models, rlhf, sampling
+from tunemill import checkpoints, losses, models, rlhf, sampling
 from tunemill.errors import UserError
 from tunemill.losses import Encoded
 from tunemill.runtime import Runtime
@@ -456,12 +456,13 @@ def read_head(folder: Path, config: Any) -> torch.Tensor:
     return head
 
 
-def check(folder: Path, tokenizer: Any) -> None:
-    """Refuse a reward model that was trained with another tokenizer: the same ids would mean other words.
+def check(folder: Path, tokenizer: Any, start: Path) -> None:
+    """Refuse a reward model that was trained with another tokenizer, where the same ids would mean other words, or on other weights.
 
     Args:
         folder: of stage `reward`.
         tokenizer: of the starting policy.
+        start: folder of the starting policy, a whole model.
 
     Raises:
         UserError: it was.
@@ -477,6 +478,21 @@ def check(folder: Path, tokenizer: Any) -> None:
             expected="a reward model trained on the same starting policy",
             fix="dvc repro reward; a classifier with a tokenizer of its own is a reward of kind classifier (docs/alignment.md)",
         )
+    if told.get("weights") not in (None, weights(start)):
+        raise UserError(
+            f"the reward model was trained on other weights than those of {start}: its scores would mean nothing there",
+            where=str(folder),
+            expected="a reward model trained on the same model, which extra.reward names as its policy",
+            fix="name that model, or train a reward model on this one: another entry of extra.reward",
+        )
+
+
+def weights(folder: Path) -> str:
+    """BLAKE2b-128 of a model's weights, in hex; stage `reward` keeps in reward.json which those are that it sits on."""
+    digest = hashlib.blake2b(digest_size=16)
+    for file in sorted(folder.glob("*.safetensors")):
+        digest.update(f"{file.name}\0{checkpoints.file_hash(file)}\n".encode())
+    return digest.hexdigest()
 
 
 def vocabulary(tokenizer: Any) -> str:

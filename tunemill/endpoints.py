@@ -304,7 +304,7 @@ def _reply(content: Any) -> Reply | None:
         said = choice.get("logprobs")
     except (KeyError, IndexError, TypeError, AttributeError):
         return None
-    finished = choice.get("finish_reason") != "length"
+    finished = choice.get("finish_reason") in (None, "stop")  # not where it was cut off, by a limit or by a filter
     return Reply(text, _tokens(said), finished) if isinstance(text, str) else None
 
 

@@ -68,7 +68,14 @@ def by_model(
         depend on the prompts alone: the same prompts give the same numbers, killed in between or not.
     """
     different = list(dict.fromkeys(prompts))
-    label = max((likelihood.encode(tokenizer, "", each).completion for each in judging.LABELS), key=len)
+    # Behind "Assistant:" a label stands apart, as it does in the examples.
+    labels = {
+        prompt: tuple(
+            each if tokenizer.chat_template or isinstance(prompt, str) else f" {each}" for each in judging.LABELS
+        )
+        for prompt in different
+    }
+    label = max((likelihood.encode(tokenizer, "", f" {each}").completion for each in judging.LABELS), key=len)
 
     def fits(prompt: Prompt) -> bool:
         needed, context = sampling.positions(model, len(models.render_prompt(tokenizer, prompt)) + len(label), 0)
@@ -80,7 +87,7 @@ def by_model(
     scored = likelihood.score(
         model,
         tokenizer,
-        [(prompt, each) for prompt in short for each in judging.LABELS],
+        [(prompt, each) for prompt in short for each in labels[prompt]],
         batch_tokens=batch_tokens,
         batch_rows=batch_rows,
         kept=kept,
@@ -151,7 +158,7 @@ class Model(NamedTuple):
     told: dict[str, Any]
     """What is written down about it: its kind and name."""
     write: Callable[[Sequence[Prompt], Decoding, int, str], list[Generation]]
-    """Conversations, decoding, seed and a title for the log → what comes next in each. An endpoint's own `max_tokens` is its limit;
+    """Conversations, decoding, seed and a title for the log → what comes next in each. An endpoint's own `max_tokens` limits it too;
     of a seed it knows only that another one is another draw."""
     choose: Callable[[Sequence[Prompt], str], list[Answer]]
     """Questions and a title for the log → the probability of the label "(A)"."""
@@ -188,10 +195,10 @@ def open_source(
     if source.model == "endpoint":
         return _behind(source.endpoint, f"{where}.endpoint", shelf, log)
     if source.model == "hub":
-        folder = kept / "hub" / source.hub.revision
+        folder = kept / "hub" / f"{source.hub.revision}-{runtime.dtype}"
         if not (folder / "config.json").is_file():
-            partial = kept / "hub" / f".{source.hub.revision}"
-            models.convert_checkpoint(source.hub.repo, source.hub.revision, partial, runtime.dtype)
+            partial = folder.with_name(f".{folder.name}")
+            models.convert_checkpoint(source.hub.repo, source.hub.revision, partial, runtime.dtype, f"{where}.hub")
             partial.replace(folder)
         told = {"kind": "hub", "name": f"{source.hub.repo}@{source.hub.revision[:7]}"}
     else:
@@ -200,7 +207,7 @@ def open_source(
     if not (folder / "config.json").is_file():
         raise UserError(
             f"no whole model in '{folder}'",
-            where=f"params.yaml: {where}.folder",
+            where=str(folder) if source.model == "self" else f"params.yaml: {where}.folder",
             expected="a folder with config.json, safetensors weights and a tokenizer",
             fix="an adapter gives feedback once it is merged into its model" if models.is_adapter(folder) else "",
             exit_code=2,
@@ -220,15 +227,27 @@ def open_source(
                 fix="shorten the constitution's examples, or name a model with a longer context",
             )
         batches = sampling.plan([*map(len, ids)], decoding.max_new_tokens, batch_tokens, batch_rows)
-        kept = shelf.of("written", weights, ids, decoding._asdict(), batches, seed)
+        # A model without a chat template would go on with the other's next turn.
+        until = () if tokenizer.chat_template or all(isinstance(each, str) for each in asked) else (models.NEXT_TURN,)
+        kept = shelf.of("written", weights, ids, decoding._asdict(), until, batches, seed)
         found, _ = sampling.answers(
-            model, tokenizer, ids, decoding=decoding, batches=batches, seed=seed, kept=kept, title=title, log=log
+            model,
+            tokenizer,
+            ids,
+            decoding=decoding,
+            until=until,
+            batches=batches,
+            seed=seed,
+            kept=kept,
+            title=title,
+            log=log,
         )
         return found
 
     def choose(asked: Sequence[Prompt], title: str) -> list[Answer]:
         log.note(f"{title}: {len(set(asked))} questions")
-        kept = shelf.of("labels", weights, batch_tokens, batch_rows)
+        # What a batch holds rounds what comes out of it: other questions are another journal.
+        kept = shelf.of("labels", weights, asked, batch_tokens, batch_rows)
         return by_model(model, tokenizer, asked, kept=kept, batch_tokens=batch_tokens, batch_rows=batch_rows, log=log)
 
     return Model(told, write, choose)
@@ -237,12 +256,15 @@ def open_source(
 def _behind(endpoint: Endpoint, where: str, shelf: Shelf, log: Log) -> Model:
     """The model behind an endpoint."""
     key = endpoints.key_of(endpoint, where)
-    kept = shelf.of("endpoint", endpoint.base_url, endpoint.model)
+    # Paid for, and of no machine's making: whatever else changes, what was answered is not asked again.
+    kept = shelf.folder / "endpoint.jsonl"
+    shelf.taken.add(kept)
     log.note(f"asking {endpoint.model} at {endpoint.base_url}: prompts and answers are sent there")
 
     def write(asked: Sequence[Prompt], decoding: Decoding, seed: int, title: str) -> list[Generation]:
+        brief = endpoint.model_copy(update={"max_tokens": min(endpoint.max_tokens, decoding.max_new_tokens)})
         replies = endpoints.ask(
-            endpoint,
+            brief,
             key,
             asked,
             alternatives=0,

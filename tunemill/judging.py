@@ -145,7 +145,7 @@ def judgement(a_first: float, b_first: float, margin: float) -> Judgement:
         b_first: the same where b stands first.
         margin: p within ½ ± margin is a tie.
     """
-    p = 0.5 * (a_first + 1.0 - b_first)
+    p = 0.5 + 0.5 * (a_first - b_first)  # exactly one half where the orders say the same
     contradictory = (a_first - 0.5) * (0.5 - b_first) < 0
     outcome: Outcome = "tie" if contradictory or abs(p - 0.5) <= margin else "win" if p > 0.5 else "loss"
     return Judgement(p, 0.5 * (a_first + b_first) - 0.5, contradictory, outcome)

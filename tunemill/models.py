@@ -24,6 +24,10 @@ Conversation = tuple[tuple[Literal["user", "assistant"], str], ...]
 """(role, what was said), in turns; the user begins, and has said the last thing."""
 Prompt = str | Conversation
 """What a model is asked: a user's message by itself, or a conversation."""
+SPEAKERS = {"user": "Human", "assistant": "Assistant"}
+"""Who speaks in a conversation that is put to a model without a chat template."""
+NEXT_TURN = f"\n\n{SPEAKERS['user']}:"
+"""What such a model writes where it has said its own and goes on with the other's."""
 
 
 def is_adapter(folder: Path) -> bool:
@@ -239,9 +243,8 @@ def render_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
     elif isinstance(prompt, str):
         ids = tokenizer(prompt)["input_ids"]
     else:
-        speakers = {"user": "Human", "assistant": "Assistant"}
-        turns = [f"{speakers[role]}: {said}" for role, said in prompt]
-        ids = tokenizer("\n\n".join([*turns, f"{speakers['assistant']}:"]))["input_ids"]
+        turns = [f"{SPEAKERS[role]}: {said}" for role, said in prompt]
+        ids = tokenizer("\n\n".join([*turns, f"{SPEAKERS['assistant']}:"]))["input_ids"]
     return list(ids)
 
 
@@ -279,8 +282,8 @@ def convert_gguf(file: Path, out: Path, dtype: str) -> None:
     save(model, tokenizer, out, dtype)
 
 
-def convert_checkpoint(source: str, revision: str | None, out: Path, dtype: str) -> None:
-    """Write a hub's or a folder's model in the standard form.
+def convert_checkpoint(source: str, revision: str | None, out: Path, dtype: str, where: str = "select.model") -> None:
+    """Write a hub's or a folder's model in the standard form; `where` is the key in params.yaml, for messages.
 
     Raises:
         UserError: nothing loadable there, the hub cannot be reached, or the checkpoint wants to run code of its own.
@@ -296,7 +299,7 @@ def convert_checkpoint(source: str, revision: str | None, out: Path, dtype: str)
     except (OSError, ValueError) as error:
         raise UserError(
             f"cannot load '{source}': {_first_line(error)}",
-            where="params.yaml: select.model",
+            where=f"params.yaml: {where}",
             expected="a language model with safetensors weights",
             fix="check the name; for a hub set HF_HUB_OFFLINE=0 and check the network",
         ) from None

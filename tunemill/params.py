@@ -302,8 +302,8 @@ def _walk(kind: type[BaseModel], loc: tuple[str | int, ...]) -> list[type[BaseMo
 
 
 def _is_tag(kind: type[BaseModel], key: str | int) -> bool:
-    """Whether a discriminated union knows `kind` by this value (`source: wheel`)."""
-    return any(
+    """Whether a discriminated union knows `kind` by this value (`source: wheel`); what is a field's name is that field."""
+    return key not in kind.model_fields and any(
         get_origin(field.annotation) is Literal and key in get_args(field.annotation)
         for field in kind.model_fields.values()
     )

@@ -122,6 +122,22 @@ def describe(folder: Path) -> Description:
         ) from None
 
 
+def able_to_choose(reward: Reward, folder: Path) -> None:
+    """Refuse a reward that could not tell one answer from another.
+
+    Raises:
+        UserError: its scores are dealt out at random, among the responses of a rollout.
+    """
+    if reward.shuffled:
+        raise UserError(
+            "shuffled scores choose at random, which is no choice",
+            where=str(folder),
+            expected="another kind of reward",
+            fix="the control with shuffled scores is PPO's (recipes/align-controls.yaml)",
+            exit_code=2,
+        )
+
+
 def learnt(folder: Path, told: Description) -> Description:
     """What the reward model that a folder is, or points at, says of itself: length is taken off its scores whoever names it.
 
@@ -270,13 +286,13 @@ def reader(folder: Path, start: Path, runtime: Runtime, line: LengthLine | None 
         line: what is taken off its scores; None: nothing.
 
     Raises:
-        UserError: it was trained with another tokenizer, or for a model of another width.
+        UserError: it was trained with another tokenizer, on other weights, or for a model of another width.
     """
     import torch
     from peft import PeftModel
 
     tokenizer = models.load_tokenizer(start)
-    backbone.check(folder, tokenizer)
+    backbone.check(folder, tokenizer, start)
     base = models.load_base(start, runtime)
     head = backbone.read_head(folder, base.config).to(runtime.device)
     # Not merged: bfloat16 would round much of the adapter away.

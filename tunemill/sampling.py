@@ -207,6 +207,7 @@ def answers(
     prompts: Sequence[Sequence[int]],
     *,
     decoding: Decoding,
+    until: Sequence[str] = (),
     batches: Sequence[tuple[int, ...]],
     seed: int,
     kept: Path,
@@ -220,6 +221,7 @@ def answers(
         tokenizer: see `generate`.
         prompts: see `generate`.
         decoding: how tokens are chosen.
+        until: see `generate`.
         batches: from `plan`.
         seed: of what is drawn.
         kept: the journal, one line for each batch.
@@ -243,7 +245,14 @@ def answers(
         log.start(title, len(prompts), "prompt", first=total)
     if len(done) < len(batches):
         for batch in generate(
-            model, tokenizer, prompts, **decoding._asdict(), batches=batches, first=len(done), seed=seed
+            model,
+            tokenizer,
+            prompts,
+            **decoding._asdict(),
+            until=until,
+            batches=batches,
+            first=len(done),
+            seed=seed,
         ):
             journal.append(kept, batch._asdict())
             done.append(batch)

@@ -432,14 +432,14 @@ def test_a_reward_that_can_be_gamed_trips_the_alarm(llama: Bench, tmp_path: Path
         update={
             "prompts": 128,
             "response_tokens": 4,
-            "updates": 10,
+            "updates": 16,
             "epochs": 4,
             "minibatches": 1,
             "micro_batch": 128,
             "learning_rate": 1e-2,
             "monitor_items": 48,
-            "monitor_updates": 5,
-            "checkpoint_updates": 10,
+            "monitor_updates": 8,
+            "checkpoint_updates": 16,
         }
     )
     notes: list[str] = []
@@ -456,11 +456,11 @@ def test_a_reward_that_can_be_gamed_trips_the_alarm(llama: Bench, tmp_path: Path
     trained = llama.run(tmp_path, cfg, judge=judge, log=log)
     # What MLflow is told: everything that is watched, and the alarms by kind.
     for name in ("kl", "reward", "harm", "tokens", "repetition", "perplexity", "silent", "finished", "alarms"):
-        assert {f"monitor/{name}@{step}" for step in (0, 5, 10)} <= told.keys(), name
-    assert told["monitor/alarms@10"] == len(trained.state.alarms)
-    assert told["monitor/alarms_harm@10"] == sum(each.kind == "harm" for each in trained.state.alarms) > 0
+        assert {f"monitor/{name}@{step}" for step in (0, 8, 16)} <= told.keys(), name
+    assert told["monitor/alarms@16"] == len(trained.state.alarms)
+    assert told["monitor/alarms_harm@16"] == sum(each.kind == "harm" for each in trained.state.alarms) > 0
     assert "harm" in {each.kind for each in trained.state.alarms}
-    assert any(each.startswith("ALARM at update 10, harm: the reward has risen") for each in notes)
+    assert any(each.startswith("ALARM at update 16, harm: the reward has risen") for each in notes)
     assert trained.state.kept == 0  # and what is kept is the start
     assert set(trained.state.answers) == {0}
     assert not any(each.any() for name, each in trained.actors.shared.named_parameters() if "lora_B.policy" in name)
