@@ -36,6 +36,13 @@ BASES = dict.fromkeys(OFF, "model") | {"ppo": "policy"}
 """Stages that make an adapter of the model that their run names → the key that names it."""
 PRINCIPLED = {"sl_cai": "critic", "rl_cai": "judge"}
 """Stages that go by a constitution → the key of the model that reads it."""
+WEIGHED = {
+    "ppo": "policy",
+    "sl_cai": "model",
+    "rl_cai": "start",
+    **dict.fromkeys(("grpo", "rloo", "best_of"), "model"),
+}
+"""Stages that put a reward model on a model → the key of their runs that names the latter."""
 RESULTS = {
     "select": "model",
     "prompt": "model",
@@ -60,6 +67,8 @@ class Setup:
     """Section → its configuration, where it is valid."""
     outputs: list[str] = field(default_factory=list)
     """Folders under artifacts/ that stages write."""
+    inputs: dict[str, list[str]] = field(default_factory=dict)
+    """Stage that runs → what it reads under artifacts/, as far as that stands in dvc.yaml."""
 
     @property
     def candidates(self) -> dict[str, Any]:
@@ -99,10 +108,12 @@ def check(root: Path) -> list[str]:
         in_launch,
         in_sources,
         in_shares,
+        in_inputs,
         in_folders,
+        in_rewards,
         in_constitutions,
         in_names,
-        in_judge,
+        in_endpoints,
         in_mixtures,
         in_training,
     )
@@ -120,6 +131,10 @@ def in_graph(setup: Setup, sections: dict[str, Any]) -> Iterator[str]:
         setup.outputs += [
             each.replace("${key}", name) for name in names for each in made if each.startswith("artifacts/")
         ]
+        if names:
+            setup.inputs[name] = [
+                each for each in map(str, body.get("deps", [])) if each.startswith("artifacts/") and "${" not in each
+            ]
         command = str(body.get("cmd", ""))
         module = module_of(command)
         if module is None or module != f"stages.{name}":
@@ -282,6 +297,24 @@ def in_shares(setup: Setup) -> Iterator[str]:
                 )
 
 
+def in_inputs(setup: Setup) -> Iterator[str]:
+    """What a stage reads and no stage makes: where a run under `extra` that it needs was taken out or renamed."""
+    for name, read in setup.inputs.items():
+        for path in read:
+            if not any(path_under(path, each) or path_under(each, path) for each in setup.outputs):
+                parts = Path(path).parts
+                run = f"the run `extra.{parts[1]}.{parts[2]}`" if len(parts) > 2 else f"stage {parts[1]}"
+                yield str(
+                    UserError(
+                        f"it reads '{path}', which no stage makes",
+                        where=f"dvc.yaml: stages.{name}",
+                        expected=run,
+                        fix="put that back into params.yaml, or name what is there in dvc.yaml",
+                        exit_code=2,
+                    )
+                )
+
+
 def in_folders(setup: Setup) -> Iterator[str]:
     """Models that are neither there nor made, and adapters on another model than they were made for."""
     results = checkpoints(setup)
@@ -291,7 +324,10 @@ def in_folders(setup: Setup) -> Iterator[str]:
     if "extra" in setup.values:
         for stage, runs in dict(setup.values["extra"]).items():
             named |= {
-                ("extra", stage, name, key): path for name, run in runs.items() for key, path in dict(run).items()
+                ("extra", stage, name, key): path
+                for name, run in runs.items()
+                for key, path in dict(run).items()
+                if key != "constitution"  # see in_constitutions
             }
     for name, candidate in setup.candidates.items():
         named |= {("candidates", name, key): getattr(candidate, key) for key in ("policy", "base")}
@@ -305,7 +341,7 @@ def in_folders(setup: Setup) -> Iterator[str]:
         if stage in setup.values:
             named[stage, key, "folder"] = getattr(setup.values[stage], key).folder
     # What a run reads beside its model is any file or folder of a stage.
-    read = {keys for keys in named if keys[0] == "extra" and keys[-1] not in ("model", "policy")}
+    read = {keys for keys in named if keys[0] == "extra" and keys[-1] not in ("model", "policy", "start")}
     wrong = {
         keys
         for keys, path in named.items()
@@ -329,6 +365,23 @@ def in_folders(setup: Setup) -> Iterator[str]:
                 f"an adapter of {Path(candidate.policy).parts[1]} sits on '{named[keys]}', not on '{candidate.base}'",
                 expected=f"the model that `{'.'.join(map(str, keys))}` names",
             )
+
+
+def in_rewards(setup: Setup) -> Iterator[str]:
+    """Reward models that are put on another model than they were trained on."""
+    runs = dict(setup.values["extra"]) if "extra" in setup.values else {}
+    trained = {f"artifacts/reward/{name}": run.policy for name, run in runs.get("reward", {}).items()}
+    known = checkpoints(setup)  # of what is nowhere in_folders tells
+    for stage, key in WEIGHED.items():
+        for name, run in runs.get(stage, {}).items():
+            made_on, put_on = trained.get(run.reward), getattr(run, key)
+            if made_on not in (None, put_on) and any(path_under(put_on, each) for each in known):
+                yield setup.told(
+                    ("extra", stage, name, key),
+                    f"the reward model {run.reward} sits on '{made_on}', not on '{put_on}'",
+                    expected=f"the model that `extra.reward.{Path(run.reward).name}.policy` names",
+                    fix="name that one, or the reward model of this one",
+                )
 
 
 def checkpoints(setup: Setup) -> list[str]:
@@ -368,7 +421,7 @@ def in_constitutions(setup: Setup) -> Iterator[str]:
         kinds = [kind for kind in constitution.KINDS if (getattr(counts, kind) if counts else kind == "red_team")]
         for run in runs.get(stage, {}).values():
             asked.setdefault(setup.root / run.constitution, set()).update(kinds)
-    for path in [each for each in asked if each.is_file()]:  # of others in_folders tells
+    for path in asked:
         try:
             constitution.needs(constitution.read(path), sorted(asked[path]), path)
         except UserError as error:
@@ -426,7 +479,7 @@ def in_names(setup: Setup) -> Iterator[str]:
             )
 
 
-def in_judge(setup: Setup) -> Iterator[str]:
+def in_endpoints(setup: Setup) -> Iterator[str]:
     """A key for an endpoint that is not there: known now, and not when everything before it has run."""
     runs = dict(setup.values["extra"]) if "extra" in setup.values else {}
     asked: dict[Keys, Any] = {("judge",): setup.values["judge"]} if "judge" in setup.values else {}

@@ -96,6 +96,9 @@ class Asked(NamedTuple):
     principle: str
 
 
+SOURCES = ("ratings", "labels", "ai")
+"""What pairs are made of: people's scores, people's rankings, the judge's labels."""
+
 Ask = Callable[[Sequence[Asked], str], list[Label]]
 """Pairs and a title for the log → the label of each."""
 
@@ -135,23 +138,20 @@ def run(
             log=log,
         )
 
-    # 2. The judge, on pairs that people compared: refused where it is no better than chance.
-    known = out_of_fold(reward) if cfg.judge.model == "reward" and reward is not None else {}
+    # 2. The judge, on pairs that people compared: refused where it is not shown to be better than chance.
     who, ask = judge(cfg, rules, opened, reward, start, runtime, log)
+    known = out_of_fold(reward) if cfg.judge.model == "reward" and reward is not None else {}
     tested = sample_of(cfg, compared)
     labels = tested_labels(cfg, rules, tested, known, ask)
     found = ai_labels.quality(
         labels, [each.weight for each in tested], [each.group for each in tested], cfg.resamples, cfg.seed
     )
     name = str(who["name"])
-    if tested:
-        log.note(ai_labels.sentence(name, found))
-        if cfg.unproven == "refuse":
-            ai_labels.check(name, found, "rl_cai.judge")
-        elif not found.proven:
-            log.note("it is not shown to be better than chance, and used all the same: rl_cai.unproven")
-    else:
-        log.note("people have compared no pair: how good the labels are is not known")
+    log.note(ai_labels.sentence(name, found))
+    if cfg.unproven == "refuse":
+        ai_labels.check(name, found, "rl_cai.judge")
+    elif not found.proven:
+        log.note("it is not shown to be better than chance, and used all the same: rl_cai.unproven")
 
     # 3. Two answers of the SL-CAI model to each prompt.
     sampled, alike = answers(cfg, opened(cfg.judge.model_copy(update={"model": "self"})), prompts)
@@ -183,7 +183,7 @@ def run(
     human = [
         dataclasses.replace(each, weight=each.weight * cfg.people, group=groups[each.prompt])
         for each in compared
-        if cfg.people
+        if cfg.people and each.source != "ai"
     ]
     if not own:
         raise UserError(
@@ -239,6 +239,7 @@ def judge(
             exit_code=2,
         )
     wanted = rewards.load(reward, runtime)
+    rewards.able_to_choose(wanted, reward)
     score = rewards.scorer(wanted, start, runtime)
 
     def ask(pairs: Sequence[Asked], title: str) -> list[Label]:
@@ -263,7 +264,7 @@ def by_model(
         ]
         said = voice.write(questions, Decoding(cfg.thought_tokens, cfg.temperature), cfg.seed, f"{title}: thoughts")
         asked = [
-            principles.verdict(rules, question, made.text.strip())
+            principles.verdict(rules, question, made.text.strip() or "…")  # no endpoint takes an empty message
             for question, made in zip(questions, said, strict=True)
         ]
     else:
@@ -278,10 +279,15 @@ def by_model(
 def out_of_fold(reward: Path) -> dict[str, float]:
     """Pair → what the reward model makes of the answer that people prefer more than of the other one, where it had not learnt the pair.
 
+    As it labels: with length taken out where that is taken off its scores. The models of the folds that say so are shorter trainings
+    than the one that labels, if `reward.fold_steps` is less than `reward.steps`.
+
     Raises:
         UserError: the reward model has no such figures, so nobody could say how good it is.
     """
     import csv
+
+    from tunemill import rewards
 
     path = reward / "margins.csv"
     if not path.is_file():
@@ -292,8 +298,9 @@ def out_of_fold(reward: Path) -> dict[str, float]:
             fix="let a reward model of stage `reward` judge, or another model",
             exit_code=2,
         )
+    column = "margin" if rewards.describe(reward).length is None else "controlled"
     with path.open(encoding="utf-8", newline="") as file:
-        return {each["id"]: float(each["margin"]) for each in csv.DictReader(file)}
+        return {each["id"]: float(each[column]) for each in csv.DictReader(file) if each[column]}
 
 
 def sample_of(cfg: Config, compared: Sequence[Preference]) -> list[Preference]:
@@ -370,7 +377,8 @@ def labels(names: Sequence[str]) -> list[int]:
 
 def row(asked: Asked, label: Label) -> dict[str, Any]:
     """A row of labels.jsonl."""
-    return {**asked._asdict(), **label._asdict(), "contradictory": label.contradictory}
+    told = {**asked._asdict(), **label._asdict(), "contradictory": label.contradictory}
+    return told | ({"principle": None} if label.a_first is None and label.p is not None else {})  # read one by one
 
 
 # ── what is told ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -389,11 +397,10 @@ def counted(
     """feedback.json: the keys of stage `feedback`, and the judge's."""
     rows = [*own, *human]
     biases = [each.position_bias for each in given if each.position_bias is not None]
-    sources = ("ratings", "labels", "ai")
     return {
-        "prompts": {"asked": cfg.prompts, "too_alike": alike, "to_rank": 0},
+        "prompts": {"asked": len(asked) + alike, "too_alike": alike, "to_rank": 0},
         "pairs": len(rows),
-        "pairs_of": {name: sum(each.source == name for each in rows) for name in sources},
+        "pairs_of": {name: sum(each.source == name for each in rows) for name in SOURCES},
         "pair_prompts": len({each.prompt for each in rows}),
         "groups": len({each.group for each in rows}),
         "left_out": {

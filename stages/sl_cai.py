@@ -13,7 +13,8 @@ Who criticises is `sl_cai.critic`: the model itself, another one, one of a hub o
 revisions are often no better than what they revise; with `pick` the reward model says which are, and only those are learnt from.
 
 Deviations from the paper: what is fine-tuned is the instruct-tuned starting policy of alignment, not a pre-trained model, by a low-rank
-adapter that is merged afterwards; the reward model picks; revisions are left out for reasons that the paper's model gave none for.
+adapter that is merged afterwards; the reward model picks; revisions are left out for reasons that the paper's model gave none for;
+by default critiques and revisions are sampled at a temperature below 1, and without worked examples, which a small critic imitates.
 
 Writes model/, of further seeds model-<seed>/; beside the weights each has training.json, curve.csv and cai.json (what was left out and
 why), and chains.jsonl with every prompt, answer, critique and revision. examples.jsonl has what was learnt.
@@ -171,11 +172,12 @@ def run(
     release()
 
     # 3. Rounds of critique and revision.
-    critic = criticise(cfg, rules, opened(cfg.critic), chains, picker(wanted, model, reward, runtime))
+    answered = [each for each in chains if each.answer]
+    critic = criticise(cfg, rules, opened(cfg.critic), answered, picker(wanted, model, reward, runtime))
     release()
     shelf.tidy()
-    learnt = [(each, answer, REVISIONS) for each in chains for answer in each.fit]
-    counted = critiques.counts(chains)
+    learnt = [(each, answer, REVISIONS) for each in answered for answer in each.fit]
+    counted = critiques.counts(answered)
     log.note(sentence(counted))
     if not learnt:
         raise UserError(
@@ -190,10 +192,12 @@ def run(
         "picker": rewards.told(wanted) if wanted is not None else None,
         "constitution": {name: each.critique for name, each in rules.principles.items()},
         "prompts": told_kinds(chains),
+        "unanswered": len(chains) - len(answered),
         "rounds": counted,
         "kinds": by_kind(chains),
         "revisions": len(learnt),
         "helpful": {name: sum(source == name for *_, source in helpful) for name in (OWN, TASK)},
+        "unhelpful": cfg.helpful.harmless + cfg.helpful.task - len(helpful),
         "scores": scores(chains),
     }
 
@@ -271,7 +275,9 @@ def drawn(cfg: Config, prompts: Path, harmless: Path | None, train: Path | None)
                 f"no {kind} prompts to ask",
                 where=str(path) if path else f"params.yaml: sl_cai.prompts.{kind}",
                 expected="at least one",
-                fix=f"set sl_cai.prompts.{kind}: 0" if kind != "red_team" else "name a set under collect.red_team",
+                fix=f"set sl_cai.prompts.{kind}: 0"
+                if kind != "red_team"
+                else "leave some to train with under validate.red_team, or name a set under collect.red_team",
             )
     return [Chain(id, kind, prompt, source, "") for kind, id, prompt, source in found]
 
@@ -322,7 +328,10 @@ def criticise(
 def helpful_samples(
     cfg: Config, policy: feedback.Model, harmless: Path | None, train: Path | None, asked: set[str]
 ) -> list[tuple[str, str, str]]:
-    """(prompt, answer, where it is from): everyday questions with the model's own answers, and training pairs of the use case."""
+    """(prompt, answer, where it is from): everyday questions with the model's own answers, and training pairs of the use case.
+
+    Answers that refuse, are empty or did not end are left out, as are questions that there are not.
+    """
     everyday = records.read(harmless, HarmlessPrompt) if harmless is not None and cfg.helpful.harmless else []
     fresh = chosen([each for each in everyday if each.prompt not in asked], cfg.helpful.harmless, cfg.seed)
     title = "helpful answers"
@@ -357,6 +366,7 @@ def picker(wanted: Reward | None, model: Path, folder: Path | None, runtime: Run
 
     if wanted is None or folder is None:
         return None
+    rewards.able_to_choose(wanted, folder)
     score = rewards.scorer(wanted, model, runtime)
     return lambda asked, answered: rewards.checked(score(asked, answered), answered, folder)
 
@@ -434,6 +444,8 @@ def flat(told: Mapping[str, Any]) -> dict[str, float | None]:
         **{f"left_out/{name.replace(' ', '_')}": sum(each[name] for each in counted) for name in critiques.REASONS},
         "helpful/own": told["helpful"][OWN],
         "helpful/task": told["helpful"][TASK],
+        "helpful/left_out": told["unhelpful"],
+        "prompts/unanswered": told["unanswered"],
         "score/before": told["scores"]["before"],
         "score/after": told["scores"]["after"],
     }

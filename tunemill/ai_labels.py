@@ -212,16 +212,13 @@ def check(who: str, found: Quality, where: str) -> None:
     """
     if found.proven:
         return
-    few = found.agreement.value is not None and found.agreement.low is None
-    told = (
-        f"of {found.groups} groups of prompts nobody can tell"
-        if few
-        else "no better than chance"
-        if found.pairs
-        else ""
-    )
+    why = ""
+    if found.agreement.low is not None:
+        why = ": no better than chance, so its labels would teach nothing"
+    elif found.pairs:
+        why = f": from {found.groups} groups of prompts nobody can tell whether that is better than chance"
     raise UserError(
-        sentence(who, found) + (f": {told}, so its labels may teach nothing" if told else ""),
+        sentence(who, found) + why,
         where=f"params.yaml: {where}",
         expected="a judge whose agreement with people is above one half, its whole 95% interval",
         fix="name a better judge, like a larger model (folder, hub or endpoint) or a reward model with more pairs to learn from; "

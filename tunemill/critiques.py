@@ -15,7 +15,7 @@ again from there:
 - *not better*: a judge of answers (the reward model) does not like it better than what it revises. A small model's critique may just go
   on with the harmful text, and the revision with it: only someone who reads both can tell.
 
-The paper has a preference model that tells (appendix A) and no other filter, its model being large enough.
+The paper learns from every revision, its model being large enough.
 
 Pure but for the journals of what is written: chains in, chains out.
 """

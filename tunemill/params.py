@@ -83,10 +83,17 @@ class Taught(Params):
 
 
 class Constitutional(RewardedStart):
-    """What one run of `sl_cai` or `rl_cai` works on; `reward` is the reward model that picks revisions, or judges."""
+    """What one run of `sl_cai` works on; `reward` is the reward model that picks revisions."""
 
     constitution: str
     """The principles: a YAML file like constitution.yaml."""
+
+
+class Labelled(Constitutional):
+    """What one run of `rl_cai` works on; `reward` is the reward model that judges, unless another model does."""
+
+    start: str
+    """Folder of the model that the reward model sits on."""
 
 
 class Preferred(Start):
@@ -107,7 +114,7 @@ class Extra(Params):
     """Runs of `reward`."""
     sl_cai: dict[str, Constitutional]
     """Runs of `sl_cai`."""
-    rl_cai: dict[str, Constitutional]
+    rl_cai: dict[str, Labelled]
     """Runs of `rl_cai`."""
     ppo: dict[str, Optimised]
     """Runs of `ppo`."""

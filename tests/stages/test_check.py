@@ -369,7 +369,35 @@ def test_a_constitution_that_is_nowhere_is_told(place: Path) -> None:
     candidates = {**LORA_ONLY, "sl_cai": {"policy": "artifacts/sl_cai/cai/model", "base": "artifacts/feedback/policy"}}
     extra = {**NOT_RUN, "sl_cai": {"cai": run}}
     [fault] = faults(place, {**ONE, "candidates": candidates, "extra": extra})
-    assert "extra.sl_cai.cai.constitution: 'rules.yaml' is neither there nor made by a stage" in fault
+    assert "rules.yaml: no constitution" in fault and "a YAML file with principles, examples and templates" in fault
+
+
+@pytest.mark.parametrize(
+    ("stage", "key", "run"),
+    [
+        ("ppo", "policy", {"feedback": "artifacts/feedback/feedback.json"}),
+        ("sl_cai", "model", {"constitution": "constitution.yaml"}),
+        ("best_of", "model", {}),
+    ],
+)
+def test_a_reward_model_on_another_model_than_it_was_trained_on_is_told(
+    place: Path, stage: str, key: str, run: dict[str, str]
+) -> None:
+    extra = {**NOT_RUN, "reward": {"harm": HARM}, stage: {"x": {**run, "reward": "artifacts/reward/harm"}}}
+    extra[stage]["x"][key] = "artifacts/select/model"
+    [fault] = faults(place, {**ONE, "extra": extra})
+    assert f"extra.{stage}.x.{key}: the reward model artifacts/reward/harm sits on 'artifacts/feedback/policy'" in fault
+    extra[stage]["x"][key] = "artifacts/feedback/policy"
+    assert faults(place, {**ONE, "extra": extra}) == []
+
+
+def test_a_run_that_another_stage_reads_and_that_is_gone_is_told(place: Path) -> None:
+    (place / "recipes/rewards/length").mkdir(parents=True)
+    run = {"policy": "artifacts/feedback/policy", "reward": "recipes/rewards/length"}
+    extra = {**NOT_RUN, "reward": {}, "ppo": {"short": {**run, "feedback": "artifacts/feedback/feedback.json"}}}
+    [fault] = faults(place, {**ONE, "extra": extra})
+    assert "dvc.yaml: stages.ppo: it reads 'artifacts/reward/harm', which no stage makes" in fault
+    assert "expected: the run `extra.reward.harm`" in fault
 
 
 @pytest.mark.parametrize("key", HARM)

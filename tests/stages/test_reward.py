@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -147,7 +148,8 @@ def test_it_learns_what_people_prefer(policy: Path, tmp_path: Path) -> None:
     # What PPO loads: the same score by the language model, the adapter and the head.
     runtime = tuned.CPU
     assert rewards.load(tmp_path / "out", runtime).kind == "model"
-    backbone.check(tmp_path / "out", models.load_tokenizer(policy))
+    backbone.check(tmp_path / "out", models.load_tokenizer(policy), policy)
+    assert told["weights"] == backbone.weights(policy)
 
 
 def test_the_same_input_gives_the_same_bytes_and_a_kill_changes_nothing(policy: Path, tmp_path: Path) -> None:
@@ -214,6 +216,11 @@ def test_what_people_said_is_measured_apart_from_a_models_labels(policy: Path, t
     folds = pairwise.deal([each.group for each in rows], 2, 17)
     assert [int(each["fold"]) for each in margins] == [fold + 1 for fold in folds]
     right = [float(each["margin"]) > 0 for each in margins]
+    assert all(each["controlled"] for each in margins)
+    # How far it is calibrated is by what people said: a model's label says how sure it is, and not what is right.
+    sure = [float(each["margin"]) for each in margins if each["source"] == "ratings"]
+    assert found["held_out/nll"] == pytest.approx(sum(math.log1p(math.exp(-each)) for each in sure) / 8)
+    assert sum(int(each["pairs"]) for each in table(tmp_path / "out/reliability.csv")) == 8
     # People's pairs weigh the same; a model's half of that.
     assert (found["held_out/people/pairs"], found["held_out/pairs"]) == (8, 16)
     assert found["held_out/people/accuracy"] == pytest.approx(sum(right[::2]) / 8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from stages import rl_cai
 from tests.chat_server import Asked, Sent, Server, completion, serving
 from tests.stages import aligned, tuned
 from tests.stages import constitutional as cai
@@ -143,6 +145,28 @@ def test_a_reward_that_is_no_better_than_chance_is_refused(decoder: Path, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+def test_a_reward_whose_length_is_taken_out_is_measured_without_it(decoder: Path, tmp_path: Path) -> None:
+    """It labels without length: how good it is with it is no measure of its labels."""
+    folder = reward(decoder, tmp_path / "reward")
+    rows = list(csv.DictReader((folder / "margins.csv").open(newline="")))
+    with (folder / "margins.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], "controlled"])
+        writer.writeheader()
+        writer.writerows(row | {"controlled": -1.0 if at % 2 else 1.0} for at, row in enumerate(rows))
+    found = rl_cai.out_of_fold(folder)
+    assert [*found.values()] == [1.0 + at for at in range(12)]
+    line = {"slope": -1.0, "log_tokens": 2.0}
+    (folder / "reward.json").write_text(json.dumps({"kind": "model", "length": line}))
+    assert [*rl_cai.out_of_fold(folder).values()] == [1.0, -1.0] * 6
+
+
+def test_shuffled_scores_judge_nothing(decoder: Path, tmp_path: Path) -> None:
+    aligned.reward(tmp_path / "model", kind="model")
+    folder = aligned.reward(tmp_path / "reward", kind="shuffled", model=str(tmp_path / "model"))
+    with pytest.raises(UserError, match="shuffled scores choose at random, which is no choice"):
+        run(decoder, tmp_path / "out", inputs={"reward": folder, "start": decoder / "model"})
+
+
 def test_pairs_that_the_reward_was_not_measured_on_are_counted(decoder: Path, tmp_path: Path) -> None:
     folder = reward(decoder, tmp_path / "reward")
     lines = (folder / "margins.csv").read_text().splitlines()
@@ -185,8 +209,13 @@ def test_without_people_nothing_is_measured_and_that_is_said(place: Path, tmp_pa
     notes: list[str] = []
     log = Log()
     log.note = lambda text, **_: notes.append(text)  # type: ignore[method-assign]
-    found = run(place, tmp_path / "out", judge={"model": "self"}, inputs={"people": None}, log=log)
-    assert any("how good the labels are is not known" in each for each in notes)
+    asked: dict[str, Any] = {"judge": {"model": "self"}, "inputs": {"people": None}}
+    with pytest.raises(
+        UserError, match="people have compared no pair, so nobody knows how good the labels of the policy"
+    ):
+        run(place, tmp_path / "out", **asked)
+    found = run(place, tmp_path / "out", **asked, unproven="use", log=log)
+    assert any("people have compared no pair" in each for each in notes)
     assert found["judge/agreement"] is None and found["pairs/people"] == 0 and found["pairs/ai"]
     assert tuned.files(tmp_path / "out") == FILES and cai.rows(tmp_path / "out/quality.jsonl") == []
     for each in cai.rows(tmp_path / "out/labels.jsonl"):
@@ -199,7 +228,7 @@ def test_without_people_nothing_is_measured_and_that_is_said(place: Path, tmp_pa
 
 def test_a_kill_changes_nothing(decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = cai.generated(monkeypatch)
-    more: dict[str, Any] = {"judge": {"model": "self"}, "inputs": {"people": None}}
+    more: dict[str, Any] = {"judge": {"model": "self"}, "inputs": {"people": None}, "unproven": "use"}
     found = run(decoder, tmp_path / "whole", **more)
     whole = sorted(names)
     names.clear()
@@ -221,7 +250,14 @@ def test_a_kill_changes_nothing(decoder: Path, tmp_path: Path, monkeypatch: pyte
 
 def test_prompts_with_two_answers_alike_leave_nothing_to_compare(decoder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no prompt has two different answers, of 6 that were asked") as caught:
-        run(decoder, tmp_path / "out", judge={"model": "self"}, inputs={"people": None}, temperature=1e-4)
+        run(
+            decoder,
+            tmp_path / "out",
+            judge={"model": "self"},
+            inputs={"people": None},
+            unproven="use",
+            temperature=1e-4,
+        )
     assert "raise rl_cai.prompts" in str(caught.value)
 
 
@@ -354,7 +390,8 @@ def test_groups_that_people_are_dealt_in_stay_whole(decoder: Path, tmp_path: Pat
     ]
     records.write(tmp_path / "people.jsonl", rows)
     with serving(cai.prefers(earlier)) as server:
-        run(decoder, tmp_path / "out", judge=behind(server), inputs={"people": tmp_path / "people.jsonl"})
+        people = tmp_path / "people.jsonl"
+        run(decoder, tmp_path / "out", judge=behind(server), inputs={"people": people}, unproven="use")
     pairs = {each.id: each.group for each in records.read(tmp_path / "out/preferences.jsonl", Preference)}
     found = [pairs[each.id] for each in rows]
     assert found[:4] * 3 == found and len({*found}) == 4
@@ -369,13 +406,15 @@ def test_few_of_peoples_pairs_may_do(decoder: Path, tmp_path: Path) -> None:
 
 
 def test_labels_of_a_model_are_no_measure(decoder: Path, tmp_path: Path) -> None:
-    """Pairs that a model has labelled are learnt, and tell nothing about a judge."""
+    """Pairs that another model has labelled are no people's: they tell nothing about a judge, and are not learnt."""
     rows = records.read(decoder / "people.jsonl", Preference)
     made = [Preference("f" * 12, "what of it", "stop", "ask", 0.9, 1.0, "own", "ai")]
     records.write(tmp_path / "people.jsonl", [*rows, *made])
     with serving(cai.prefers(earlier)) as server:
         found = run(decoder, tmp_path / "out", judge=behind(server), inputs={"people": tmp_path / "people.jsonl"})
     assert found["judge/pairs"] == 12 and found["judge/agreement"] == 1.0
+    assert "f" * 12 not in {each.id for each in records.read(tmp_path / "out/preferences.jsonl", Preference)}
+    assert found["pairs/people"] == 12
 
 
 def test_an_endpoint_that_is_down_is_told(decoder: Path, tmp_path: Path) -> None:

@@ -91,10 +91,12 @@ def test_outputs_are_exactly_these_and_a_kill_changes_nothing(
 
     chains = cai.rows(tmp_path / "whole/chains.jsonl")
     assert [each["kind"] for each in chains] == ["red_team"] * 8 + ["harmless"] * 2 + ["task"] * 2
-    assert all(len(each["steps"]) == 2 for each in chains)
+    answered = [each for each in chains if each["answer"]]
+    assert answered and all(len(each["steps"]) == (2 if each["answer"] else 0) for each in chains)
+    assert found["prompts/unanswered"] == 12 - len(answered)
     assert (tmp_path / "whole/model/chains.jsonl").read_bytes() == (tmp_path / "whole/chains.jsonl").read_bytes()
     fit = [step["revision"] for each in chains for step in each["steps"] if step["reason"] is None]
-    assert fit and found["revisions/fit"] == len(fit) and found["revisions"] == 24
+    assert fit and found["revisions/fit"] == len(fit) and found["revisions"] == 2 * len(answered)
     assert found["revisions"] == len(fit) + sum(found[f"left_out/{name.replace(' ', '_')}"] or 0 for name in REASONS)
     assert found["score/before"] is found["score/after"] is None
 
@@ -109,7 +111,7 @@ def test_outputs_are_exactly_these_and_a_kill_changes_nothing(
     told = cai.told(tmp_path / "whole/model/cai.json")
     assert told["critic"] == {"kind": "self", "name": "the policy itself"} and told["picker"] is None
     assert told["prompts"] == {"red_team": 8, "harmless": 2, "task": 2}
-    assert [each["revisions"] for each in told["rounds"]] == [12, 12]
+    assert [each["revisions"] for each in told["rounds"]] == [len(answered)] * 2
     assert sum(each["fit"] for each in told["kinds"].values()) == told["revisions"] == len(fit)
     assert tmp_path.name not in (tmp_path / "whole/model/cai.json").read_text()
 
@@ -213,6 +215,30 @@ def test_the_reward_picks(decoder: Path, tmp_path: Path, untaught: None) -> None
     assert cai.told(tmp_path / "out/model/cai.json")["picker"] == {"kind": "length", "shuffled": False}
 
 
+def test_shuffled_scores_pick_nothing(decoder: Path, tmp_path: Path, untaught: None) -> None:
+    aligned.reward(tmp_path / "model", kind="model")
+    reward = aligned.reward(tmp_path / "reward", kind="shuffled", model=str(tmp_path / "model"))
+    with pytest.raises(UserError, match="shuffled scores choose at random, which is no choice"):
+        run(decoder, tmp_path / "out", pick=True, inputs={"reward": reward})
+
+
+def test_the_critic_is_shown_as_many_examples_as_asked(decoder: Path, tmp_path: Path, untaught: None) -> None:
+    turns = {}
+    for shots in (0, 1, None):
+        with serving(lambda _, number: completion(f"say {number} times that it is so")) as server:
+            run(
+                decoder,
+                tmp_path / str(shots),
+                critic=behind(server.base_url),
+                rounds=1,
+                shots=shots,
+                inputs={"constitution": tuned.ROOT / "constitution.yaml"},
+            )
+            turns[shots] = max(len(each.body["messages"]) for each in server.asked)
+    assert turns[0] == 5  # prompt, answer, critique request, critique, revision request
+    assert turns[1] == turns[0] + 6 and turns[None] >= turns[1]
+
+
 def test_a_pick_without_a_reward_is_refused_before_anything_is_generated(decoder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"params\.yaml: sl_cai\.pick: nobody picks among the revisions") as caught:
         run(decoder, tmp_path / "out", pick=True)
@@ -291,15 +317,16 @@ def behind(base_url: str, **change: Any) -> dict[str, Any]:
 
 def test_an_endpoint_criticises_and_revises(decoder: Path, tmp_path: Path, untaught: None) -> None:
     with serving(cai.critic) as server:
-        found = run(decoder, tmp_path / "one", critic=behind(server.base_url))
+        found = run(decoder, tmp_path / "one", critic=behind(server.base_url), critic_temperature=0.3)
         assert found["revisions/fit"] == 24 and len(server.asked) == 48
-        assert {each.body["temperature"] for each in server.asked} == {1.0}
+        assert {each.body["temperature"] for each in server.asked} == {0.3}
+        assert {each.body["max_tokens"] for each in server.asked} == {8}  # as long as a critique or a revision may be
         assert not any("logprobs" in each.body for each in server.asked)
         for each in server.asked:
             roles = [message["role"] for message in each.body["messages"]]
             assert roles == ["user", "assistant"] * (len(roles) // 2) + ["user"]
-        # Journals are kept: another run of the same work asks nobody.
-        run(decoder, tmp_path / "two", critic=behind(server.base_url))
+        # In another place of work everything is asked anew, and comes out the same.
+        run(decoder, tmp_path / "two", critic=behind(server.base_url), critic_temperature=0.3)
         assert len(server.asked) == 96
     assert tree_hash(tmp_path / "one") == tree_hash(tmp_path / "two")
     told = cai.told(tmp_path / "one/model/cai.json")["critic"]

@@ -167,8 +167,9 @@ def test_unusable_labels_are_told() -> None:
     assert ai_labels.sentence("r", found).endswith("of 20 pairs, 3 unusable")
 
 
-def test_too_few_groups_to_tell_are_let_pass() -> None:
+def test_too_few_groups_to_tell_are_refused() -> None:
     found = quality([Label(0.2, None, None, None)] * 6, groups=[0, 0, 0, 1, 1, 1])
     assert found.agreement == (0.0, None, None) and found.proven is None
-    ai_labels.check("a judge", found, "x")
+    with pytest.raises(UserError, match="from 2 groups of prompts nobody can tell whether that is better than chance"):
+        ai_labels.check("a judge", found, "x")
     assert ai_labels.sentence("a judge", found) == "a judge agrees with people on 0.00 of 6 pairs"

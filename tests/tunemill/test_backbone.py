@@ -212,12 +212,12 @@ def test_a_reward_model_with_another_tokenizer_is_refused(start: Path, tmp_path:
 
     reward = reward_folder(start, tmp_path / "reward")
     tokenizer = models.load_tokenizer(start)
-    backbone.check(reward, tokenizer)  # it says nothing of its tokenizer: its shape is all that can be checked
+    backbone.check(reward, tokenizer, start)  # it says nothing of its tokenizer: its shape is all that can be checked
     (reward / "reward.json").write_text(f'{{"kind": "model", "vocabulary": "{backbone.vocabulary(tokenizer)}"}}')
-    backbone.check(reward, tokenizer)
+    backbone.check(reward, tokenizer, start)
     tiny_model.build(tmp_path / "other")
     with pytest.raises(UserError, match="another tokenizer"):
-        backbone.check(reward, models.load_tokenizer(tmp_path / "other"))
+        backbone.check(reward, models.load_tokenizer(tmp_path / "other"), start)
 
 
 def test_a_reward_model_of_another_width_is_refused(start: Path, tmp_path: Path) -> None:

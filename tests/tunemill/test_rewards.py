@@ -249,6 +249,17 @@ def scored(folder: Path, start: Path) -> Sequence[float | None]:
     return rewards.scorer(rewards.load(folder, CPU), start, CPU)(ASKED, ANSWERED)
 
 
+def test_a_reward_model_on_other_weights_is_refused(decoder: Path, tmp_path: Path) -> None:
+    """Same tokenizer, same width: nothing but the weights tells that its scores would be noise."""
+    folder = reward_folder(decoder, tmp_path / "reward")
+    (folder / "reward.json").write_text(json.dumps({"kind": "model", "weights": backbone.weights(decoder)}))
+    rewards.reader(folder, decoder, CPU)
+    models.make_random(tmp_path / "other", 2, 64, 1, "float32", "decoder-only")
+    with pytest.raises(UserError, match="the reward model was trained on other weights than those of") as caught:
+        rewards.reader(folder, tmp_path / "other", CPU)
+    assert "another entry of extra.reward" in str(caught.value)
+
+
 @pytest.mark.parametrize("kind", ["model", "classifier", "length"])
 def test_a_reward_that_was_carried_elsewhere_scores_the_same(kind: str, decoder: Path, tmp_path: Path) -> None:
     import shutil
