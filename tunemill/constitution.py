@@ -2,8 +2,8 @@
 
 The file is for its user to edit: principles, worked examples and templates, each checked when it is read. What is asked is a
 conversation. A chain of critiques is the one that led to the answer, and goes on: critique request, critique, revision request,
-revision (section 3.1). A comparison is a single question with two labels, "(A)" and "(B)" (section 4.1). Worked examples stand before
-either as turns of their own, so that roles are kept apart.
+revision (section 3.1). A comparison is a single question with two labels, "(A)" and "(B)" (section 4.1). Worked examples may stand
+before either as turns of their own, so that roles are kept apart.
 
 Which principle is asked is drawn anew for each critique and each comparison. The draw belongs to (seed, prompt, which draw) alone, and
 not to the order of the prompts.
@@ -86,7 +86,7 @@ class Comparison(Params):
 
 
 class Examples(Params):
-    """Worked examples, shown before every question whose prompt their principle is meant for."""
+    """Worked examples, shown before questions whose prompt their principle is meant for."""
 
     critiques: tuple[Critique, ...]
     """Of critiques and revisions."""
