@@ -139,7 +139,7 @@ def stop(server: subprocess.Popen[bytes]) -> None:
 def page(browser: Any, ui: Ui) -> Iterator[Any]:
     """The experiment's runs, before any click."""
     context = browser.new_context(
-        viewport={"width": 1600, "height": 900}, color_scheme="light", locale="en-US", timezone_id="UTC"
+        viewport={"width": 2200, "height": 900}, color_scheme="light", locale="en-US", timezone_id="UTC"
     )
     opened = context.new_page()
     opened.set_default_timeout(60_000)
