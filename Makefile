@@ -48,7 +48,7 @@ setup: .installed ## make .venv with exactly what requirements.lock names
 run: .installed ## the whole lifecycle; the report is reports/report.html
 	@$(call driver,$(RECIPE))
 
-quick: .installed ## the same on a tiny model, in about four minutes
+quick: .installed ## the same on a tiny model, in about five minutes
 	@$(call driver,tiny)
 
 study: .installed ## the same with the steps and test items that stronger numbers need: hours

@@ -70,7 +70,7 @@ def test_the_harm_scorers_areas_are_those_that_were_measured() -> None:
 
 def test_the_reward_models_accuracies_are_those_that_were_measured() -> None:
     page = (ROOT / "docs/alignment.md").read_text(encoding="utf-8")
-    measured = json.loads((ROOT / "metrics/reward.json").read_text(encoding="utf-8"))
+    measured = json.loads((ROOT / "metrics/reward/harm.json").read_text(encoding="utf-8"))
     told = page[page.index("**The reward model** tells") :].partition("\n- ")[0]
     assert f"of {measured['pairs']:.0f} held-out pairs" in " ".join(told.split())
     assert re.findall(r"([\d.]+) \[([\d.]+), ([\d.]+)\]", told) == [

@@ -448,6 +448,11 @@ def _sure(label: Json) -> str:
     )
 
 
+def flattered(told: Labelled) -> bool:
+    """Whether the labels come from a reward model, which had learnt the pairs that people compared."""
+    return bool((told.feedback.get("judge") or {}).get("kind") == "reward")
+
+
 def learnt(told: Labelled) -> list[tuple[str, bool, Estimate]]:
     """What tells pairs right, and how often, in percent: what it is, whether it is a baseline, the share with its interval.
 

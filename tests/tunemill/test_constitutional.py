@@ -316,3 +316,9 @@ def test_one_row_is_enough_where_people_compared_every_pair():
         "length alone, all pairs",
     ]
     assert not aligned.is_mixed(made.rewarded()) and aligned.is_mixed(made.rewarded_by_labels())
+
+
+def test_people_are_no_fair_test_of_what_learnt_from_one_who_had_learnt_them() -> None:
+    for kind, told in (("reward", True), ("folder", False)):
+        assert constitutional.flattered(constitutional.Labelled(("a",), {"judge": {"kind": kind}}, {})) is told
+    assert not constitutional.flattered(constitutional.Labelled(("a",), {}, {}))
