@@ -21,7 +21,6 @@ were refused, and why) and feedback.json (counts, what was left out, and how far
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -101,7 +100,7 @@ def run(
     model, tokenizer = starting_policy(cfg, policy, base, out / "policy", runtime)
 
     # 3. Sample answers to rank; asked again with other labels, they are in the cache.
-    asked = draw(records.read(prompts, RedTeamPrompt) if cfg.prompts else [], cfg.prompts, cfg.seed)
+    asked = records.draw(records.read(prompts, RedTeamPrompt) if cfg.prompts else [], cfg.prompts, cfg.seed)
     weights = [checkpoints.tree_hash(each) for each in (policy, base)]
     shelf = journal.Shelf(cache or work, weights, cfg.store_dtype, dataclasses.asdict(runtime))
     sampled, unusable = sample(cfg, model, tokenizer, asked, shelf, log)
@@ -177,16 +176,6 @@ def starting_policy(cfg: Config, policy: Path, base: Path, folder: Path, runtime
     text = "What alignment starts from: a tuned model, its adapter merged into the weights."
     cards.write(folder, "Starting policy", base, text, {}, model.config.is_encoder_decoder)
     return model.to(runtime.torch_dtype), tokenizer
-
-
-def draw(prompts: Sequence[RedTeamPrompt], count: int, seed: int) -> list[RedTeamPrompt]:
-    """So many prompts, each of a text of its own; the choice depends on seed and prompts and not on their order."""
-    distinct = {each.prompt: each for each in prompts}.values()
-
-    def place(each: RedTeamPrompt) -> str:
-        return hashlib.sha256(f"{seed}\0{each.id}".encode()).hexdigest()
-
-    return sorted(distinct, key=place)[:count]
 
 
 def sample(

@@ -24,7 +24,6 @@ quality.jsonl (and of people's) and feedback.json (counts, and how good the labe
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -341,9 +340,8 @@ def tested_labels(
 
 def answers(cfg: Config, policy: feedback.Model, prompts: Path) -> tuple[list[Completions], int]:
     """Two different answers to each prompt; and how many prompts have none, theirs being the same or empty."""
-    rows = {each.prompt: each for each in records.read(prompts, RedTeamPrompt) if each.kind == "instruction"}
-    chosen = sorted(rows.values(), key=lambda each: hashlib.sha256(f"{cfg.seed}\0{each.id}".encode()).hexdigest())
-    chosen = chosen[: cfg.prompts]
+    rows = [each for each in records.read(prompts, RedTeamPrompt) if each.kind == "instruction"]
+    chosen = records.draw(rows, cfg.prompts, cfg.seed)
     made = policy.write(
         [each.prompt for each in chosen for _ in range(2)],
         Decoding(cfg.max_new_tokens, cfg.temperature),

@@ -257,7 +257,7 @@ def drawn(cfg: Config, prompts: Path, harmless: Path | None, train: Path | None)
     """
     found: list[tuple[Kind, str, str, str]] = [
         ("red_team", each.id, each.prompt, each.source)
-        for each in chosen(
+        for each in records.draw(
             [row for row in records.read(prompts, RedTeamPrompt) if row.kind == "instruction"],
             cfg.prompts.red_team,
             cfg.seed,
@@ -265,10 +265,11 @@ def drawn(cfg: Config, prompts: Path, harmless: Path | None, train: Path | None)
     ]
     everyday = records.read(harmless, HarmlessPrompt) if harmless is not None and cfg.prompts.harmless else []
     found += [
-        ("harmless", each.id, each.prompt, each.source) for each in chosen(everyday, cfg.prompts.harmless, cfg.seed)
+        ("harmless", each.id, each.prompt, each.source)
+        for each in records.draw(everyday, cfg.prompts.harmless, cfg.seed)
     ]
     pairs = records.read(train, Example) if train is not None and cfg.prompts.task else []
-    found += [("task", each.id, each.prompt, each.source) for each in chosen(pairs, cfg.prompts.task, cfg.seed)]
+    found += [("task", each.id, each.prompt, each.source) for each in records.draw(pairs, cfg.prompts.task, cfg.seed)]
     for kind, path in (("red_team", prompts), ("harmless", harmless), ("task", train)):
         if getattr(cfg.prompts, kind) and not any(each[0] == kind for each in found):
             raise UserError(
@@ -280,12 +281,6 @@ def drawn(cfg: Config, prompts: Path, harmless: Path | None, train: Path | None)
                 else "leave some to train with under validate.red_team, or name a set under collect.red_team",
             )
     return [Chain(id, kind, prompt, source, "") for kind, id, prompt, source in found]
-
-
-def chosen(rows: Sequence[Any], count: int, seed: int) -> list[Any]:
-    """So many rows, each of a prompt of its own; the choice depends on seed and rows, and not on their order."""
-    distinct = {each.prompt: each for each in rows}.values()
-    return sorted(distinct, key=lambda each: hashlib.sha256(f"{seed}\0{each.id}".encode()).hexdigest())[:count]
 
 
 def answer(
@@ -333,7 +328,7 @@ def helpful_samples(
     Answers that refuse, are empty or did not end are left out, as are questions that there are not.
     """
     everyday = records.read(harmless, HarmlessPrompt) if harmless is not None and cfg.helpful.harmless else []
-    fresh = chosen([each for each in everyday if each.prompt not in asked], cfg.helpful.harmless, cfg.seed)
+    fresh = records.draw([each for each in everyday if each.prompt not in asked], cfg.helpful.harmless, cfg.seed)
     title = "helpful answers"
     written = (
         policy.write(
@@ -355,7 +350,7 @@ def helpful_samples(
         ),
         *(
             (each.prompt, each.completion, TASK)
-            for each in chosen([each for each in pairs if each.prompt not in asked], cfg.helpful.task, cfg.seed)
+            for each in records.draw([each for each in pairs if each.prompt not in asked], cfg.helpful.task, cfg.seed)
         ),
     ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -208,6 +208,19 @@ Record = TypeVar(
 def row_id(*texts: str) -> str:
     """12 hexadecimal digits that depend on the texts and on where one ends and the next begins."""
     return hashlib.sha256(json.dumps(texts, ensure_ascii=False).encode()).hexdigest()[:12]
+
+
+Asked = TypeVar("Asked", Example, RedTeamPrompt, HarmlessPrompt)
+
+
+def draw(rows: Sequence[Asked], count: int, seed: int) -> list[Asked]:
+    """So many rows, each of a prompt of its own; the choice depends on seed and rows, and not on their order."""
+    distinct = {each.prompt: each for each in rows}.values()
+
+    def place(each: Asked) -> str:
+        return hashlib.sha256(f"{seed}\0{each.id}".encode()).hexdigest()
+
+    return sorted(distinct, key=place)[:count]
 
 
 def write(
