@@ -76,6 +76,8 @@ class Config(Params):
     """Pairs that people compared which the judge is asked about first, every group with its share; 0 takes all."""
     people: float = Field(ge=0, le=10)
     """Weight of people's pairs in the mixture, beside 1 for the judge's; 0 leaves them out."""
+    people_prompts: int = Field(ge=0)
+    """Prompts whose pairs people compared that are mixed in; 0 takes all. The judge is tested on the others, too."""
     near_duplicate: float = Field(gt=0, le=1)
     """Prompts at least this alike (Jaccard similarity of their words) are one group; 1: only equal ones."""
     resamples: int = Field(ge=100)
@@ -181,8 +183,7 @@ def run(
     ]
     human = [
         dataclasses.replace(each, weight=each.weight * cfg.people, group=groups[each.prompt])
-        for each in compared
-        if cfg.people and each.source != "ai"
+        for each in mixed_in(cfg, compared)
     ]
     if not own:
         raise UserError(
@@ -311,6 +312,13 @@ def sample_of(cfg: Config, compared: Sequence[Preference]) -> list[Preference]:
         [each.id for each in mine], [each.group for each in mine], cfg.quality_pairs, cfg.seed
     )
     return [mine[at] for at in chosen]
+
+
+def mixed_in(cfg: Config, compared: Sequence[Preference]) -> list[Preference]:
+    """People's pairs that are learnt beside the judge's: all those of a prompt, or none."""
+    mine = [each for each in compared if each.source != "ai"] if cfg.people else []
+    taken = {each.prompt for each in records.draw(mine, cfg.people_prompts or len(mine), cfg.seed)}
+    return [each for each in mine if each.prompt in taken]
 
 
 def tested_labels(

@@ -24,8 +24,9 @@ FEW = {
         "lora": {"policy": "artifacts/lora/adapter", "base": "artifacts/select/model"},
     },
     "compare": {"pairs": [], "aligned": {}},
+    "extra": {stage: {} for stage in ("reward", "sl_cai", "rl_cai", "ppo")},
 }
-"""For tests that one tuned candidate is enough for."""
+"""For tests that one tuned candidate is enough for: nothing aligns it."""
 
 
 def make(place: Path, recipe: str | None = "tiny", more: Mapping[str, Any] | None = None) -> Path:

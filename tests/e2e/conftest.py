@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.e2e import checkout
+from tunemill.recipes import merged
 
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 
@@ -20,6 +21,20 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkout in which `dvc repro` has run to its end, without Prefect."""
     place = checkout.make(tmp_path_factory.mktemp("finished"))
     checkout.run(place, "dvc", "repro")
+    return place
+
+
+@pytest.fixture(scope="session")
+def lean(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with one tuned candidate, committed: for experiments, which would align every variant of it anew."""
+    place = tmp_path_factory.mktemp("lean") / "checkout"
+    shutil.copytree(
+        finished, place, symlinks=True, ignore=lambda folder, names: {"tmp"} if Path(folder).name == ".dvc" else set()
+    )
+    (place / "params.yaml").write_text(merged(place / "params.yaml", [(Path("lean"), checkout.FEW)]))
+    checkout.run(place, "dvc", "repro")
+    checkout.run(place, "git", "add", "-A")
+    checkout.run(place, "git", "commit", "-q", "-m", "results")
     return place
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -403,6 +404,30 @@ def test_few_of_peoples_pairs_may_do(decoder: Path, tmp_path: Path) -> None:
         labels = cai.rows(tmp_path / "out/labels.jsonl")
         assert len(server.asked) == 14 + 2 * len(labels)
     assert found["judge/pairs"] == 7 and found["pairs/people"] == 12
+
+
+def test_few_of_peoples_prompts_may_be_mixed_in(decoder: Path, tmp_path: Path) -> None:
+    """All pairs of a prompt or none of them; the judge is tested on all the same."""
+    rows = [
+        Preference(
+            f"{at:012x}", f"what of case {at // 2}", f"ask {at}", f"stop {at}", 1.0, 0.5, f"g{at // 2}", "ratings"
+        )
+        for at in range(24)
+    ]
+    people = tmp_path / "people.jsonl"
+    records.write(people, rows)
+    with serving(cai.prefers(earlier)) as server:
+
+        def mixing(count: int, out: str) -> dict[str, float | None]:
+            change: dict[str, Any] = {"judge": behind(server), "unproven": "use", "people_prompts": count}
+            return run(decoder, tmp_path / out, inputs={"people": people}, **change)
+
+        found, again, everything = mixing(5, "out"), mixing(5, "again"), mixing(0, "all")
+    mixed = [each for each in records.read(tmp_path / "out/preferences.jsonl", Preference) if each.source == "ratings"]
+    assert Counter(each.prompt for each in mixed) == dict.fromkeys({each.prompt for each in mixed}, 2)
+    assert len({each.prompt for each in mixed}) == 5
+    assert found == again and found["pairs/people"] == 10 and everything["pairs/people"] == 24
+    assert found["judge/pairs"] == everything["judge/pairs"] == 24
 
 
 def test_labels_of_a_model_are_no_measure(decoder: Path, tmp_path: Path) -> None:
