@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from flows import graph, processes
+from flows import graph, processes, sharing
 from tunemill import recipes, runtime
 from tunemill.errors import UserError
 
@@ -50,6 +50,8 @@ class Outcome:
 class Run:
     """A prepared run."""
 
+    root: Path
+    """The checkout."""
     workspace: Path
     """The checkout, or the workspace of a recipe."""
     graph: graph.Graph
@@ -132,7 +134,7 @@ def prepare(root: Path, until: str | None, recipe: str | None, overrides: Mappin
             raise
         _in_order(checking)
     unneeded = () if until else tuple(name for name in whole.stages if name not in part.stages)
-    return Run(workspace, part, _idle(part, differing), unneeded)
+    return Run(root, workspace, part, _idle(part, differing), unneeded)
 
 
 def _in_order(checking: subprocess.Popen[str]) -> None:
@@ -255,10 +257,8 @@ def reproduce(run: Run, name: str, tell: Callable[[str], None]) -> Outcome:
     began = time.monotonic()
     process = processes.spawn(
         "flows.dvc_process",
-        "--wait-for-lock",
-        "repro",
-        "--single-item",
         name,
+        *map(str, sharing.donors(run.root, run.workspace)),
         cwd=run.workspace,
         output=subprocess.PIPE,
         environment=run.environment,
@@ -271,6 +271,8 @@ def reproduce(run: Run, name: str, tell: Callable[[str], None]) -> Outcome:
         text = line.rstrip()
         last.append(text)
         if "didn't change, skipping" in text:
+            if result == "restored":  # brought in from another workspace: DVC has nothing left to do
+                continue
             result = "unchanged"
         elif "is cached - skipping run" in text:
             result = "restored"

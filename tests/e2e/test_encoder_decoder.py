@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -25,11 +26,14 @@ EVALUATED = {
 
 @pytest.fixture(scope="module")
 def place(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The workspace of a whole run with that one change; what does not depend on it is restored from another run's cache."""
+    """The workspace of a whole run with that one change; what does not depend on it is restored from another run."""
     fewer = {"candidates": EVALUATED, "compare": {"pairs": [], "aligned": {"ppo": "lora", "rl_cai": "lora"}}}
     root = checkout.make(tmp_path_factory.mktemp("t5"), more=fewer)
     shutil.copytree(finished / ".dvc/cache", root / ".dvc/cache", symlinks=True)
-    checkout.run(root, "make", "run", f"SET={CHANGE}")
+    shutil.copy(finished / "dvc.lock", root / "dvc.lock")
+    shutil.copytree(finished / "metrics", root / "metrics")
+    told = checkout.run(root, "make", "run", f"SET={CHANGE}").stdout
+    assert re.search(r"^validate +│ restored from the cache", told, re.MULTILINE)
     [workspace] = (root / "work/recipes").iterdir()
     return workspace
 

@@ -21,22 +21,19 @@ stages:
   collect:
     cmd: python -m stages.toy collect artifacts/collect
     params: [collect]
-    outs: [artifacts/collect]
-    metrics: [{metrics/collect.json: {cache: false}}]
+    outs: [artifacts/collect, metrics/collect.json: {cache: false}]
   lora:
     cmd: python -m stages.toy lora artifacts/lora
     deps: [artifacts/collect]
     params: [lora]
-    outs: [artifacts/lora]
-    metrics: [{metrics/lora.json: {cache: false}}]
+    outs: [artifacts/lora, metrics/lora.json: {cache: false}]
   evaluate:
     foreach: ${candidates}
     do:
       cmd: python -m stages.toy evaluate@${key} artifacts/evaluate/${key}
       deps: ["${item.policy}"]
       params: [evaluate]
-      outs: ["artifacts/evaluate/${key}"]
-      metrics: [{"metrics/evaluate/${key}.json": {cache: false}}]
+      outs: ["artifacts/evaluate/${key}", "metrics/evaluate/${key}.json": {cache: false}]
   efficiency:
     cmd: python -m stages.toy efficiency artifacts/efficiency
     deps: [artifacts/evaluate]

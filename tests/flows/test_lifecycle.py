@@ -219,7 +219,7 @@ def test_what_dvc_says_of_being_ended_is_no_news(tmp_path: Path, monkeypatch: py
         processes, "spawn", lambda *_, **__: subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     )
     for stopping, shown in ((False, 2), (True, 1)):
-        run = Run(tmp_path, graph.Graph({}), frozenset(), stopping=stopping)
+        run = Run(tmp_path, tmp_path, graph.Graph({}), frozenset(), stopping=stopping)
         told: list[str] = []
         reproduce(run, "lora", told.append)
         assert told[-1] == "lora       │ interrupted; what was done is kept"
