@@ -42,6 +42,8 @@ def test_the_readmes_figures_are_the_committed_ones() -> None:
         "lora",
         "prompt_tune",
         "ppo",
+        "sl_cai",
+        "rl_cai",
         "lead-10-words",
         "first-sentence",
     }
@@ -79,6 +81,36 @@ def test_the_reward_models_accuracies_are_those_that_were_measured() -> None:
     ]
     beaten = [system for system in ("length", "response", "text") if measured[f"held_out/less_{system}_low"] > 0]
     assert not beaten and "it beats none of them" in told
+
+
+def test_what_the_default_run_makes_of_the_constitution_is_what_was_measured() -> None:
+    page = " ".join((ROOT / "docs/constitutional-ai.md").read_text(encoding="utf-8").split())
+    told = page[page.index("## What a default run shows") :].partition(" ## ")[0]
+    chains, labels, preferred = (
+        json.loads((ROOT / f"metrics/{name}.json").read_text(encoding="utf-8"))
+        for name in ("sl_cai/cai", "rl_cai/cai", "reward/rl_cai")
+    )
+    figures = {name: f"{value:.0f}" for name, value in chains.items() if value is not None}
+    assert f"of {figures['revisions']} revisions of the answers to {figures['prompts/red_team']} prompts" in told
+    assert (
+        f"{figures['revisions/fit']} are fit to learn from; {figures['left_out/not_better']} the reward model" in told
+    )
+    assert f"{figures['left_out/unfinished']} did not end, {figures['left_out/copy']} were copies" in told
+    assert f"{figures['left_out/no_critique']} followed no critique" in told
+    assert f"{figures['helpful/own']} own answers to everyday questions and {figures['helpful/task']} training" in told
+    assert f"the {figures['train/examples']} examples that are learnt ({figures['train/too_long']} more" in told
+    low, high = labels["judge/agreement_low"], labels["judge/agreement_high"]
+    assert f"{labels['judge/agreement']:.2f} [{low:.2f}, {high:.2f}] of {labels['judge/pairs']} pairs" in told
+    assert f"off by {labels['judge/ece']:.2f} on average" in told and f"is {labels['judge/nll']:.2f} nats" in told
+    assert f"by {labels['label/mean_probability']:.2f} on average" in told
+    for part in ("", "/people"):
+        value, low, high = (preferred[f"held_out{part}/accuracy_controlled{end}"] for end in ("", "_low", "_high"))
+        assert f"{value:.2f} [{low:.2f}, {high:.2f}]" in told, part
+    assert f"of {preferred['held_out/people/pairs']:.0f}." in told
+    compared = json.loads((ROOT / "metrics/compare.json").read_text(encoding="utf-8"))
+    for name in ("sl_cai", "rl_cai"):
+        gap, low, high = measured_span(compared, name, "harm", 3)
+        assert f"{gap:+.3f} [{low:+.3f}, {high:+.3f}] (`{name}`)" in told, name
 
 
 STUDY = {
