@@ -62,26 +62,13 @@ def run(
             base = models.load_base(model, tuning.loading(cfg, runtime))
         else:
             base = models.load_quantized(model, runtime, cfg.quantize)
-        return tuning.adapt(base, adapter(cfg), "lora")
+        return tuning.adapt(base, models.low_rank(cfg.rank, cfg.alpha, cfg.targets, cfg.dropout), "lora")
 
     # 3. Train, and save what plain peft loads.
     text = f"A low-rank adapter (Hu et al. 2021, rank {cfg.rank}, alpha {cfg.alpha}) for the model named above."
     kind = trainings.Kind("lora" if cfg.quantize == "none" else "qlora", "Low-rank adapter", text)
     return trainings.each_seed(
         cfg, kind, load, tokenizer, data, model=model, out=out, work=work, runtime=runtime, log=log
-    )
-
-
-def adapter(cfg: Config) -> Any:
-    """PEFT's configuration of the adapter."""
-    from peft import LoraConfig
-
-    return LoraConfig(
-        r=cfg.rank,
-        lora_alpha=cfg.alpha,
-        lora_dropout=cfg.dropout,
-        bias="none",
-        target_modules=cfg.targets if isinstance(cfg.targets, str) else list(cfg.targets),
     )
 
 

@@ -167,13 +167,12 @@ def task_pairs(train: Path | None, tokenizer: Any) -> list[Any]:
 
 def actors(cfg: Config, start: Path, reward: Reward, runtime: Runtime) -> backbone.Actors:
     """Policy, value, reward and reference at the start."""
-    from peft import LoraConfig
+    from tunemill import models
 
     detached = cfg.value == "detached"
     if cfg.mode == "full":
         return backbone.separate(start, reward.model, runtime, detached=detached)
-    targets = cfg.targets if isinstance(cfg.targets, str) else list(cfg.targets)
-    adapter = LoraConfig(r=cfg.rank, lora_alpha=cfg.alpha, lora_dropout=0.0, bias="none", target_modules=targets)
+    adapter = models.low_rank(cfg.rank, cfg.alpha, cfg.targets)
     return backbone.share(start, reward.model, adapter, runtime, detached=detached)
 
 

@@ -179,7 +179,7 @@ def run(
         gaps = states[chosen[items]] - states[rejected[items]]
         counted = pairwise.balanced(weights[items], ratio[items]) if cfg.balance_lengths else weights[items]
         head = pairwise.fit(gaps, probabilities[items], counted, cfg.head_penalty)
-        trainee = reward_models.attach(model, adapter(cfg), torch_row(head))
+        trainee = reward_models.attach(model, models.low_rank(cfg.rank, cfg.alpha, cfg.targets), torch_row(head))
         settings = reward_models.Settings(
             steps, cfg.batch_size, cfg.learning_rate, cfg.warmup_steps, cfg.max_grad_norm, cfg.checkpoint_steps
         )
@@ -343,19 +343,6 @@ def length(line: LengthLine | None, own: reward_models.Answered) -> dict[str, fl
     error = line.error if math.isfinite(line.error) else None
     answers = {"answers": len(own.rows), "prompts": len({*own.prompts}), "prompts_left_out": own.left_out}
     return {"slope": line.slope, "slope_error": error, "log_tokens": line.log_tokens, **answers}
-
-
-def adapter(cfg: Config) -> Any:
-    """PEFT's configuration of the adapter."""
-    from peft import LoraConfig
-
-    return LoraConfig(
-        r=cfg.rank,
-        lora_alpha=cfg.alpha,
-        lora_dropout=0.0,
-        bias="none",
-        target_modules=cfg.targets if isinstance(cfg.targets, str) else list(cfg.targets),
-    )
 
 
 def torch_row(values: np.ndarray) -> Any:

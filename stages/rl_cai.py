@@ -125,22 +125,10 @@ def run(
     principles.needs(rules, ["red_team"], constitution)
     compared = records.read(people, Preference) if people is not None else []
     shelf = journal.Shelf(cache or work, dataclasses.asdict(runtime), cfg.batch_tokens, cfg.batch_rows)
-
-    def opened(source: feedback.Source) -> feedback.Model:
-        return feedback.open_source(
-            source,
-            model,
-            "rl_cai.judge",
-            shelf=shelf,
-            kept=cache or work,
-            batch_tokens=cfg.batch_tokens,
-            batch_rows=cfg.batch_rows,
-            runtime=runtime,
-            log=log,
-        )
+    asking = feedback.Asking(shelf, cache or work, cfg.batch_tokens, cfg.batch_rows, runtime, log)
 
     # 2. The judge, on pairs that people compared: refused where it is not shown to be better than chance.
-    who, ask = judge(cfg, rules, opened, reward, start, runtime, log)
+    who, ask = judge(cfg, rules, model, asking, reward, start)
     known = out_of_fold(reward) if cfg.judge.model == "reward" and reward is not None else {}
     tested = sample_of(cfg, compared)
     labels = tested_labels(cfg, rules, tested, known, ask)
@@ -155,7 +143,7 @@ def run(
         log.note("it is not shown to be better than chance, and used all the same: rl_cai.unproven")
 
     # 3. Two answers of the SL-CAI model to each prompt.
-    sampled, alike = answers(cfg, opened(cfg.judge.model_copy(update={"model": "self"})), prompts)
+    sampled, alike = answers(cfg, feedback.open_source(cfg.judge.itself, model, "rl_cai.judge", asking), prompts)
     if not sampled:
         raise UserError(
             f"no prompt has two different answers, of {alike} that were asked",
@@ -214,11 +202,10 @@ def run(
 def judge(
     cfg: Config,
     rules: Constitution,
-    opened: Callable[[feedback.Source], feedback.Model],
+    policy: Path,
+    asking: feedback.Asking,
     reward: Path | None,
     start: Path | None,
-    runtime: Runtime,
-    log: Log,
 ) -> tuple[dict[str, Any], Ask]:
     """(who judges, how it is asked).
 
@@ -226,7 +213,7 @@ def judge(
         UserError: the reward model is to judge and none is named, or the model is not there.
     """
     if cfg.judge.model != "reward":
-        voice = opened(cfg.judge)
+        voice = feedback.open_source(cfg.judge, policy, "rl_cai.judge", asking)
         return voice.told, lambda pairs, title: by_model(cfg, rules, voice, pairs, title)
     from tunemill import rewards
 
@@ -238,12 +225,12 @@ def judge(
             fix="name them in dvc.yaml and extra.rl_cai, or let another model judge",
             exit_code=2,
         )
-    wanted = rewards.load(reward, runtime)
+    wanted = rewards.load(reward, asking.runtime)
     rewards.able_to_choose(wanted, reward)
-    score = rewards.scorer(wanted, start, runtime)
+    score = rewards.scorer(wanted, start, asking.runtime)
 
     def ask(pairs: Sequence[Asked], title: str) -> list[Label]:
-        log.note(f"{title}: {len(pairs)} pairs by the reward model")
+        asking.log.note(f"{title}: {len(pairs)} pairs by the reward model")
         texts = [each.a for each in pairs] + [each.b for each in pairs]
         found = rewards.checked(score([each.prompt for each in pairs] * 2, texts), texts, reward)
         return [ai_labels.of_rewards(*both) for both in zip(found[: len(pairs)], found[len(pairs) :], strict=True)]

@@ -36,7 +36,6 @@ from tunemill import (
     critiques,
     feedback,
     journal,
-    metrics,
     records,
     refusals,
     tuning,
@@ -153,35 +152,33 @@ def run(
 
     # 2. The first answers, by the model that is to be tuned.
     shelf = journal.Shelf(cache or work, dataclasses.asdict(runtime), cfg.batch_tokens, cfg.batch_rows)
-
-    def opened(source: feedback.Source) -> feedback.Model:
-        return feedback.open_source(
-            source,
-            model,
-            "sl_cai.critic",
-            shelf=shelf,
-            kept=cache or work,
-            batch_tokens=cfg.batch_tokens,
-            batch_rows=cfg.batch_rows,
-            runtime=runtime,
-            log=log,
-        )
-
-    log.note(f"{len(chains)} prompts: " + ", ".join(f"{count} {kind}" for kind, count in told_kinds(chains).items()))
-    helpful = answer(cfg, opened(cfg.critic.model_copy(update={"model": "self"})), chains, harmless, train)
+    asking = feedback.Asking(shelf, cache or work, cfg.batch_tokens, cfg.batch_rows, runtime, log)
+    log.note(
+        f"{len(chains)} prompts: "
+        + ", ".join(f"{count} {kind}" for kind, count in critiques.told_kinds(chains).items())
+    )
+    helpful = answer(
+        cfg, feedback.open_source(cfg.critic.itself, model, "sl_cai.critic", asking), chains, harmless, train
+    )
     release()
 
     # 3. Rounds of critique and revision.
     answered = [each for each in chains if each.answer]
-    critic = criticise(cfg, rules, opened(cfg.critic), answered, picker(wanted, model, reward, runtime))
+    critic = criticise(
+        cfg,
+        rules,
+        feedback.open_source(cfg.critic, model, "sl_cai.critic", asking),
+        answered,
+        picker(wanted, model, reward, runtime),
+    )
     release()
     shelf.tidy()
     learnt = [(each, answer, REVISIONS) for each in answered for answer in each.fit]
     counted = critiques.counts(answered)
-    log.note(sentence(counted))
+    log.note(critiques.sentence(counted))
     if not learnt:
         raise UserError(
-            f"none of the {sum(each['revisions'] for each in counted)} revisions is fit to learn from: {reasons(counted)}",
+            f"none of the {sum(each['revisions'] for each in counted)} revisions is fit to learn from: {critiques.reasons(counted)}",
             where="params.yaml: sl_cai",
             expected="revisions that end, differ from what they revise, and are liked better",
             fix="name a larger model as critic, or raise revision_tokens"
@@ -191,14 +188,14 @@ def run(
         "critic": critic,
         "picker": rewards.told(wanted) if wanted is not None else None,
         "constitution": {name: each.critique for name, each in rules.principles.items()},
-        "prompts": told_kinds(chains),
+        "prompts": critiques.told_kinds(chains),
         "unanswered": len(chains) - len(answered),
         "rounds": counted,
-        "kinds": by_kind(chains),
+        "kinds": critiques.by_kind(chains),
         "revisions": len(learnt),
         "helpful": {name: sum(source == name for *_, source in helpful) for name in (OWN, TASK)},
         "unhelpful": cfg.helpful.harmless + cfg.helpful.task - len(helpful),
-        "scores": scores(chains),
+        "scores": critiques.scores(chains),
     }
 
     # 4. What is learnt: the revisions of every round, and helpful samples.
@@ -219,7 +216,11 @@ def run(
     found = trainings.each_seed(
         cfg,
         trainings.Kind("sl_cai", "Model tuned on its own revisions", text, cfg.store_dtype),
-        lambda _: tuning.adapt(models.load_base(model, tuning.loading(cfg, runtime)), adapter(cfg), "sl_cai"),
+        lambda _: tuning.adapt(
+            models.load_base(model, tuning.loading(cfg, runtime)),
+            models.low_rank(cfg.rank, cfg.alpha, cfg.targets),
+            "sl_cai",
+        ),
         tokenizer,
         data,
         model=model,
@@ -377,56 +378,7 @@ def seed_of(seed: int, title: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}\0{title}".encode()).digest()[:4])
 
 
-def adapter(cfg: Config) -> Any:
-    """PEFT's configuration of the adapter."""
-    from peft import LoraConfig
-
-    return LoraConfig(
-        r=cfg.rank,
-        lora_alpha=cfg.alpha,
-        lora_dropout=0.0,
-        bias="none",
-        target_modules=cfg.targets if isinstance(cfg.targets, str) else list(cfg.targets),
-    )
-
-
 # ── what is told ──────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def told_kinds(chains: Sequence[Chain]) -> dict[str, int]:
-    """Prompts of each kind."""
-    return {kind: count for kind in constitution.KINDS if (count := sum(each.kind == kind for each in chains))}
-
-
-def by_kind(chains: Sequence[Chain]) -> dict[str, dict[str, int]]:
-    """Of each kind of prompts: revisions, and how many are fit."""
-    return {
-        kind: {
-            "revisions": sum(len(each.steps) for each in own),
-            "fit": sum(len(each.fit) for each in own),
-        }
-        for kind in told_kinds(chains)
-        if (own := [each for each in chains if each.kind == kind])
-    }
-
-
-def scores(chains: Sequence[Chain]) -> dict[str, float | None]:
-    """What the picker makes of the revisions that are fit, and of what they revise."""
-    fit = [step for each in chains for step in each.steps if step.reason is None]
-    return {"before": metrics.mean(each.before for each in fit), "after": metrics.mean(each.after for each in fit)}
-
-
-def reasons(counted: Sequence[Mapping[str, int]]) -> str:
-    """Why revisions were left out, in words."""
-    total = {name: sum(each[name] for each in counted) for name in critiques.REASONS}
-    return ", ".join(f"{name} {count}" for name, count in total.items() if count)
-
-
-def sentence(counted: Sequence[Mapping[str, int]]) -> str:
-    """What came of the rounds, in words."""
-    revisions, fit = (sum(each[name] for each in counted) for name in ("revisions", "fit"))
-    left_out = reasons(counted)
-    return f"{fit} of {revisions} revisions are fit to learn from" + (f" (left out: {left_out})" if left_out else "")
 
 
 def flat(told: Mapping[str, Any]) -> dict[str, float | None]:

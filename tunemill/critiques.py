@@ -25,12 +25,13 @@ from __future__ import annotations
 import difflib
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from tunemill import constitution
 from tunemill.constitution import Constitution, Kind
+from tunemill.metrics import mean
 from tunemill.models import Conversation, Prompt
 from tunemill.refusals import phrases
 from tunemill.sampling import Generation
@@ -198,3 +199,39 @@ def counts(chains: Sequence[Chain]) -> list[dict[str, int]]:
         reasons = Counter(each.steps[number].reason for each in chains)
         found.append({"revisions": len(chains), "fit": reasons[None], **{name: reasons[name] for name in REASONS}})
     return found
+
+
+def told_kinds(chains: Sequence[Chain]) -> dict[str, int]:
+    """Prompts of each kind."""
+    return {kind: count for kind in constitution.KINDS if (count := sum(each.kind == kind for each in chains))}
+
+
+def by_kind(chains: Sequence[Chain]) -> dict[str, dict[str, int]]:
+    """Of each kind of prompts: revisions, and how many are fit."""
+    return {
+        kind: {
+            "revisions": sum(len(each.steps) for each in own),
+            "fit": sum(len(each.fit) for each in own),
+        }
+        for kind in told_kinds(chains)
+        if (own := [each for each in chains if each.kind == kind])
+    }
+
+
+def scores(chains: Sequence[Chain]) -> dict[str, float | None]:
+    """What the picker makes of the revisions that are fit, and of what they revise."""
+    fit = [step for each in chains for step in each.steps if step.reason is None]
+    return {"before": mean(each.before for each in fit), "after": mean(each.after for each in fit)}
+
+
+def reasons(counted: Sequence[Mapping[str, int]]) -> str:
+    """Why revisions were left out, in words."""
+    total = {name: sum(each[name] for each in counted) for name in REASONS}
+    return ", ".join(f"{name} {count}" for name, count in total.items() if count)
+
+
+def sentence(counted: Sequence[Mapping[str, int]]) -> str:
+    """What came of the rounds, in words."""
+    revisions, fit = (sum(each[name] for each in counted) for name in ("revisions", "fit"))
+    left_out = reasons(counted)
+    return f"{fit} of {revisions} revisions are fit to learn from" + (f" (left out: {left_out})" if left_out else "")

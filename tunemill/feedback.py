@@ -151,6 +151,28 @@ class Source(Params):
     endpoint: Endpoint
     """A model behind an OpenAI-compatible endpoint."""
 
+    @property
+    def itself(self) -> Source:
+        """The same, where the policy is asked."""
+        return self.model_copy(update={"model": "self"})
+
+
+class Asking(NamedTuple):
+    """How models are asked, whichever they are."""
+
+    shelf: Shelf
+    """For journals of what they say."""
+    kept: Path
+    """Folder that a hub's model is put into, and stays in."""
+    batch_tokens: int
+    """Most tokens of a batch of a model at hand, padding included."""
+    batch_rows: int
+    """Most questions in it."""
+    runtime: Runtime
+    """Device and number format."""
+    log: Log
+    """Progress."""
+
 
 class Model(NamedTuple):
     """A model that gives feedback, ready to be asked."""
@@ -164,34 +186,19 @@ class Model(NamedTuple):
     """Questions and a title for the log → the probability of the label "(A)"."""
 
 
-def open_source(
-    source: Source,
-    policy: Path,
-    where: str,
-    *,
-    shelf: Shelf,
-    kept: Path,
-    batch_tokens: int,
-    batch_rows: int,
-    runtime: Runtime,
-    log: Log,
-) -> Model:
+def open_source(source: Source, policy: Path, where: str, asking: Asking) -> Model:
     """The model that a source names.
 
     Args:
         source: who it is.
         policy: folder of the policy, who may be asked itself.
         where: the section of params.yaml that it stands in, for messages.
-        shelf: for journals of what it says.
-        kept: folder that a hub's model is put into, and stays in.
-        batch_tokens: most tokens of a batch of a model at hand, padding included.
-        batch_rows: most questions in it.
-        runtime: device and number format.
-        log: progress.
+        asking: how it is asked.
 
     Raises:
         UserError: there is no whole model, the hub cannot be reached, or the endpoint's key is missing.
     """
+    shelf, kept, batch_tokens, batch_rows, runtime, log = asking
     if source.model == "endpoint":
         return _behind(source.endpoint, f"{where}.endpoint", shelf, log)
     if source.model == "hub":

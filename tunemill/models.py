@@ -7,6 +7,7 @@ checkpoint brings along is never run.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -58,6 +59,26 @@ def load_base(folder: Path, runtime: Runtime) -> Any:
             fix="run the stage that writes it: dvc repro",
         ) from None
     return model.to(runtime.device).eval()
+
+
+def low_rank(rank: int, alpha: int, targets: str | Sequence[str], dropout: float = 0.0) -> Any:
+    """PEFT's configuration of a low-rank adapter: W + (alpha / rank)·B·A (Hu et al. 2021), biases as they are.
+
+    Args:
+        rank: r of A (r, in) and B (out, r).
+        alpha: scale of the update, times the rank.
+        targets: names of the adapted layers, or "all-linear": every linear layer but the output head.
+        dropout: probability, on what A reads, while training.
+    """
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        bias="none",
+        target_modules=targets if isinstance(targets, str) else list(targets),
+    )
 
 
 def load_quantized(folder: Path, runtime: Runtime, kind: str) -> Any:

@@ -211,7 +211,9 @@ def each_seed(
     for seed in cfg.seeds:
         name = "adapter" if seed == cfg.seeds[0] else f"adapter-{seed}"
         seed_everything(seed)  # of the new adapter
-        policy = tuning.adapt(models.load_base(model, runtime), _adapter(cfg), kind.method)
+        policy = tuning.adapt(
+            models.load_base(model, runtime), models.low_rank(cfg.rank, cfg.alpha, cfg.targets), kind.method
+        )
         try:
             trained = train(seed, work / name, policy)
         except (MemoryError, RuntimeError) as error:
@@ -226,13 +228,6 @@ def each_seed(
         del trained, policy  # the next seed wants the memory
         release()
     return found
-
-
-def _adapter(cfg: Settings) -> Any:
-    from peft import LoraConfig
-
-    targets = cfg.targets if isinstance(cfg.targets, str) else list(cfg.targets)
-    return LoraConfig(r=cfg.rank, lora_alpha=cfg.alpha, lora_dropout=0.0, bias="none", target_modules=targets)
 
 
 def _write(folder: Path, cfg: Settings, kind: Kind, trained: Trained, model: Path, seed: int, runtime: Runtime) -> None:

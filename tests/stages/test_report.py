@@ -190,9 +190,9 @@ def test_what_is_made_up_of_constitutional_ai_is_what_its_stages_write():
     chains = [critiques.Chain(**{**row, "steps": [critiques.Step(**step) for step in row["steps"]]}) for row in rows]
     assert rows == [dataclasses.asdict(each) | {"steps": [step._asdict() for step in each.steps]} for each in chains]
     made = report_artifacts.revised(rows)
-    assert made["rounds"] == critiques.counts(chains) and made["prompts"] == sl_cai.told_kinds(chains)
-    assert made["kinds"] == sl_cai.by_kind(chains)
-    assert made["scores"] == pytest.approx(sl_cai.scores(chains)) and {*made["helpful"]} == {sl_cai.OWN, sl_cai.TASK}
+    assert made["rounds"] == critiques.counts(chains) and made["prompts"] == critiques.told_kinds(chains)
+    assert made["kinds"] == critiques.by_kind(chains)
+    assert made["scores"] == pytest.approx(critiques.scores(chains)) and {*made["helpful"]} == {sl_cai.OWN, sl_cai.TASK}
     asked = rl_cai.Asked("p", "a", "b", "harmless")
     label = ai_labels.of_orders(0.7, 0.4, thought=False)
     pair = ai_labels.preference("p", "a", "b", label.p or 0.0, "g", 1.0)

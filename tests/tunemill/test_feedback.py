@@ -49,12 +49,7 @@ def opened(folder: Path, place: Path, **change: Any) -> feedback.Model:
         source(**change),
         folder,
         "sl_cai.critic",
-        shelf=Shelf(place),
-        kept=place,
-        batch_tokens=4000,
-        batch_rows=8,
-        runtime=CPU,
-        log=Log(),
+        feedback.Asking(Shelf(place), place, 4000, 8, CPU, Log()),
     )
 
 
