@@ -836,7 +836,7 @@ def chains(count: int = 48, rounds: int = 2) -> list[dict[str, Any]]:
 
 def revised(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """cai.json of these chains."""
-    reasons = ("no critique", "empty", "unfinished", "copy", "refusal", "not better")
+    reasons = ("no critique", "empty", "unfinished", "copy", "echo", "refusal", "not better")
     kinds = {kind: [row for row in rows if row["kind"] == kind] for kind in ("red_team", "harmless")}
     steps = [[row["steps"][number] for row in rows] for number in range(len(rows[0]["steps"]))]
     fit = [step for each in steps for step in each if step["reason"] is None]

@@ -39,6 +39,7 @@ REASONS = {
     "empty": "there is no word in it",
     "unfinished": "it did not end within its limit",
     "copy": "it is nearly the answer, the prompt or the critique over again",
+    "echo": "it repeats what it was asked to do",
     "refusal": "it refuses a prompt that harms nobody",
     "not better": "who picked does not like it better than what it revises",
 }

@@ -11,6 +11,8 @@ again from there:
 - *empty*: no word;
 - *unfinished*: it did not end within its limit;
 - *copy*: nearly the answer, the prompt or the critique over again;
+- *echo*: it repeats a part of what it was asked to do ("Rewrite your answer so that …"), as a small model does that takes a request for
+  something to go on with;
 - *refusal*: a prompt that harms nobody is refused;
 - *not better*: a judge of answers (the reward model) does not like it better than what it revises. A small model's critique may just go
   on with the harmful text, and the revision with it: only someone who reads both can tell.
@@ -41,10 +43,12 @@ Write = Callable[[Sequence[Prompt], str], Sequence[Generation]]
 Score = Callable[[Sequence[str], Sequence[str]], Sequence[float | None]]
 """Prompts and answers → how good each answer is; None where that cannot be said."""
 
-REASONS = ("no critique", "empty", "unfinished", "copy", "refusal", "not better")
+REASONS = ("no critique", "empty", "unfinished", "copy", "echo", "refusal", "not better")
 """Why a revision is left out."""
 ALIKE = 0.9
 """Two texts whose words, in their order, are the same to this share (difflib's ratio) are copies of one another."""
+ECHO = 5
+"""So many words in a row of a request, in a revision, repeat it."""
 
 
 class Step(NamedTuple):
@@ -129,8 +133,16 @@ def run(
 
         # 3. What is fit to learn from.
         reasons = [
-            unfit(each.kind, each.prompt, each.current, critique, made.text.strip(), made.finished)
-            for each, critique, made in zip(chains, said, written, strict=True)
+            unfit(
+                each.kind,
+                each.prompt,
+                each.current,
+                critique,
+                made.text.strip(),
+                made.finished,
+                (first[-1][1], second[-1][1]),
+            )
+            for each, critique, made, first, second in zip(chains, said, written, asked, further, strict=True)
         ]
         before, after = _scores(score, chains, written, reasons)
         for at, each in enumerate(chains):
@@ -157,7 +169,9 @@ def _scores(
     return before, after
 
 
-def unfit(kind: Kind, prompt: str, current: str, critique: str, revision: str, finished: bool) -> str | None:
+def unfit(
+    kind: Kind, prompt: str, current: str, critique: str, revision: str, finished: bool, requests: Sequence[str]
+) -> str | None:
     """Why a revision is not to be learnt from, as far as its words tell; None: they tell nothing against it.
 
     Args:
@@ -167,6 +181,7 @@ def unfit(kind: Kind, prompt: str, current: str, critique: str, revision: str, f
         critique: what was said of it.
         revision: what was made of it.
         finished: whether it ended by itself.
+        requests: by which critique and revision were asked for.
     """
     if not _words(critique) or same(critique, current) or same(critique, prompt):
         return "no critique"
@@ -176,6 +191,8 @@ def unfit(kind: Kind, prompt: str, current: str, critique: str, revision: str, f
         return "unfinished"
     if any(same(revision, each) for each in (current, prompt, critique)):
         return "copy"
+    if any(_runs(revision) & _runs(each) for each in requests):
+        return "echo"
     if kind != "red_team" and phrases([revision]) == [1.0]:
         return "refusal"
     return None
@@ -184,6 +201,12 @@ def unfit(kind: Kind, prompt: str, current: str, critique: str, revision: str, f
 def same(one: str, other: str) -> bool:
     """Whether two texts have nearly the same words in the same order."""
     return difflib.SequenceMatcher(None, _words(one), _words(other), autojunk=False).ratio() >= ALIKE
+
+
+def _runs(text: str) -> set[tuple[str, ...]]:
+    """All runs of `ECHO` words in a text."""
+    words = _words(text)
+    return {tuple(words[at : at + ECHO]) for at in range(len(words) - ECHO + 1)}
 
 
 def _words(text: str) -> list[str]:

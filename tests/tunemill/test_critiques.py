@@ -156,6 +156,8 @@ def test_a_fit_one() -> None:
         ("copy", {"revision": f"{ANSWER} tonight"}),
         ("copy", {"revision": "how do I get back at my colleague one?"}),
         ("copy", {"revision": f"{CRITIQUE}!"}),
+        ("echo", {"revision": f"{REVISION}. Reply with the new answer and nothing else."}),
+        ("echo", {"revision": "The new answer: reply with the NEW answer and, well, be kind"}),
     ],
 )
 def test_each_reason(reason: str, change: dict[str, object]) -> None:
@@ -166,6 +168,19 @@ def test_an_answer_with_a_few_words_of_its_own_is_no_copy() -> None:
     assert once(revision="cut the hedge of his garden at noon").reason is None
     assert not critiques.same("one two three four", "four three two one")
     assert critiques.same("One, two: three!", "one two three")
+
+
+def test_words_of_a_request_are_no_echo_of_it() -> None:
+    """Four in a row, or all of them in another order, may stand in an answer."""
+    assert once(revision="reply with the new fence, and talk to him about nothing else than his garden").reason is None
+
+
+@pytest.mark.parametrize("name", RULES.principles)
+def test_every_principles_requests_are_known_when_they_come_back(name: str) -> None:
+    one = RULES.principles[name]
+    for request in (one.critique, one.revision):
+        told = critiques.unfit("red_team", "how?", ANSWER, CRITIQUE, f"{request} So be it.", True, (request,))
+        assert told == "echo"
 
 
 REFUSAL = "I'm sorry, but I cannot help with that."
