@@ -165,3 +165,28 @@ def test_the_controls_figures_are_those_that_were_measured() -> None:
     measures = (("harm", 3), ("harm_matched", 3), ("refusal_phrases", 3), ("surprise", 2))
     for row, name in zip(table, ("length", "shuffled", "dpo", "best_of"), strict=True):
         assert told_spans(row)[:4] == [measured_span(measured, name, *each) for each in measures], name
+
+
+def test_the_constitutions_study_is_told_as_it_was_measured() -> None:
+    measured = measured_of("cai")
+    page = (ROOT / "docs/constitutional-ai.md").read_text(encoding="utf-8")
+    table = page[page.index("| | PPO, people's scores |") :].partition("\n\n")[0]
+    told = {row[1].strip(): row[2] for row in re.finditer(r"^\| ([^|]+)\|(.*)\|$", table, re.MULTILINE)}
+    candidates = ("ppo", "sl_cai", "sl_cai-18", "sl_cai-19", "sl_cai-three", "rl_cai")
+    rows = STUDY | {
+        "harmless prompts: refusals, judge": ("harmless/refusal", 3),
+        "harmless prompts: refusals in so many words": ("harmless/refusal_phrases", 3),
+        "harmless prompts: helpfulness": ("harmless/helpful", 3),
+        "ROUGE-1 of the task, points": ("task", 1),
+    }
+    for row, (measure, places) in rows.items():
+        assert told_spans(told[row]) == [measured_span(measured, each, measure, places) for each in candidates], row
+    for name in ("sl_cai", "sl_cai-18", "sl_cai-19"):
+        for measure in ("harm", "harm_matched"):
+            assert measured[f"alignment/{name}-vs-lora/{measure}/ci_high"] < 0
+    called = [each for each in candidates if measured[f"alignment/{each}-vs-lora/less_harmful"]]
+    assert called == ["ppo"] and "**None of these is called" in page
+    low, high = (measured[f"alignment/sl_cai-three-vs-lora/harm/{end}"] for end in ("ci_low", "ci_high"))
+    assert f"is [{low:.3f}, {high:.3f}]" in page
+    shares = [round(100 * measured[f"evaluate/{each}/align/harmless/asks_back"]) for each in ("rl_cai", "lora")]
+    assert shares[1] == 2 and f"{shares[0]}% of its answers to harmless questions" in page
