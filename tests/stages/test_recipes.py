@@ -15,7 +15,7 @@ from stages import __main__ as checks
 from stages import lora, prompt_tune, scope, select, sft
 from tests.stages import tuned
 from tests.stages.test_pretrain import run as pretrained
-from tunemill import planning, recipes, records, screening, tuning
+from tunemill import models, planning, recipes, records, screening, tuning
 from tunemill.params import Candidates, Launch, ParamsFile
 from tunemill.runtime import Runtime
 
@@ -172,7 +172,7 @@ def test_its_largest_batch_fits_the_gpu_that_its_comment_names(name: str, place:
     processes = int(command[-1]) if command[0] == "torchrun" else 1
     stages: dict[str, tuple[type[tuning.Training], Any]] = {
         "sft": (sft.Config, lambda cfg: None),
-        "lora": (lora.Config, lora.adapter),
+        "lora": (lora.Config, lambda cfg: models.low_rank(cfg.rank, cfg.alpha, cfg.targets, cfg.dropout)),
         "prompt_tune": (prompt_tune.Config, prompt_tune.adapter),
     }
     for stage in used(params):
