@@ -54,8 +54,8 @@ quick: .installed ## the same on a tiny model, in about five minutes
 study: .installed ## the same with the steps and test items that stronger numbers need: hours
 	@$(call driver,study)
 
-test: .installed ## unit and stage tests
-	@pytest -m "not slow and not e2e" --durations=10
+test: .installed ## unit and stage tests, two files at a time
+	@pytest -m "not slow and not e2e" --numprocesses=2 --dist=loadfile --durations=10
 
 test-all: .installed ## what `test` leaves out: end to end, kill, browser and server tests
 	@pytest -m "slow or e2e" --durations=25

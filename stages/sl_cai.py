@@ -155,7 +155,7 @@ def run(
     asking = feedback.Asking(shelf, cache or work, cfg.batch_tokens, cfg.batch_rows, runtime, log)
     log.note(
         f"{len(chains)} prompts: "
-        + ", ".join(f"{count} {kind}" for kind, count in critiques.told_kinds(chains).items())
+        + ", ".join(f"{count} {kind}" for kind, count in critiques.of_each_kind(chains).items())
     )
     helpful = answer(
         cfg, feedback.open_source(cfg.critic.itself, model, "sl_cai.critic", asking), chains, harmless, train
@@ -188,7 +188,7 @@ def run(
         "critic": critic,
         "picker": rewards.told(wanted) if wanted is not None else None,
         "constitution": {name: each.critique for name, each in rules.principles.items()},
-        "prompts": critiques.told_kinds(chains),
+        "prompts": critiques.of_each_kind(chains),
         "unanswered": len(chains) - len(answered),
         "rounds": counted,
         "kinds": critiques.by_kind(chains),

@@ -17,7 +17,8 @@ for name, value in {
     "GX_ANALYTICS_ENABLED": "false",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    "OMP_NUM_THREADS": "2",
+    # As many processes as cores run side by side (make test): more threads than cores wait for each other.
+    "OMP_NUM_THREADS": "1" if "PYTEST_XDIST_WORKER" in os.environ else "2",
     "TQDM_DISABLE": "1",
 }.items():
     os.environ.setdefault(name, value)

@@ -224,7 +224,7 @@ def counts(chains: Sequence[Chain]) -> list[dict[str, int]]:
     return found
 
 
-def told_kinds(chains: Sequence[Chain]) -> dict[str, int]:
+def of_each_kind(chains: Sequence[Chain]) -> dict[str, int]:
     """Prompts of each kind."""
     return {kind: count for kind in constitution.KINDS if (count := sum(each.kind == kind for each in chains))}
 
@@ -236,7 +236,7 @@ def by_kind(chains: Sequence[Chain]) -> dict[str, dict[str, int]]:
             "revisions": sum(len(each.steps) for each in own),
             "fit": sum(len(each.fit) for each in own),
         }
-        for kind in told_kinds(chains)
+        for kind in of_each_kind(chains)
         if (own := [each for each in chains if each.kind == kind])
     }
 

@@ -190,7 +190,7 @@ def test_what_is_made_up_of_constitutional_ai_is_what_its_stages_write():
     chains = [critiques.Chain(**{**row, "steps": [critiques.Step(**step) for step in row["steps"]]}) for row in rows]
     assert rows == [dataclasses.asdict(each) | {"steps": [step._asdict() for step in each.steps]} for each in chains]
     made = report_artifacts.revised(rows)
-    assert made["rounds"] == critiques.counts(chains) and made["prompts"] == critiques.told_kinds(chains)
+    assert made["rounds"] == critiques.counts(chains) and made["prompts"] == critiques.of_each_kind(chains)
     assert made["kinds"] == critiques.by_kind(chains)
     assert made["scores"] == pytest.approx(critiques.scores(chains)) and {*made["helpful"]} == {sl_cai.OWN, sl_cai.TASK}
     asked = rl_cai.Asked("p", "a", "b", "harmless")
