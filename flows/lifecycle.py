@@ -20,6 +20,7 @@ from prefect.futures import PrefectFuture
 from prefect.states import Completed, Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
+from flows import processes
 from flows import run as runs
 from tunemill.errors import UserError
 
@@ -127,6 +128,7 @@ def _in_order(run: runs.Run, jobs: int | None) -> State[Any]:
             done.add(name)
             run.outcomes.setdefault(name, runs.Outcome("failed", reason=str(futures[name].state.message), exit_code=1))
     except BaseException:
+        processes.heed_no_more()
         run.stop()
         raise
     _publish(run)

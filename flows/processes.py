@@ -78,12 +78,22 @@ def interrupt_once() -> None:
     """
 
     def interrupt(*_: object) -> None:
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, lambda *_: None)
+        heed_no_more()
         raise KeyboardInterrupt
 
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, interrupt)
+
+
+def heed_no_more() -> None:
+    """From here on this process ends by itself, and no request to end breaks that off.
+
+    Prefect puts a handler of its own in the place of `interrupt_once`'s while a flow runs, which raises at every SIGTERM; `timeout make
+    run` sends one to the whole group, and make another one. (Handlers are the main thread's business.)
+    """
+    if threading.current_thread() is threading.main_thread():
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, lambda *_: None)
 
 
 def die_with_make() -> None:

@@ -62,7 +62,7 @@ candidates:
 
 # Appends its name to work/ran.txt, so that a test sees what really ran.
 STAGE = """\
-import json, sys, time
+import json, signal, sys, time
 from pathlib import Path
 from ruamel.yaml import YAML
 from tunemill import runtime
@@ -74,6 +74,8 @@ params = YAML(typ="safe", pure=True).load(Path("params.yaml").read_text()).get(s
 Path("work").mkdir(exist_ok=True)
 with Path("work/ran.txt").open("a") as file:
     file.write(f"{name}\\n")
+if params.get("deaf"):  # in the middle of something long, as a stage within a batch
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 print(f"{name:<10} │ working", flush=True)
 time.sleep(params.get("seconds", 0))
 if params.get("exit"):

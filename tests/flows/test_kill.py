@@ -56,6 +56,15 @@ def test_an_impatient_second_interrupt_breaks_nothing_off(toy: Toy) -> None:
     ends(toy, make)
 
 
+def test_requests_to_end_break_nothing_off(toy: Toy) -> None:
+    toy.set("  exit: 0\nevaluate", "  exit: 0\n  deaf: true\nevaluate")
+    make = working(toy)
+    for _ in range(2):  # `timeout make run`: one to each of the group, and make sends its recipe another one
+        os.killpg(make.pid, signal.SIGTERM)
+        time.sleep(1.0)
+    ends(toy, make)
+
+
 def test_interrupt_of_make_alone_ends_all(toy: Toy) -> None:
     make = working(toy)
     make.send_signal(signal.SIGINT)
