@@ -12,7 +12,7 @@ These soft labels, mixed with pairs that people compared, go to stage `reward`, 
 
 Who judges is `rl_cai.judge`: the SL-CAI model itself, another one, one of a hub or behind an endpoint, or the reward model that learnt
 what people said, which scores the answers one by one and knows no principle. First the judge is asked about pairs that people
-compared; one whose agreement with them is not shown to be above chance is refused, with the figure.
+compared; one whose agreement with them is not shown to be above chance, at equal length too, is refused, with the figures.
 
 Deviations from the paper: both orders are asked; the human pairs are about harm, since these are what there is (the paper mixes in
 pairs about helpfulness).
@@ -133,7 +133,12 @@ def run(
     tested = sample_of(cfg, compared)
     labels = tested_labels(cfg, rules, tested, known, ask)
     found = ai_labels.quality(
-        labels, [each.weight for each in tested], [each.group for each in tested], cfg.resamples, cfg.seed
+        labels,
+        [(each.chosen, each.rejected) for each in tested],
+        [each.weight for each in tested],
+        [each.group for each in tested],
+        cfg.resamples,
+        cfg.seed,
     )
     name = str(who["name"])
     log.note(ai_labels.sentence(name, found))
@@ -436,6 +441,10 @@ def flat(told: dict[str, Any]) -> dict[str, float | None]:
         "judge/agreement": measured["agreement"]["value"],
         "judge/agreement_low": measured["agreement"]["low"],
         "judge/agreement_high": measured["agreement"]["high"],
+        "judge/same_length": measured["same_length"]["value"],
+        "judge/same_length_low": measured["same_length"]["low"],
+        "judge/same_length_high": measured["same_length"]["high"],
+        "judge/same_length_pairs": measured["same_length_pairs"],
         "judge/nll": measured["nll"],
         "judge/ece": measured["ece"]["value"] if measured["ece"] else None,
         "judge/position_bias": measured["position_bias"],

@@ -877,6 +877,8 @@ def labelled(judge: str = "folder") -> dict[str, Any]:
         "ece": {"value": 0.081, "low": 0.044, "high": 0.121},
         "position_bias": None if by_reward else 0.113,
         "contradictory": None if by_reward else 0.31,
+        "same_length": {"value": 0.611, "low": 0.532, "high": 0.686},
+        "same_length_pairs": 214,
         "proven": True,
     }
     name = "the reward model" if by_reward else "artifacts/judges/larger-model"

@@ -10,7 +10,8 @@ With chain of thought the model first thinks aloud and is then asked for the lab
 p is clamped to 40-60% (the paper's section 4.1; without thoughts soft labels stay as they are).
 
 Before any label is used, the same judge is asked about pairs that people have compared. A judge whose agreement with them is not shown
-to be above chance teaches nothing, and is refused with the figure.
+to be above chance teaches nothing, and is refused with the figure. So is one that agrees only where one answer is longer: people mostly
+find the shorter of two answers less harmful, and a small model that is asked to judge does little more than that.
 
 Deviation from the paper: it asks in one order.
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 CLAMP = (0.4, 0.6)
 """What labels that follow a chain of thought are clamped to."""
+SAME_LENGTH = 1.25
+"""Answers are about as long where one has at most so many times the words of the other (as `harm.same_length`)."""
 SURE = 1e-6
 """Probabilities are kept so far from 0 and 1 where their logarithm is taken."""
 
@@ -124,11 +127,21 @@ class Quality(NamedTuple):
     """Mean over pairs; None of a judge that is asked in no order."""
     contradictory: float | None
     """Share of pairs whose two orders prefer different answers."""
+    same_length: statistics.Interval
+    """The agreement where both answers are about as long (`SAME_LENGTH`): what is left of a judge that counts words."""
+    same_length_pairs: int
+    """Such pairs."""
+
+    @property
+    def counts_words(self) -> bool:
+        """Whether the agreement is above chance, but not where both answers are about as long, as far as that can be told."""
+        above = self.agreement.low is not None and self.agreement.low > 0.5
+        return above and self.same_length.low is not None and self.same_length.low <= 0.5
 
     @property
     def proven(self) -> bool | None:
-        """Whether the agreement is above chance; None where that cannot be told (too few groups)."""
-        return None if self.agreement.low is None else self.agreement.low > 0.5
+        """Whether the agreement is above chance, at equal length too; None where that cannot be told (too few groups)."""
+        return None if self.agreement.low is None else self.agreement.low > 0.5 and not self.counts_words
 
     def told(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -136,17 +149,24 @@ class Quality(NamedTuple):
             **self._asdict(),
             "agreement": self.agreement._asdict(),
             "ece": None if self.ece is None else self.ece._asdict(),
+            "same_length": self.same_length._asdict(),
             "proven": self.proven,
         }
 
 
 def quality(
-    labels: Sequence[Label], weights: Sequence[float], groups: Sequence[Hashable], resamples: int, seed: int
+    labels: Sequence[Label],
+    pairs: Sequence[tuple[str, str]],
+    weights: Sequence[float],
+    groups: Sequence[Hashable],
+    resamples: int,
+    seed: int,
 ) -> Quality:
     """How far a judge agrees with people.
 
     Args:
         labels: of pairs (a, b) of which people prefer a.
+        pairs: the answers a and b.
         weights: of the pairs.
         groups: what is resampled for the intervals.
         resamples: how many.
@@ -159,6 +179,10 @@ def quality(
     weight = np.array([weights[at] for at in usable], dtype=float)
     own = [groups[at] for at in usable]
     found, _ = pairwise.accuracies({"judge": p - 0.5}, "judge", weight, own, resamples, seed)
+    close = [at for at, pair in enumerate(usable) if _about_as_long(*pairs[pair])]
+    near, _ = pairwise.accuracies(
+        {"judge": p[close] - 0.5}, "judge", weight[close], [own[at] for at in close], resamples, seed
+    )
     biases = [each for at in usable if (each := labels[at].position_bias) is not None]
     calibrated = pairwise.calibrated(log_odds(p), own, resamples, seed) if len(usable) else None
     return Quality(
@@ -170,7 +194,14 @@ def quality(
         calibrated.ece if calibrated else None,
         math.fsum(biases) / len(biases) if biases else None,
         sum(labels[at].contradictory for at in usable) / len(usable) if biases else None,
+        near["judge"],
+        len(close),
     )
+
+
+def _about_as_long(a: str, b: str) -> bool:
+    short, long = sorted((len(a.split()), len(b.split())))
+    return long <= SAME_LENGTH * short
 
 
 def log_odds(p: np.ndarray) -> np.ndarray:
@@ -184,18 +215,28 @@ def log_odds(p: np.ndarray) -> np.ndarray:
 
 def sentence(who: str, found: Quality) -> str:
     """The figures in words."""
-    value, low, high = found.agreement
+    value = found.agreement.value
     if value is None:
         if not found.unusable:
             return f"people have compared no pair, so nobody knows how good the labels of {who} are"
         return f"{who} gave no usable label on {found.unusable} pairs that people have compared"
-    between = "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
+    between = _between(found.agreement)
+    near = ""
+    if found.same_length.value is not None:
+        near = (
+            f", {found.same_length.value:.2f}{_between(found.same_length)} of the {found.same_length_pairs} "
+            "whose answers are about as long"
+        )
     bias = "" if found.position_bias is None else f", position bias {found.position_bias:+.2f}"
     contradict = (
         "" if found.contradictory is None else f", the two orders contradict each other in {found.contradictory:.0%}"
     )
     unusable = f", {found.unusable} unusable" if found.unusable else ""
-    return f"{who} agrees with people on {value:.2f}{between} of {found.pairs} pairs{bias}{contradict}{unusable}"
+    return f"{who} agrees with people on {value:.2f}{between} of {found.pairs} pairs{near}{bias}{contradict}{unusable}"
+
+
+def _between(found: statistics.Interval) -> str:
+    return "" if found.low is None or found.high is None else f" [{found.low:.2f}, {found.high:.2f}]"
 
 
 def check(who: str, found: Quality, where: str) -> None:
@@ -207,20 +248,23 @@ def check(who: str, found: Quality, where: str) -> None:
         where: the key in params.yaml that names it.
 
     Raises:
-        UserError: it agrees with people no more often than a coin would, as far as the interval tells; there are too few groups of
-            prompts for an interval; or it has no usable label.
+        UserError: it agrees with people no more often than a coin would, as far as the interval tells, or does so only where one
+            answer is longer; there are too few groups of prompts for an interval; or it has no usable label.
     """
     if found.proven:
         return
     why = ""
-    if found.agreement.low is not None:
+    if found.counts_words:
+        why = ": no better than chance where length tells nothing, so its labels would teach length"
+    elif found.agreement.low is not None:
         why = ": no better than chance, so its labels would teach nothing"
     elif found.pairs:
         why = f": from {found.groups} groups of prompts nobody can tell whether that is better than chance"
     raise UserError(
         sentence(who, found) + why,
         where=f"params.yaml: {where}",
-        expected="a judge whose agreement with people is above one half, its whole 95% interval",
+        expected="a judge whose agreement with people is above one half, its whole 95% interval, also where both answers are "
+        "about as long",
         fix="name a better judge, like a larger model (folder, hub or endpoint) or a reward model with more pairs to learn from; "
         "or set rl_cai.unproven: use, to see the stages at work",
     )

@@ -364,6 +364,17 @@ def agreement(feedback: Json) -> Agreed:
             "worse": "The whole interval lies below it.",
             "unproven": "It lies within the interval: that the judge is better than chance is not shown.",
         }[outcome]
+    near = quality.get("same_length") or {}
+    counts_words = outcome == "better" and near.get("low") is not None and near["low"] <= 0.5
+    if counts_words:
+        outcome = "unproven"
+    if near.get("value") is not None:
+        span = f" ({number(100 * near['low'])} to {number(100 * near['high'])}%)" if near.get("low") is not None else ""
+        rest += (
+            f" Where both answers are about as long: {number(100 * near['value'])}%{span} of "
+            f"{plural(quality.get('same_length_pairs') or 0, 'pair')}"
+            + (", so it may do no more than count words." if counts_words else ".")
+        )
     said = f"{number(shown.value)}%{between} of {plural(pairs, 'pair')}{groups}; chance is 50%. {rest}"
     if told.get("kind") == "reward":
         said += " Each pair was told by a reward model that had not learnt it"
@@ -373,7 +384,7 @@ def agreement(feedback: Json) -> Agreed:
     verdict = {
         "better": "judge above chance",
         "worse": "judge below chance",
-        "unproven": "judge not shown to be above chance",
+        "unproven": "judge not shown to be above chance" + (" at equal length" if counts_words else ""),
     }[outcome]
     return Agreed(outcome, verdict, said, shown)
 

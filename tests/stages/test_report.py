@@ -200,7 +200,7 @@ def test_what_is_made_up_of_constitutional_ai_is_what_its_stages_write():
     cfg = ParamsFile(ROOT / "params.yaml").section("rl_cai", rl_cai.Config)
     for kind in ("folder", "reward"):
         judge = {"kind": kind, "name": "n"}
-        found = ai_labels.quality([label] * 4, [1.0] * 4, [*"abcd"], 100, 0)
+        found = ai_labels.quality([label] * 4, [("a b", "c d e")] * 4, [1.0] * 4, [*"abcd"], 100, 0)
         told = rl_cai.counted(cfg, judge, found, [asked], [label], [pair], [], 0)
         alike = report_artifacts.labelled(kind)
         assert alike.keys() == told.keys() and alike["label"].keys() == told["label"].keys()

@@ -197,7 +197,7 @@ def test_a_model_at_chance_is_refused_with_the_figure(place: Path, tmp_path: Pat
         run(place, tmp_path / "out", judge={"model": "self"}, inputs={"people": tmp_path / "people.jsonl"})
     text = str(caught.value)
     assert text.startswith("params.yaml: rl_cai.judge: the policy itself agrees with people on 0.50 [0.4")
-    assert "of 32 pairs, position bias" in text
+    assert "of 32 pairs, " in text and ", position bias" in text
     assert "no better than chance, so its labels would teach nothing" in text and "fix: name a better judge" in text
     assert caught.value.exit_code == 1 and not (tmp_path / "out").exists()
     # All the same, if that is what is wanted; what is written says how good it is.

@@ -12,9 +12,21 @@ from tunemill.errors import UserError
 
 
 def quality(
-    labels: list[Label], weights: list[float] | None = None, groups: list[int] | None = None, resamples: int = 500
+    labels: list[Label],
+    weights: list[float] | None = None,
+    groups: list[int] | None = None,
+    resamples: int = 500,
+    pairs: list[tuple[str, str]] | None = None,
 ) -> Quality:
-    return ai_labels.quality(labels, weights or [1.0] * len(labels), groups or [*range(len(labels))], resamples, 0)
+    """Of answers that are as different in length as can be, unless `pairs` says otherwise."""
+    return ai_labels.quality(
+        labels,
+        pairs or [("one", "one two")] * len(labels),
+        weights or [1.0] * len(labels),
+        groups or [*range(len(labels))],
+        resamples,
+        0,
+    )
 
 
 # ── one label ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -147,6 +159,33 @@ def test_a_judge_that_knows_passes_and_says_how_sure_it_is() -> None:
     told = found.told()
     assert told["proven"] is True and told["agreement"]["value"] == 0.9
     assert told["ece"] is not None and 0.0 <= told["ece"]["value"] <= 0.2  # 0.85 or 0.6 sure, and right in 0.9 of all
+
+
+def test_a_judge_that_counts_words_is_refused() -> None:
+    """It likes what is shorter, as people mostly do; where both are about as long it knows nothing."""
+    shorter, as_long = ("no", "well then yes"), ("well then yes and so", "no and then do it")
+    labels = [Label(0.8, None, None, None)] * 60 + [Label(p, None, None, None) for p in (0.8, 0.2)] * 20
+    found = quality(labels, pairs=[shorter] * 60 + [as_long] * 40)
+    assert found.agreement.value == 0.8 and found.agreement.low is not None and found.agreement.low > 0.7
+    assert (found.same_length.value, found.same_length_pairs) == (0.5, 40)
+    assert found.counts_words and found.proven is False and found.told()["same_length"]["value"] == 0.5
+    with pytest.raises(UserError) as caught:
+        ai_labels.check("some-judge", found, "rl_cai.judge")
+    assert "0.50 [0." in str(caught.value) and "of the 40 whose answers are about as long" in str(caught.value)
+    assert "its labels would teach length" in str(caught.value)
+
+
+@pytest.mark.parametrize(("words", "close"), [((4, 5), 1), ((5, 4), 1), ((4, 6), 0), ((0, 0), 1), ((0, 1), 0)])
+def test_what_is_about_as_long(words: tuple[int, int], close: int) -> None:
+    pair = (" ".join(["w"] * words[0]), " ".join(["w"] * words[1]))
+    assert quality([Label(0.8, None, None, None)], pairs=[pair]).same_length_pairs == close
+
+
+def test_what_cannot_be_told_at_equal_length_refuses_nobody() -> None:
+    found = quality([Label(0.8, None, None, None)] * 40, pairs=[("a b", "c d")] * 2 + [("a", "b c d")] * 38)
+    assert found.same_length == (1.0, None, None) and not found.counts_words and found.proven is True
+    ai_labels.check("a judge", found, "x")
+    assert "1.00 of the 2 whose answers are about as long" in ai_labels.sentence("a judge", found)
 
 
 def test_a_judge_that_reads_one_answer_at_a_time_has_no_bias_for_a_place() -> None:

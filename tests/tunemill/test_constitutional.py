@@ -203,7 +203,7 @@ def test_a_judge_is_told_with_its_figures():
         (
             "Agreement with people",
             "64.2% (59.7 to 68.8%) of 1,180 pairs in 97 groups of near duplicates; chance is 50%. The whole interval lies above it. "
-            "Of 24 more it gave no usable label.",
+            "Where both answers are about as long: 61.1% (53.2 to 68.6%) of 214 pairs. Of 24 more it gave no usable label.",
         ),
         (
             "Calibration on people’s pairs",
@@ -242,7 +242,31 @@ def test_a_judge_is_better_than_chance_only_where_its_whole_interval_is(
     )
     assert found.outcome == outcome and said in found.said
     # As the stage judges it, which refuses what is not proven.
-    own = ai_labels.Quality(pairs, 9, 0, statistics.Interval(value, low, high), None, None, None, None)
+    near = statistics.Interval(0.611, 0.532, 0.686)
+    own = ai_labels.Quality(pairs, 9, 0, statistics.Interval(value, low, high), None, None, None, None, near, 214)
+    assert (found.outcome == "better") == bool(own.proven)
+
+
+@pytest.mark.parametrize(
+    ("near", "outcome", "verdict"),
+    [
+        ((0.58, 0.48, 0.69), "unproven", "judge not shown to be above chance at equal length"),
+        ((0.40, 0.30, 0.49), "unproven", "judge not shown to be above chance at equal length"),
+        ((0.60, 0.51, 0.70), "better", "judge above chance"),
+        ((0.60, None, None), "better", "judge above chance"),  # too few to tell
+        ((None, None, None), "better", "judge above chance"),
+    ],
+)
+def test_a_judge_that_counts_words_is_not_called_better_than_chance(
+    near: tuple[float | None, ...], outcome: str, verdict: str
+):
+    told = quality(same_length=dict(zip(("value", "low", "high"), near, strict=True)), same_length_pairs=96)
+    found = constitutional.agreement(told)
+    assert (found.outcome, found.verdict) == (outcome, verdict)
+    assert ("no more than count words" in found.said) == (outcome == "unproven")
+    assert ("of 96 pairs" in found.said) == (near[0] is not None)
+    whole = statistics.Interval(0.642, 0.597, 0.688)
+    own = ai_labels.Quality(429, 57, 0, whole, None, None, None, None, statistics.Interval(*near), 96)
     assert (found.outcome == "better") == bool(own.proven)
 
 
