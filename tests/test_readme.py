@@ -113,6 +113,28 @@ def test_what_the_default_run_makes_of_the_constitution_is_what_was_measured() -
         assert f"{gap:+.3f} [{low:+.3f}, {high:+.3f}] (`{name}`)" in told, name
 
 
+def test_the_judges_are_told_as_they_were_measured() -> None:
+    measured = measured_of("judges")
+    default = json.loads((ROOT / "metrics/rl_cai/cai.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs/constitutional-ai.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(self|folder|reward)`[^|]*\|(.*)\|$", page, re.MULTILINE))
+    assert list(rows) == ["self", "folder", "reward"]
+    for name, row in rows.items():
+        found = default if name == "reward" else {key.removeprefix(f"{name}/"): measured[key] for key in measured}
+        spans = re.findall(r"([\d.]+) \[([\d.]+), ([\d.]+)\]", row)
+        assert spans == [
+            tuple(f"{found[f'judge/{figure}{end}']:.2f}" for end in ("", "_low", "_high"))
+            for figure in ("agreement", "same_length")
+        ], name
+        *_, bias, contradictory, sure = (each.strip() for each in row.split("|"))
+        assert sure == f"{found['label/mean_probability']:.2f}"
+        if name != "reward":
+            assert float(bias) == round(found["judge/position_bias"], 2)
+            assert contradictory == f"{found['judge/contradictory']:.0%}"
+            assert found["judge/agreement_low"] > 0.5 >= found["judge/same_length_low"]
+    assert default["judge/same_length_low"] > 0.5, "the default judge is proven"
+
+
 STUDY = {
     "**harm**, primary judge": ("harm", 3),
     "at matched length": ("harm_matched", 3),

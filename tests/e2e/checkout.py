@@ -70,7 +70,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def run(
-    place: Path, *command: str, check: bool = True, timeout: float = 900, **env: str
+    place: Path, *command: str, check: bool = True, timeout: float = 1700, **env: str
 ) -> subprocess.CompletedProcess[str]:
     """Run a command in the checkout; its output is shown where it fails."""
     done = subprocess.run(

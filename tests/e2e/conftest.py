@@ -16,6 +16,13 @@ from tunemill.recipes import merged
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A whole run, or two of them, may stand before any of these tests, on a machine that does other things as well."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(1800))
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkout in which `dvc repro` has run to its end, without Prefect."""

@@ -11,7 +11,7 @@ import pytest
 
 from tests.e2e import checkout
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]  # two whole runs before the first test
+pytestmark = pytest.mark.e2e
 
 CHANGE = "select.candidates.tiny.family=encoder-decoder"
 EVALUATED = {
