@@ -37,6 +37,12 @@ class Candidates(RootModel[dict[str, Candidate]]):
     model_config = ConfigDict(frozen=True)
 
 
+class Variants(RootModel[dict[str, Candidate]]):
+    """What `variant` and `compress` look at: name → a form of the tuned model, the tuned model itself among them."""
+
+    model_config = ConfigDict(frozen=True)
+
+
 class Start(Params):
     """What one run of a stage that is off by default works on."""
 
@@ -128,6 +134,12 @@ class Extra(Params):
     """Runs of `rloo`."""
     best_of: dict[str, RewardedStart]
     """Runs of `best_of`."""
+    distill: dict[str, Candidate]
+    """Runs of `distill`: the teacher."""
+    quantize: dict[str, Candidate]
+    """Runs of `quantize`: what becomes smaller."""
+    prune: dict[str, Candidate]
+    """Runs of `prune`: what becomes smaller."""
 
 
 class StartFolder(RootModel[str]):

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tunemill import losses, models, sampling
-from tunemill.runtime import Runtime
+from tunemill import losses, sampling
 
 
 class Speed(NamedTuple):
@@ -100,19 +99,9 @@ def energy(device: str, counters: Path = Path("/sys/class/powercap")) -> float |
     return total if found else None
 
 
-def peak_memory(policy: Path, base: Path, runtime: Runtime, prompts: Sequence[str], steps: int) -> int:
-    """Peak bytes of a fresh process that loads one policy and answers the prompts in one batch.
-
-    Resident memory of the process, interpreter and libraries included; on CUDA the device memory allocated. Call it in a
-    process of its own: what was in memory before would be counted.
-    """
-    import torch
-
-    torch.set_num_threads(runtime.threads)
-    model, tokenizer = models.load_policy(policy, base, runtime)
-    ids = [models.render_prompt(tokenizer, prompt) for prompt in prompts]
-    _decode(model, _prefill(model, ids, tokenizer.pad_token_id)[0], steps)
-    return int(torch.cuda.max_memory_allocated()) if runtime.device == "cuda" else _high_water()
+def answer(model: Any, prompts: Sequence[Sequence[int]], pad: int, steps: int) -> None:
+    """Read prompts in one batch and write `steps` tokens for each: what memory is measured of."""
+    _decode(model, _prefill(model, prompts, pad)[0], steps)
 
 
 def _prefill(model: Any, prompts: Sequence[Sequence[int]], pad: int) -> tuple[_Read, float]:
@@ -188,7 +177,8 @@ def _now(model: Any) -> float:
     return time.perf_counter()
 
 
-def _high_water() -> int:
+def high_water() -> int:
+    """Most bytes that this process has had in memory so far."""
     # ru_maxrss of a spawned process starts at its parent's size on Linux; VmHWM is its own.
     try:
         for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():

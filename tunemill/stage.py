@@ -64,7 +64,7 @@ class Contract:
     sections: dict[str, type[BaseModel]] = field(default_factory=dict)
     """Further params sections that `run` is given."""
     wants: frozenset[str] = frozenset()
-    """Which of work, cache, log, runtime it takes."""
+    """Which of work, cache, candidate (the instance's name), log, runtime it takes."""
 
     @property
     def params(self) -> dict[str, type[BaseModel]]:
@@ -88,7 +88,7 @@ def contract(run: Callable[..., Metrics], name: str = "") -> Contract:
         if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
             raise TypeError(f"parameter '{parameter.name}' of run must be keyword-only")
         kind = hints[parameter.name]
-        if parameter.name in ("work", "cache"):
+        if parameter.name in ("work", "cache") or (parameter.name == "candidate" and kind is str):
             wants.add(parameter.name)
         elif kind is Log:
             wants.add("log")
@@ -186,7 +186,10 @@ def _parser(stage: Contract, preview: str = "", needs_inputs: bool = True) -> ar
             help="output" + (f" (default artifacts/{stage.name})" if name == "out" else ""),
         )
     parser.add_argument(
-        "--candidate", metavar="NAME", help="which candidate this run is for, where a stage runs once for each"
+        "--candidate",
+        metavar="NAME",
+        required="candidate" in stage.wants and needs_inputs,
+        help="which candidate this run is for, where a stage runs once for each",
     )
     parser.add_argument(
         "--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="parameters (default params.yaml)"
@@ -203,6 +206,9 @@ def quieten() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # It misses a kernel whenever peft is imported, used or not.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # torchao looks for its kernels of GPUs whenever transformers loads a model, and registers types that torch knows by now.
+    logging.getLogger("torchao").setLevel(logging.ERROR)
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
 
 
 def execute(
@@ -273,6 +279,8 @@ def execute(
             given = {name: tuple(value) if stage.inputs.get(name) == "many" else value for name, value in given.items()}
             if "work" in stage.wants:
                 given["work"] = state
+            if "candidate" in stage.wants:
+                given["candidate"] = arguments.candidate
             if "cache" in stage.wants:
                 given["cache"] = Path("work") / "cache" / instance / code_key(cached_by)
             machine: runtime.Runtime | None = None
