@@ -29,6 +29,7 @@ from tunemill import (
     models,
     records,
     sampling,
+    scoring,
     serving,
     tuning,
 )
@@ -119,7 +120,7 @@ def run(
             "reference": each.completion,
             "prediction": text,
             "finished": answer.finished,
-            **{name: 100 * score[name].f1 if score else None for name in metrics.ROUGE_TYPES},
+            **scoring.points(score),
         }
         for each, text, answer, score in zip(asked, texts, found, points, strict=True)
     ]

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from stages import efficiency
 from stages.efficiency import Config, run
 from tests import tiny_model
-from tunemill import models, profiling, records, sampling
+from tunemill import models, profiling, records, sampling, serving
 from tunemill.errors import UserError
 from tunemill.log import Log
 from tunemill.params import Candidates
@@ -89,12 +88,11 @@ def test_what_does_not_fit_together_is_loaded_in_turn(
         return load(policy, *rest)
 
     monkeypatch.setattr(models, "load_policy", counted)
-    monkeypatch.setattr(profiling, "peak_memory", lambda *_: 1)
-    monkeypatch.setattr(efficiency, "peak_memories", lambda folders, *_: dict.fromkeys(folders, 1))
+    monkeypatch.setattr(serving, "peak_memories", lambda folders, *_: dict.fromkeys(folders, 1))
     for name, free, order in (
         ("all", 2**34, ["model", "adapter"]), ("one", 100, ["model", "adapter"] * CONFIG.rounds),
     ):  # fmt: skip
-        monkeypatch.setattr(efficiency, "free_bytes", lambda device, free=free: free)
+        monkeypatch.setattr(serving, "free_bytes", lambda device, free=free: free)
         loads.clear()
         (tmp_path / name).mkdir()
         run(
@@ -136,7 +134,7 @@ def test_turns_slow_rounds_and_ratios(root: Path, tmp_path: Path, monkeypatch: p
         return (lora if name == "lora" else base)[turns.count(name) - 1]
 
     monkeypatch.setattr(profiling, "speed", measure)
-    monkeypatch.setattr(efficiency, "peak_memories", lambda *_: {"base": 1000, "lora": 1500})
+    monkeypatch.setattr(serving, "peak_memories", lambda *_: {"base": 1000, "lora": 1500})
     cfg = CONFIG.model_copy(update={"rounds": 5})
     found = run(
         cfg, evaluations=root / "evaluate", candidates=candidates(root), out=tmp_path / "out", runtime=CPU, log=Log()
