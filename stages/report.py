@@ -23,8 +23,8 @@ from tunemill.adaptation import ALIGNING, CurvePoint, Tuned, tradeoff_csv
 from tunemill.checkpoints import write_text
 from tunemill.errors import UserError
 from tunemill.log import Log
-from tunemill.params import Candidates, Params
 from tunemill.material import Material
+from tunemill.params import Candidates, Params
 from tunemill.report import methods, page
 from tunemill.stage import Metrics, main
 from tunemill.verdicts import criteria

@@ -581,11 +581,24 @@ def compressed(parent: str = "lora") -> dict[str, Any]:
     }
 
 
+def unmeasured() -> dict[str, Any]:
+    """compress.json in which two variants have nothing but their size, and none is advised."""
+    found = compressed()
+    known = ("made_by", "method", "runtime", "bytes", "bytes_ratio", "parameters", "sparsity", "sparsity_all")
+    kept = {name: {key: found["variants"][name][key] for key in known} for name in ("lora", "q4")}
+    return {**found, "variants": kept, "advice": {"variant": "lora", "reason": "no variant could be measured"}}
+
+
 def promoted(candidate: str = "lora", *, refused: bool = False) -> dict[str, Any]:
     """decision.json over the scope's criteria, a guard and an absolute one; refused: the first is missed, another undefined."""
     told = [
         {**CRITERION, "metric": "rouge1", "value": 10.2, "ci_low": 8.1, "ci_high": 12.3, "unit": "points"},
-        {**CRITERION, "against": "first-sentence", "at_least": 0.0, "why": "A model must beat copying the first sentence."}
+        {
+            **CRITERION,
+            "against": "first-sentence",
+            "at_least": 0.0,
+            "why": "A model must beat copying the first sentence.",
+        }
         | {"value": 8.7, "ci_low": 6.4, "ci_high": 11.0, "unit": "points"},
         {"metric": "efficiency/decode_ratio", "against": None, "at_least": 0.5, "why": "Nobody waits longer."}
         | {"value": 0.94, "ci_low": 0.91, "ci_high": 0.97, "unit": "×"},

@@ -135,7 +135,8 @@ def _ends(entry: Json, key: str) -> dict[str, Any]:
 def _criterion(of: verdicts.Criterion) -> dict[str, Any]:
     return {
         "criterion": of.name,
-        "at_most" if of.is_most else "at_least": of.threshold,
+        "at_least": None if of.is_most else of.threshold,
+        "at_most": of.threshold if of.is_most else None,
         "value": of.shown.value,
         "ci_low": of.shown.low,
         "ci_high": of.shown.high,

@@ -189,7 +189,8 @@ def _data(material: Material) -> str:
         if name in rows
     )
     of = f" of {number(collected, 0)} collected" if collected else ""
-    return f"Examples: {parts}; {plural(refused, 'row')}{of} of all kinds {'was' if refused == 1 else 'were'} refused, each with its reason."
+    were = "was" if refused == 1 else "were"
+    return f"Examples: {parts}; {plural(refused, 'row')}{of} of all kinds {were} refused, each with its reason."
 
 
 def _model(material: Material) -> str:
@@ -236,11 +237,10 @@ def _adapted(material: Material) -> str:
 def _aligned(material: Material) -> str:
     told = [each for each in aligned.verdicts(material.comparison) if not each.is_control]
     alarms = sum(len(run.record.get("alarms") or ()) for run in material.optimised)
-    watched = (
-        f"; {plural(alarms, 'alarm')} of reward hacking {'was' if alarms == 1 else 'were'} raised"
-        if material.optimised
-        else ""
-    )
+    raised = "no alarm of reward hacking was raised"
+    if alarms:
+        raised = f"{plural(alarms, 'alarm')} of reward hacking {'was' if alarms == 1 else 'were'} raised"
+    watched = f"; {raised}" if material.optimised else ""
     if not told:
         return f"No judge has compared what was aligned with what it started from{watched}."
     words = {
@@ -299,7 +299,8 @@ def _spent(material: Material) -> str:
         else f", {'within' if total <= 60 * limit else 'more than'} the {number(limit, 0)} minutes allowed"
     )
     longest = max(phases.phases(material), key=lambda each: each.share)
-    return f"{duration(total)} over {plural(len(costs), 'stage')}{kept}; {longest.share:.0f}% of it went into the phase “{longest.sheet.name}”."
+    most = f"{longest.share:.0f}% of it went into the phase “{longest.sheet.name}”"
+    return f"{duration(total)} over {plural(len(costs), 'stage')}{kept}; {most}."
 
 
 def _lineage(material: Material) -> str:
@@ -320,9 +321,13 @@ def _samples(material: Material) -> str:
     sign = -1 if metric(scored).lower_is_better else 1
     higher = sum(sign * (a - b) > 0 for a, b in pairs)
     lower = sum(sign * (a - b) < 0 for a, b in pairs)
-    return f"{told.leader} does better than {told.reference} on {higher} of {plural(len(pairs), 'test item')} and worse on {lower}, by {metric(scored).label}."
+    return (
+        f"{told.leader} does better than {told.reference} on {higher} of {plural(len(pairs), 'test item')} "
+        f"and worse on {lower}, by {metric(scored).label}."
+    )
 
 
 def _limits(material: Material) -> str:
     harms, limits = len(material.scope.get("harms") or ()), len(material.scope.get("limits") or ())
-    return f"{plural(limits, 'limit')} and {plural(harms, 'feared harm')} were written down before anything was tried; this page adds what it cannot show."
+    named = f"{plural(limits, 'limit')} and {plural(harms, 'feared harm')}"
+    return f"{named} were written down before anything was tried; this page adds what it cannot show."

@@ -320,6 +320,11 @@ VARIANTS = {
     "everything": whole(made.FIVE),
     "everything of one candidate": whole({"base": 0.0}),
     "before there were categories": older(whole()),
+    "promoted, and smaller variants": whole(made.FIVE, compress=made.compressed(), promotion=made.promoted()),
+    "refused": whole(made.FIVE, promotion=made.promoted(refused=True)),
+    "the reference was decided on": whole(promotion=made.promoted("base")),
+    "decided on somebody unknown": whole(promotion={**made.promoted("gone"), "criteria": []}),
+    "variants of which nothing could be measured": whole(compress=made.unmeasured()),
     "five candidates": material(made.FIVE, trainings=TRAININGS, prompt=made.prompt(), asked=made.asked()),
     "trained without a curve, evaluated by nobody": material(trainings=[replace(TRAININGS[0], curve=())]),
     "aligned": aligned(),
@@ -420,7 +425,9 @@ def test_the_policy_allows_exactly_the_style_sheet_and_the_script():
     allowed = f"style-src '{report.csp_hash(style)}'; script-src '{report.csp_hash(script)}'"
     assert policy == f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
     # It neither keeps nor fetches anything, and writes no HTML.
-    assert not re.search(r"localStorage|sessionStorage|cookie|fetch\(|XMLHttp|import\(|innerHTML|outerHTML|eval\(", script)
+    assert not re.search(
+        r"localStorage|sessionStorage|cookie|fetch\(|XMLHttp|import\(|innerHTML|outerHTML|eval\(", script
+    )
 
 
 def test_a_model_cannot_write_html():
@@ -608,7 +615,9 @@ def test_where_nobody_taught_but_a_judge_its_reward_model_is_told_with_what_peop
 
 def test_twelve_chains_are_whole_and_only_the_first_is_open():
     html = page(constitutional())
-    chains = re.findall(r'<details class="card folded chain"( open)?>(.*?)</details>', html, flags=re.DOTALL)
+    chains = re.findall(
+        r'<details class="card folded chain(?: lengthy)?"( open)?>(.*?)</details>', html, flags=re.DOTALL
+    )
     assert [bool(is_open) for is_open, _ in chains] == [True] + [False] * 11
     for _, chain in chains:
         assert [chain.count(f"<dt>{name}</dt>") for name in ("prompt", "first answer", "request", "critique", "revision")] == [
@@ -616,7 +625,7 @@ def test_twelve_chains_are_whole_and_only_the_first_is_open():
         ]  # fmt: skip
     assert "score rose most" in chains[0][1] and "most revisions left out" in chains[1][1]
     assert all("random" in chain for _, chain in chains[2:])
-    assert html.index("Harmful language") < html.index('class="card folded chain"')
+    assert html.index("Harmful language") < html.index('class="card folded chain')
 
 
 def test_a_model_cannot_write_html_where_constitutional_ai_is_told():
