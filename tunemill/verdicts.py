@@ -102,9 +102,11 @@ class Criterion:
     is_difference: bool
 
     def said(self, value: float | None) -> str:
-        """A value of this criterion for reading, without its unit."""
+        """A value of this criterion for reading, without a unit that is a word."""
         if self.unit == "bytes":
             return size(value)
+        if self.unit == "×" and value is not None:
+            return f"{brief(value, sign=self.is_difference)}×"
         if self.unit in IN_POINTS:
             return signed(value) if self.is_difference else number(value)
         return brief(value, sign=self.is_difference)
@@ -112,7 +114,8 @@ class Criterion:
     @property
     def asked(self) -> str:
         """The threshold in words."""
-        return f"{self.said(self.threshold)} or {'less' if self.is_most else 'more'}"
+        unit = f" {self.unit}" if self.unit not in ("", "bytes", "×") else ""
+        return f"{self.said(self.threshold)}{unit} or {'less' if self.is_most else 'more'}"
 
     @property
     def measured(self) -> str:

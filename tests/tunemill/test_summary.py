@@ -24,8 +24,8 @@ def test_a_promotion_names_the_criterion_that_was_met_most_narrowly():
 def test_a_refusal_names_the_criterion_and_by_how_much_it_is_missed():
     told = lines(whole(made.FIVE, promotion=made.promoted(refused=True)))
     assert told["Verdict"] == (
-        "lora is refused with 2 of 4 criteria met. Decisive: lora over base on ROUGE-1, +10.2 (+8.1 to +12.3) where +9.0 or more "
-        "was asked, 0.9 short."
+        "lora is refused with 2 of 4 criteria met. Decisive: lora over base on ROUGE-1, +10.2 (+8.1 to +12.3) where +9.0 points or "
+        "more was asked, 0.9 short."
     )
 
 

@@ -32,7 +32,7 @@ def test_a_most_is_met_by_the_upper_end_of_the_interval(at_most: float, outcome:
     value = {"value": 5.0, "ci_low": 3.0, "ci_high": 7.0}
     told = judged(of, candidates={"lora": {"bleu": value}})
     assert (told.outcome, told.shortfall, told.name) == (outcome, shortfall, "lora: BLEU")
-    assert told.measured == "5.0 (3.0 to 7.0)" and told.asked == f"{at_most} or less"
+    assert told.measured == "5.0 (3.0 to 7.0)" and told.asked == f"{at_most} points or less"
 
 
 def test_a_shortfall_is_from_the_decisive_end():
