@@ -809,3 +809,16 @@ def test_ungrouped_data_are_not_called_packages():
 
 def test_equal_artifacts_give_equal_bytes():
     assert page(material()) == page(material())
+
+
+def test_the_commands_load_what_is_shipped_as_what_it_is():
+    plan = {"parameters": 1, "model": {"source": "s", "license": "l", "family": "encoder-decoder"}, "methods": {}}
+    words = Page(page(material(plan=plan))).words
+    assert "dvc repro lora" in words and 'AutoPeftModelForSeq2SeqLM.from_pretrained("artifacts/lora/adapter")' in words
+    names = {"base": 0.0, "lora": 10.0, "compact": 9.0}
+    policies = {**made.policies(names), "compact": "artifacts/compress/model"}
+    told = made.compressed()
+    for chosen, said in (("q4", 'Llama("artifacts/compress/model/model.gguf")'), ("int8", "AutoModelForCausalLM")):
+        advised = {**told, "advice": {"variant": chosen, "reason": "r"}}
+        promotion = made.promoted("compact") | {"policy": "artifacts/compress/model"}
+        assert said in Page(page(material(names, policies=policies, compress=advised, promotion=promotion))).words
