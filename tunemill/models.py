@@ -69,6 +69,9 @@ def load_base(folder: Path, runtime: Runtime) -> Any:
         if is_gguf(folder):
             model = _auto(folder).from_config(_config(folder), dtype=runtime.torch_dtype, trust_remote_code=False)
             gguf_export.read(folder / gguf_export.FILE, model)
+        elif _quantized_by(folder) == "torchao":
+            model = _auto(folder).from_config(_unquantized(folder), dtype=runtime.torch_dtype, trust_remote_code=False)
+            quantization.fill(model, folder / "model.safetensors")
         else:
             model = _auto(folder).from_pretrained(
                 folder, dtype=runtime.torch_dtype, use_safetensors=True, trust_remote_code=False
@@ -79,8 +82,6 @@ def load_base(folder: Path, runtime: Runtime) -> Any:
             expected="config.json and safetensors weights",
             fix="run the stage that writes it: dvc repro",
         ) from None
-    if _quantized_by(folder) == "torchao":
-        quantization.exact_rows(model)
     return model.to(runtime.device).eval()
 
 
@@ -168,6 +169,13 @@ def _config(source: Path | str, revision: str | None = None) -> Any:
     from transformers import AutoConfig
 
     return AutoConfig.from_pretrained(source, revision=revision or "main", trust_remote_code=False)
+
+
+def _unquantized(folder: Path) -> Any:
+    """The configuration without how the weights are kept, which `from_config` would want to see to."""
+    config = _config(folder)
+    del config.quantization_config
+    return config
 
 
 def _auto(source: Path | str, revision: str | None = None) -> Any:

