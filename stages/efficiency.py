@@ -1,4 +1,4 @@
-"""Efficiency: how fast each candidate generates and how much memory it takes, beside the reference.
+"""Efficiency: how fast each candidate generates, how much memory it takes and how much disk, beside the reference.
 
     python -m stages.efficiency --evaluations artifacts/evaluate
 
@@ -64,6 +64,7 @@ def run(cfg: Config, *, evaluations: Path, candidates: Candidates, out: Path, ru
     log.note("memory: one process for each candidate")
     prompts = [rows[index]["prompt"] for index in chosen]
     memory = peak_memories(folders, runtime, prompts, cfg.new_tokens)
+    disk = {name: profiling.disk_bytes(*folder) for name, folder in folders.items()}
 
     # 3. Speed: the candidates take turns.
     together = fit_together(folders, runtime, log)
@@ -104,6 +105,8 @@ def run(cfg: Config, *, evaluations: Path, candidates: Candidates, out: Path, ru
         table[name]["joules_per_token"] = statistics.middle(joules) if len(joules) == len(speeds) else None
         table[name]["memory_bytes"] = memory[name]
         table[name]["memory_ratio"] = memory[name] / memory[cfg.reference]
+        table[name]["disk_bytes"] = disk[name]
+        table[name]["disk_ratio"] = disk[name] / disk[cfg.reference]
     checkpoints.write_json(
         out / "efficiency.json",
         {

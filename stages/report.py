@@ -2,7 +2,7 @@
 
 python -m stages.report --scope artifacts/scope --data artifacts/validate --select artifacts/select \
         --evaluations artifacts/evaluate --efficiency artifacts/efficiency --comparison reports/comparison.json \
-        --timings metrics --lock dvc.lock \
+        --promotion artifacts/promote --timings metrics --lock dvc.lock \
         --out reports/report.html --out-tradeoff reports/tradeoff.csv
 """
 
@@ -51,6 +51,7 @@ def run(
     evaluations: Path,
     efficiency: Path | None,
     comparison: Path,
+    promotion: Path | None = None,
     timings: Path | None,
     lock: Path | None,
     candidates: Candidates,
@@ -68,6 +69,7 @@ def run(
         scope=read_json(scope / "scope.json"),
         candidates=names,
         comparison=read_json(comparison),
+        promotion=read_json(promotion / "decision.json") if promotion else None,
         splits=read_json(data / "splits.json"),
         instances={name: read_rows(evaluations / name / "instances.jsonl") for name in names},
         scores={name: read_json(evaluations / name / "scores.json") for name in names},

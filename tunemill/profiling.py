@@ -29,6 +29,14 @@ class Speed(NamedTuple):
     """Energy of the processor (or GPU) for each token written for one prompt; None where the machine does not tell."""
 
 
+LOADED = (
+    *("*.safetensors", "*.safetensors.index.json", "*.gguf", "*.bin", "*.model"),
+    *("config.json", "generation_config.json", "adapter_config.json"),
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template*"),
+)
+"""Files of a checkpoint that are needed to load it; what else lies there tells of its training."""
+
+
 class _Read(NamedTuple):
     """Prompts that were read, ready for the next token."""
 
@@ -98,6 +106,18 @@ def energy(device: str, counters: Path = Path("/sys/class/powercap")) -> float |
         except (OSError, ValueError):
             return None
     return total if found else None
+
+
+def disk_bytes(policy: Path, base: Path) -> int:
+    """Bytes of the files that a deployment needs: the policy's, and of an adapter those of its base too.
+
+    Args:
+        policy: folder of a whole model or of an adapter.
+        base: folder of the model that an adapter sits on.
+    """
+    folders = [policy, base] if models.is_adapter(policy) else [policy]
+    files = {file for folder in folders for pattern in LOADED for file in folder.glob(pattern) if file.is_file()}
+    return sum(file.stat().st_size for file in files)
 
 
 def peak_memory(policy: Path, base: Path, runtime: Runtime, prompts: Sequence[str], steps: int) -> int:

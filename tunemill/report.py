@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tunemill import adaptation, aligned, categories, charts, constitutional, evidence, lineage, metrics
+from tunemill import adaptation, aligned, categories, charts, constitutional, evidence, lineage, metrics, promotion
 from tunemill.adaptation import Tuned
 from tunemill.evidence import Output, clip, output
 from tunemill.findings import METRICS, Difference, Estimate, Json, difference, estimate, metric
@@ -41,6 +41,8 @@ class Material:
     scope: Json
     candidates: tuple[str, ...]
     comparison: Json
+    promotion: Json | None = None
+    """What stage promote decided; None where it was not asked: then the criteria are judged by the comparison."""
     splits: Json = field(default_factory=dict)
     instances: Mapping[str, Sequence[Json]] = field(default_factory=dict)
     scores: Mapping[str, Json] = field(default_factory=dict)
@@ -147,28 +149,11 @@ def verdict(material: Material) -> Verdict:
     )
 
 
-@dataclass(frozen=True)
-class Criterion:
-    """One condition of the scope, and what became of it."""
-
-    rule: Json
-    difference: Difference
-    outcome: Literal["met", "missed", "unproven"]
-
-
-def criteria(material: Material) -> list[Criterion]:
-    """Met where the lower end of the interval reaches `at_least`, missed where the upper end does not."""
-    found = []
-    for rule in material.scope.get("criteria", ()):
-        gap = difference(material.comparison, rule["candidate"], rule["against"], rule["metric"])
-        low, high, least = gap.estimate.low, gap.estimate.high, rule["at_least"]
-        outcome: Literal["met", "missed", "unproven"] = "unproven"
-        if low is not None and low >= least:
-            outcome = "met"
-        elif high is not None and high < least:
-            outcome = "missed"
-        found.append(Criterion(rule, gap, outcome))
-    return found
+def criteria(material: Material) -> list[promotion.Criterion]:
+    """Every condition of the scope, and what became of it: as stage promote decided, else as it would."""
+    if material.promotion is not None:
+        return [promotion.read(each) for each in material.promotion["criteria"]]
+    return promotion.judged(material.scope.get("criteria", ()), material.comparison, material.efficiency)
 
 
 def best(name: str, shown: Mapping[str, Estimate]) -> set[str]:
@@ -615,10 +600,12 @@ MEASURES = {
     "batch_decode_ratio": "Decode speed, prompts in one batch",
     "prefill_ratio": "Prefill speed",
     "memory_ratio": "Peak memory",
+    "disk_ratio": "Size on disk",
     "decode_tokens_per_second": "Decode, one prompt at a time (tokens/s)",
     "batch_decode_tokens_per_second": "Decode, prompts in one batch (tokens/s)",
     "prefill_tokens_per_second": "Prefill (tokens/s)",
     "memory_bytes": "Peak memory of a process",
+    "disk_bytes": "Size on disk, with an adapter's base",
     "joules_per_token": "Energy for a token (joules, where the machine tells)",
 }
 """What efficiency.json's keys mean, in the order of the table; a key it does not know is shown by its name."""
@@ -835,6 +822,9 @@ def page(material: Material, *, title: str, group: str, count: int, seed: int) -
         scope=material.scope,
         verdict=told,
         criteria=criteria(material),
+        promoted=material.promotion,
+        asked_of=promotion.asked,
+        with_unit=promotion.with_unit,
         candidates=material.candidates,
         baselines=extracts,
         metrics=names,

@@ -191,6 +191,7 @@ def test_what_can_run_is_not_refused(place: Path, overlay: dict[str, Any]) -> No
             "scope": {"criteria": [{"metric": "rouge1", "candidate": "sft", "against": "first-sentence"}
             | {"at_least": 0.0, "why": "it must"}]},
             "compare": {"reference": "sft", "pairs": [], "aligned": {}}, "efficiency": {"reference": "sft"},
+            "promote": {"candidate": "sft"},
         }  # fmt: skip
     assert faults(place, overlay) == []
 
