@@ -18,6 +18,7 @@ from typing import Any
 
 from flows import processes, server
 from flows import run as runs
+from tunemill import tracking
 from tunemill.errors import UserError
 
 
@@ -30,7 +31,7 @@ def main() -> int:
     try:
         run = runs.prepare(root, arguments.until, arguments.recipe, overrides(arguments.set))
         # What a kill left open at the very end of a lifecycle is closed by going through it once more.
-        closed = not any((run.workspace / each).exists() for each in (runs.OPEN, runs.UNREGISTERED))
+        closed = not any((run.workspace / each).exists() for each in (tracking.OPEN, runs.UNREGISTERED))
         if closed and run.idle.issuperset(run.graph.stages):
             where = f"; the report is {_shown(run.report)}" if run.report.is_file() else ""
             print(f"nothing to do: all {len(run.graph.stages)} stages are up to date{where}")

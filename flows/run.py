@@ -29,14 +29,11 @@ FREE_BYTES = 2 << 30
 TEMPORARY = 75
 """Exit status (sysexits' EX_TEMPFAIL) of a stage that a second try may mend: a hub that did not answer."""
 
-OPEN = Path("work", "lifecycle.open")
-"""Under the workspace, while the MLflow run of a lifecycle is open."""
-
 PROMOTE = "promote"
 """The stage whose decision is registered at the end of a run."""
 
 UNREGISTERED = Path("work", "registry.open")
-"""Under the workspace, while a decision waits to be registered: where that was killed, or the registry was away, the next run does it."""
+"""Under the workspace, while a decision waits to be registered: after a kill, or where the registry was away, the next run does it."""
 
 DECIDED = (0, 3, 5)
 """Exit statuses of `tunemill.registry` that are results: champion, refused, challenger."""
@@ -246,8 +243,7 @@ def _register(run: Run) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tunemill.registry", "--workspace", str(run.workspace)],
         cwd=run.workspace,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
     )
     run.verdict = done.stdout.strip()

@@ -186,7 +186,8 @@ def _lineage(workspace: Path, decision: Mapping[str, Any], lock: Mapping[str, An
         "params_hash": hashlib.blake2b((workspace / "params.yaml").read_bytes(), digest_size=16).hexdigest(),
         "code.commit": commit,
         "code.dirty": dirty,
-        **{f"stage.{name}": _entry_hash(stages[name]) for name in dict.fromkeys(names)},
+        # (MLflow takes no @ in a name.)
+        **{f"stage.{name.replace('@', '/')}": _entry_hash(stages[name]) for name in dict.fromkeys(names)},
     }
 
 
@@ -222,12 +223,12 @@ def planned(given: Offer, standing: Standing, theirs: Mapping[str, Mapping[str, 
         theirs: the champion's test items and their scores; None where it has none that can be read.
         force: take the place of a champion that it cannot be compared with.
     """
-    champion, before = standing.champion, standing.champion.version if standing.champion else None
+    champion, before = standing.champion, _number(standing.champion)
     if not given.promoted:
         return Plan("refused", "the criteria are not met, so no alias is given", before)
     if champion is None:
         return Plan("champion", "there was none before", None)
-    if standing.mine is not None and standing.mine.version == champion.version:
+    if _number(standing.mine) == before:
         return Plan("already", "nothing has changed", before)
     why = _incomparable(given, champion, theirs)
     if why:
@@ -249,6 +250,11 @@ def planned(given: Offer, standing: Standing, theirs: Mapping[str, Mapping[str, 
         level=bootstrap["level"],
     )
     return Plan("champion" if found.replaces else "challenger", found.sentence, before)
+
+
+def _number(version: ModelVersion | None) -> str | None:
+    """A version's number; one store of MLflow gives a text, another an int."""
+    return None if version is None else str(version.version)
 
 
 def _incomparable(given: Offer, champion: ModelVersion, theirs: Mapping[str, Mapping[str, Any]] | None) -> str:
@@ -302,7 +308,7 @@ def register(workspace: Path, *, dry_run: bool = False, force: bool = False) -> 
             client = tracking.connect(root)
             standing, numbers = _standing(client, given)
             plan = planned(given, standing, _scores_of(client, standing.champion), force)
-        number = standing.mine.version if standing.mine else str(max(numbers, default=0) + 1)
+        number = _number(standing.mine) or str(max(numbers, default=0) + 1)
         return plan, told(
             given, plan, number
         ) if plan.outcome == "already" else f"would be: {told(given, plan, number)}"
@@ -413,26 +419,21 @@ def _write(client: MlflowClient, root: Path, given: Offer, standing: Standing, p
     # 2. The model and its version: one call makes it with description and tags, or it is not there.
     if not standing.exists:
         client.create_registered_model(given.name, description=_described(given.decision["sentence"], run_id))
-    if standing.mine is not None:
-        number = str(standing.mine.version)
-    else:
+    number = _number(standing.mine)
+    if number is None:
         source = f"{client.get_run(run_id).info.artifact_uri}/{MODEL}"
-        number = str(
-            client.create_model_version(
-                given.name,
-                source,
-                run_id=run_id,
-                tags=dict(given.tags),
-                description=_described(given.card, run_id),
-            ).version
+        described = _described(given.card, run_id)
+        made = client.create_model_version(
+            given.name, source, run_id=run_id, tags=dict(given.tags), description=described
         )
+        number = str(made.version)
 
     # 3. The aliases, last. Whom it supersedes stands at the new champion before the alias moves, so that the next call finds it.
     if plan.outcome == "champion":
         if plan.champion:
             client.set_model_version_tag(given.name, number, SUPERSEDES, plan.champion)
         client.set_registered_model_alias(given.name, CHAMPION, number)
-    elif plan.outcome == "challenger" and (standing.challenger is None or standing.challenger.version != number):
+    elif plan.outcome == "challenger" and _number(standing.challenger) != number:
         client.set_registered_model_alias(given.name, CHALLENGER, number)
     if plan.outcome in ("champion", "already"):
         _settle(client, given.name, number)
