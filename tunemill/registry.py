@@ -301,7 +301,8 @@ def register(workspace: Path, *, dry_run: bool = False, force: bool = False) -> 
     given = offer(workspace)
     root = tracking.home(workspace)
     if dry_run:
-        if _database(root) is not None and not _database(root).is_file():  # type: ignore[union-attr]
+        database = _database(root)
+        if database is not None and not database.is_file():  # MLflow would make it
             plan = planned(given, Standing(), None, force)
             return plan, f"would be: {told(given, plan, '1')}"
         with _reached(root):

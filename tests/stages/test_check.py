@@ -573,3 +573,18 @@ def test_what_is_promoted_is_a_candidate_that_a_criterion_is_about(place: Path) 
     [fault] = faults(place, {"promote": {"candidate": "sft"}})
     assert "promote.candidate: no criterion is about 'sft', so nothing would decide whether it is promoted" in fault
     assert "expected: one of lora" in fault
+
+
+def test_the_examples_of_the_page_are_in_order_and_it_names_every_kind_of_metric(place: Path) -> None:
+    from ruamel.yaml import YAML
+
+    page = (tuned.ROOT / "docs/promote.md").read_text(encoding="utf-8")
+    criteria, promote = (
+        YAML(typ="safe", pure=True).load(each)
+        for each in re.findall(r"^```yaml\n(.+?)^```$", page, re.DOTALL | re.MULTILINE)
+    )
+    assert faults(place, criteria | promote) == []
+    table = set(re.findall(r"`([\w/…]+)`", page[page.index("| metric | of |") :].partition("\n\n")[0]))
+    for metric in checks.criteria_metrics():
+        kind = metric.partition("/")[0]
+        assert metric in table or f"{kind}/…" in table or kind == "alignment", metric
