@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tunemill import constitution
+from tunemill import alignment, constitution, helm, promotion
 from tunemill.dependencies import module_of
 from tunemill.endpoints import key_of
 from tunemill.errors import UserError, nearest
@@ -113,6 +113,8 @@ def check(root: Path) -> list[str]:
         in_rewards,
         in_constitutions,
         in_names,
+        in_criteria,
+        in_promotion,
         in_endpoints,
         in_mixtures,
         in_training,
@@ -440,8 +442,10 @@ def in_names(setup: Setup) -> Iterator[str]:
     named: dict[Keys, tuple[str, list[str]]] = {}
     if "scope" in setup.values:
         for at, criterion in enumerate(setup.values["scope"].criteria):
-            for key in ("candidate", "against"):
-                named["scope", "criteria", at, key] = getattr(criterion, key), either
+            # Of alignment the pairs count, and of what else baselines are not measured by, in_criteria tells.
+            for key in ("candidate", "against") if not criterion.metric.startswith(promotion.ALIGNMENT) else ():
+                if getattr(criterion, key) is not None:
+                    named["scope", "criteria", at, key] = getattr(criterion, key), either
     for stage in ("compare", "efficiency"):
         if stage in setup.values:
             named[stage, "reference"] = setup.values[stage].reference, candidates
@@ -476,6 +480,103 @@ def in_names(setup: Setup) -> Iterator[str]:
                 expected="one of " + ", ".join(known),
                 fix="name another, or take the entry out",
                 known=known,
+            )
+
+
+def in_criteria(setup: Setup) -> Iterator[str]:
+    """Criteria that nothing could ever be measured for: their metric, or the pair that they compare."""
+    if "scope" not in setup.values or not setup.candidates:
+        return
+    metrics = criteria_metrics()
+    for at, criterion in enumerate(setup.values["scope"].criteria):
+        keys: Keys = ("scope", "criteria", at)
+        metric, name, against = criterion.metric, criterion.candidate, criterion.against
+        if metric not in metrics and not metric.startswith("tasks/"):
+            some = f"one of {', '.join((*promotion.SCORES, *promotion.RATIOS, promotion.DISK))}, or a figure of"
+            yield setup.told(
+                (*keys, "metric"),
+                f"unknown metric '{metric}'",
+                expected=f"{some} alignment/, forgetting/ or HELM's categories ({', '.join(helm.CATEGORIES)})",
+                fix="docs/promote.md lists them",
+                known=metrics,
+            )
+            continue
+        if metric not in promotion.SCORES:
+            for key in [each for each in ("candidate", "against") if getattr(criterion, each) in BASELINES]:
+                yield setup.told(
+                    (*keys, key),
+                    f"'{getattr(criterion, key)}' is copied text: {metric} is not measured of it",
+                    expected=f"a candidate; baselines have {', '.join(promotion.SCORES)}",
+                )
+        if name == against:
+            yield setup.told((*keys, "against"), f"'{name}' is compared with itself", expected="another one, or null")
+        elif against is None and metric in (*promotion.RATIOS, *promotion.FORGETTING):
+            yield setup.told(
+                (*keys, "against"), f"{metric} is always measured against a candidate", expected="its name"
+            )
+        if "compare" not in setup.values:
+            continue
+        compare = setup.values["compare"]
+        if metric in promotion.FORGETTING and against not in (None, compare.reference):
+            yield setup.told(
+                (*keys, "against"),
+                f"{metric} is measured against '{compare.reference}', not against '{against}'",
+                expected=f"{compare.reference}, which compare.reference names",
+            )
+        if metric.startswith(promotion.ALIGNMENT):
+            pairs = aligned_pairs(compare)
+            if (name, against) not in pairs:
+                known = "; ".join(f"{one} against {other}" for one, other in pairs)
+                yield setup.told(
+                    keys,
+                    f"no answers to red-team prompts of '{name}' are compared with those of '{against or 'nobody'}'",
+                    expected=f"one of: {known}" if known else "a pair of compare.aligned, which has none",
+                    fix="name that, or add the pair to compare.aligned or compare.controls",
+                )
+
+
+def criteria_metrics() -> list[str]:
+    """Every metric that a criterion may name and that can be known before anything is measured: benchmarks' cannot."""
+    aligned = [f"{promotion.ALIGNMENT}{name}" for name in (*alignment.OF_INSTRUCTIONS, alignment.MATCHED)]
+    for kind in alignment.KINDS[1:]:
+        aligned += [f"{promotion.ALIGNMENT}{kind}/{name}" for name in alignment.OF_KIND[kind]]
+    return [*promotion.SCORES, *promotion.RATIOS, promotion.DISK, *helm.keys(), *aligned, *promotion.FORGETTING]
+
+
+def aligned_pairs(compare: Any) -> list[tuple[str, str]]:
+    """Whose answers to red-team prompts are compared with whose: candidates, and methods of several training seeds."""
+    starts = dict(compare.aligned)
+    for method, of in compare.seeds.items():
+        if len(of) > 1 and {*of} <= {*starts}:
+            starts[method] = starts[of[0]]
+    return [*starts.items(), *((name, each) for name, found in compare.controls.items() for each in found)]
+
+
+def in_promotion(setup: Setup) -> Iterator[str]:
+    """A candidate to promote that there is not, or that no criterion says anything about."""
+    if "promote" not in setup.values or not setup.candidates:
+        return
+    name = setup.values["promote"].candidate
+    if name not in setup.candidates:
+        yield setup.told(
+            ("promote", "candidate"),
+            f"'{name}' is no candidate",
+            expected="one of " + ", ".join(setup.candidates),
+            fix="name another",
+            known=setup.candidates,
+        )
+    elif "scope" in setup.values and "compare" in setup.values:
+        # A method of several training seeds stands for each of them.
+        seeds = setup.values["compare"].seeds
+        about = {
+            each for rule in setup.values["scope"].criteria for each in (rule.candidate, *seeds.get(rule.candidate, ()))
+        }
+        if name not in about:
+            yield setup.told(
+                ("promote", "candidate"),
+                f"no criterion is about '{name}', so nothing would decide whether it is promoted",
+                expected="one of " + ", ".join(each for each in setup.candidates if each in about),
+                fix="name that, or add a criterion to scope.criteria",
             )
 
 

@@ -1,4 +1,4 @@
-"""Efficiency: how fast each candidate generates and how much memory it takes, beside the reference.
+"""Efficiency: how fast each candidate generates, how much memory it takes and how much disk, beside the reference.
 
     python -m stages.efficiency --evaluations artifacts/evaluate
 
@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import Field
 
-from tunemill import checkpoints, records, serving, statistics
+from tunemill import checkpoints, profiling, records, serving, statistics
 from tunemill.errors import UserError
 from tunemill.log import Log
 from tunemill.params import Candidates, Params
@@ -59,6 +59,7 @@ def run(cfg: Config, *, evaluations: Path, candidates: Candidates, out: Path, ru
     # 2. Peak memory, before anything is timed.
     prompts = [told[index]["prompt"] for index in chosen]
     memory = serving.peak_memories(folders, runtime, prompts, cfg.new_tokens, quieten, log)
+    disk = {name: profiling.disk_bytes(*folder) for name, folder in folders.items()}
 
     # 3. Speed: the candidates take turns.
     measured, together = serving.rounds(folders, runtime, prompts, cfg.new_tokens, cfg.rounds, log)
@@ -82,6 +83,8 @@ def run(cfg: Config, *, evaluations: Path, candidates: Candidates, out: Path, ru
         table[name]["joules_per_token"] = statistics.middle(joules) if len(joules) == len(speeds) else None
         table[name]["memory_bytes"] = memory[name]
         table[name]["memory_ratio"] = memory[name] / memory[cfg.reference]
+        table[name]["disk_bytes"] = disk[name]
+        table[name]["disk_ratio"] = disk[name] / disk[cfg.reference]
     checkpoints.write_json(
         out / "efficiency.json",
         {

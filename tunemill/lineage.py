@@ -38,27 +38,54 @@ class Step:
 
 def steps(lock: Json, candidates: Sequence[str]) -> list[Step]:
     """Every stage of dvc.lock before the report, in an order in which each follows its inputs."""
-    found = []
-    for name in stage_order(lock, candidates):
-        entry = lock["stages"][name]
-        deps = [Thing(each["path"], each.get("md5") or each.get("etag") or "") for each in entry.get("deps", ())]
-        code = sorted(each.path + each.hash for each in deps if each.path.startswith(CODE_PLACES))
-        params = entry.get("params")
-        found.append(
-            Step(
-                name=name,
-                inputs=tuple(each for each in deps if not each.path.startswith(CODE_PLACES)),
-                outputs=tuple(Thing(each["path"], each.get("md5") or "") for each in entry.get("outs", ())),
-                params=_hash(json.dumps(params, sort_keys=True, default=str)) if params else "",
-                code=_hash("\n".join(code)) if code else "",
-            )
-        )
+    return [step(lock, name) for name in stage_order(lock, candidates)]
+
+
+def step(lock: Json, name: str) -> Step:
+    """One stage of dvc.lock."""
+    entry = lock["stages"][name]
+    deps = [Thing(each["path"], each.get("md5") or each.get("etag") or "") for each in entry.get("deps", ())]
+    code = sorted(each.path + each.hash for each in deps if each.path.startswith(CODE_PLACES))
+    params = entry.get("params")
+    return Step(
+        name=name,
+        inputs=tuple(each for each in deps if not each.path.startswith(CODE_PLACES)),
+        outputs=tuple(Thing(each["path"], each.get("md5") or "") for each in entry.get("outs", ())),
+        params=_hash(json.dumps(params, sort_keys=True, default=str)) if params else "",
+        code=_hash("\n".join(code)) if code else "",
+    )
+
+
+def chain(lock: Json, paths: Sequence[str]) -> list[str]:
+    """The stages that made these files or folders, and those that made what these read; each after its inputs."""
+    stages = lock.get("stages", {})
+    found: set[str] = set()
+    waiting = _made(stages, paths)
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting |= _made(stages, [each["path"] for each in stages[name].get("deps", ())])
+    inputs = {name: [each["path"] for each in stages[name].get("deps", ())] for name in found}
+    return _ordered({name: (_made(stages, inputs[name]) & found) - {name} for name in found})
+
+
+def _made(stages: Json, paths: Sequence[str]) -> set[str]:
+    """The stages with an output that is one of these paths; of a path that is none, those whose outputs lie in it or hold it."""
+    made = {each["path"]: name for name, entry in stages.items() for each in entry.get("outs", ())}
+    found = set()
+    for path in paths:
+        near = {made[out] for out in made if f"{out}/".startswith(f"{path}/") or f"{path}/".startswith(f"{out}/")}
+        found |= {made[path]} if path in made else near
     return found
 
 
 def stage_order(lock: Json, candidates: Sequence[str]) -> list[str]:
     """Stages of dvc.lock so that each comes after what it reads, ties by name."""
-    parents = reads(lock, candidates)
+    return _ordered(reads(lock, candidates))
+
+
+def _ordered(parents: Mapping[str, set[str]]) -> list[str]:
     sorter = TopologicalSorter(parents)
     order: list[str] = []
     try:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tunemill import losses, sampling
+from tunemill import losses, models, sampling
 
 
 class Speed(NamedTuple):
@@ -26,6 +26,14 @@ class Speed(NamedTuple):
     """Tokens written in a second for all prompts together."""
     joules_per_token: float | None
     """Energy of the processor (or GPU) for each token written for one prompt; None where the machine does not tell."""
+
+
+LOADED = (
+    *("*.safetensors", "*.safetensors.index.json", "*.gguf", "*.bin", "*.model"),
+    *("config.json", "generation_config.json", "adapter_config.json"),
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template*"),
+)
+"""Files of a checkpoint that are needed to load it; what else lies there tells of its training."""
 
 
 class _Read(NamedTuple):
@@ -102,6 +110,18 @@ def energy(device: str, counters: Path = Path("/sys/class/powercap")) -> float |
 def answer(model: Any, prompts: Sequence[Sequence[int]], pad: int, steps: int) -> None:
     """Read prompts in one batch and write `steps` tokens for each: what memory is measured of."""
     _decode(model, _prefill(model, prompts, pad)[0], steps)
+
+
+def disk_bytes(policy: Path, base: Path) -> int:
+    """Bytes of the files that a deployment needs: the policy's, and of an adapter those of its base too.
+
+    Args:
+        policy: folder of a whole model or of an adapter.
+        base: folder of the model that an adapter sits on.
+    """
+    folders = [policy, base] if models.is_adapter(policy) else [policy]
+    files = {file for folder in folders for pattern in LOADED for file in folder.glob(pattern) if file.is_file()}
+    return sum(file.stat().st_size for file in files)
 
 
 def _prefill(model: Any, prompts: Sequence[Sequence[int]], pad: int) -> tuple[_Read, float]:

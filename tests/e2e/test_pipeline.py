@@ -22,7 +22,7 @@ CANDIDATES = ("base", "prompt", "sft", "lora", "prompt_tune", "ppo", "sl_cai", "
 CATEGORIES = ("accuracy", "calibration", "robustness", "fairness", "bias", "toxicity", "efficiency")
 STAGES = (
     *("scope", "collect", "validate", "harm", "select", "prompt", "sft", "lora", "prompt_tune", "feedback"),
-    *("efficiency", "judge", "compare", "report"),
+    *("efficiency", "judge", "compare", "promote", "report"),
 )
 ALIGNING = ("reward@harm", "ppo@harm", "sl_cai@cai", "rl_cai@cai", "reward@rl_cai", "ppo@rl_cai")
 

@@ -57,6 +57,8 @@ def test_real_measurements(root: Path, tmp_path: Path) -> None:
             "batch_decode_tokens_per_second",
             "decode_ratio",
             "decode_tokens_per_second",
+            "disk_bytes",
+            "disk_ratio",
             "first_token_ratio",
             "first_token_seconds",
             "joules_per_token",
@@ -72,7 +74,17 @@ def test_real_measurements(root: Path, tmp_path: Path) -> None:
         assert len(written["samples"][name]) == 3
         assert {key: found[f"{name}/{key}"] for key in row} == row
     base = written["candidates"]["base"]
-    assert [base[key] for key in base if key.endswith("ratio")] == [1.0] * 5
+    assert [base[key] for key in base if key.endswith("ratio")] == [1.0] * 6
+    # Counted apart from the code: what a deployment copies.
+    sizes = {
+        name: sum((root / name / file).stat().st_size for file in files)
+        for name, files in {
+            "model": [each.name for each in (root / "model").iterdir() if each.name != "README.md"],
+            "adapter": ["adapter_config.json", "adapter_model.safetensors"],
+        }.items()
+    }
+    assert base["disk_bytes"] == sizes["model"]
+    assert written["candidates"]["lora"]["disk_bytes"] == sizes["model"] + sizes["adapter"]
     assert written["evaluated"] == {"base": "hash of base", "lora": "hash of lora"}
     assert (written["device"], written["dtype"], written["prompts"]) == ("cpu", "float32", 2)
 

@@ -116,3 +116,17 @@ def test_a_run_of_a_stage_that_is_no_candidates_belongs_to_the_run_if_something_
 
 def test_without_a_lock_there_is_nothing_to_draw():
     assert lineage.graph({}, ("base",), "artifacts/select/model", "base") is None
+
+
+def test_a_chain_is_what_led_to_some_files_and_no_more():
+    lock = made.lock(("base", "lora"))
+    assert lineage.chain(lock, ["artifacts/lora/adapter", "artifacts/select/model"]) == [
+        "collect", "scope", "select", "validate", "lora",
+    ]  # fmt: skip
+    assert lineage.chain(lock, ["models/brought"]) == lineage.chain({}, ["artifacts/lora"]) == []
+    # An entry that is left over from another graph, and holds the place of what was made since, is none of it.
+    stages = {
+        "reward": {"outs": [{"path": "artifacts/reward"}], "deps": [{"path": "artifacts/gone"}]},
+        "reward@harm": {"outs": [{"path": "artifacts/reward/harm"}], "deps": []},
+    }
+    assert lineage.chain({"stages": stages}, ["artifacts/reward/harm"]) == ["reward@harm"]
