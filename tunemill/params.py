@@ -8,6 +8,7 @@ Only light imports: a wrong file answers in about a second. YAML 1.2 as DVC read
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -128,6 +129,10 @@ class Extra(Params):
     """Runs of `rloo`."""
     best_of: dict[str, RewardedStart]
     """Runs of `best_of`."""
+    distill: dict[str, Candidate]
+    """Runs of `distill`: the teacher, a variant of the same name in its section."""
+    prune: dict[str, Candidate]
+    """Runs of `prune`: what is pruned, a variant of the same name in its section."""
 
 
 class StartFolder(RootModel[str]):
@@ -147,6 +152,32 @@ class Launch(RootModel[str]):
 
 
 Section = TypeVar("Section", bound=BaseModel)
+
+
+Variant = TypeVar("Variant")
+
+
+def named(variants: Mapping[str, Variant], name: str, where: str) -> Variant:
+    """What a section says of the run of this name.
+
+    Args:
+        variants: of the section.
+        name: of the run under `extra`.
+        where: the variants' key, for messages.
+
+    Raises:
+        UserError: it says nothing.
+    """
+    if name not in variants:
+        near = nearest(name, variants)
+        raise UserError(
+            f"no variant '{name}'",
+            where=f"params.yaml: {where}",
+            expected="one of " + ", ".join(variants) if variants else "a variant of this name",
+            fix=f"did you mean '{near}'?" if near else "add it there, or take the run out of `extra`",
+            exit_code=2,
+        )
+    return variants[name]
 
 
 class ParamsFile:

@@ -12,6 +12,7 @@ What `run` may ask for, by name or by type of its keyword-only parameters:
 - `cache: Path | None`: a folder that outlives the run, for what is costly and named by all that it depends on but code; where the
   code changes that `main(run, cached_by=…)` names, it is a new one.
 - `log: Log`, `runtime: Runtime`: progress; device, number format and threads.
+- `candidate: str`: which run this is, where a stage runs once for each of several (`--candidate`).
 - another `Params` type (`candidates: Candidates`): the section of params.yaml of that name.
 - any other `Path`, `Path | None` or `tuple[Path, ...]`: an input, given as `--name`.
 """
@@ -64,7 +65,7 @@ class Contract:
     sections: dict[str, type[BaseModel]] = field(default_factory=dict)
     """Further params sections that `run` is given."""
     wants: frozenset[str] = frozenset()
-    """Which of work, cache, log, runtime it takes."""
+    """Which of work, cache, log, runtime, candidate it takes."""
 
     @property
     def params(self) -> dict[str, type[BaseModel]]:
@@ -88,7 +89,7 @@ def contract(run: Callable[..., Metrics], name: str = "") -> Contract:
         if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
             raise TypeError(f"parameter '{parameter.name}' of run must be keyword-only")
         kind = hints[parameter.name]
-        if parameter.name in ("work", "cache"):
+        if parameter.name in ("work", "cache") or (parameter.name == "candidate" and kind is str):
             wants.add(parameter.name)
         elif kind is Log:
             wants.add("log")
@@ -186,7 +187,10 @@ def _parser(stage: Contract, preview: str = "", needs_inputs: bool = True) -> ar
             help="output" + (f" (default artifacts/{stage.name})" if name == "out" else ""),
         )
     parser.add_argument(
-        "--candidate", metavar="NAME", help="which candidate this run is for, where a stage runs once for each"
+        "--candidate",
+        metavar="NAME",
+        required="candidate" in stage.wants and needs_inputs,
+        help="which candidate this run is for, where a stage runs once for each",
     )
     parser.add_argument(
         "--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="parameters (default params.yaml)"
@@ -271,6 +275,8 @@ def execute(
         try:
             given: dict[str, Any] = {**inputs, **partial, **{name: sections[name] for name in stage.sections}}
             given = {name: tuple(value) if stage.inputs.get(name) == "many" else value for name, value in given.items()}
+            if "candidate" in stage.wants:
+                given["candidate"] = arguments.candidate
             if "work" in stage.wants:
                 given["work"] = state
             if "cache" in stage.wants:
