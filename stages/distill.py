@@ -18,6 +18,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from tunemill import distillation, trainings, tuning
 from tunemill.blocks import Half
 from tunemill.log import Log
+from tunemill.losses import Encoded
 from tunemill.params import Params, named
 from tunemill.runtime import Runtime
 from tunemill.stage import Metrics, main
@@ -226,7 +227,7 @@ def own_answers(
         log=log,
     )
     learnt = [
-        row._replace(completion=render_completion(tokenizer, each.text))
+        Encoded(row.prompt, render_completion(tokenizer, each.text))
         for row, each in zip(rows, found, strict=True)
         if each.finished and len(row.prompt) + each.tokens <= cfg.max_tokens
     ]

@@ -390,6 +390,13 @@ def rebuilt(model: Any, config: Any, weights: Mapping[str, torch.Tensor]) -> Any
 
     with torch.random.fork_rng(devices=[]):
         fresh = planning.skeleton(config, str(model.dtype).removeprefix("torch."))
+    head, words = fresh.get_output_embeddings(), fresh.get_input_embeddings()
+    if _tied(model) and not _tied(
+        fresh
+    ):  # transformers learns only from the weights whether a T5 has a head of its own
+        head.weight = words.weight
+    elif _tied(fresh) and not _tied(model):
+        head.weight = torch.nn.Parameter(torch.empty_like(head.weight))
     shapes = {name: each.shape for name, each in fresh.state_dict().items()}
     if shapes != {name: each.shape for name, each in weights.items()}:
         odd = sorted(
@@ -400,6 +407,10 @@ def rebuilt(model: Any, config: Any, weights: Mapping[str, torch.Tensor]) -> Any
     fresh.generation_config = copy.deepcopy(model.generation_config)
     fresh.config.name_or_path = model.config.name_or_path
     return fresh.to(model.device).eval()
+
+
+def _tied(model: Any) -> bool:
+    return model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
 def _names(block: Any) -> set[str]:

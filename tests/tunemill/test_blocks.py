@@ -187,6 +187,14 @@ def test_a_model_with_some_blocks_is_what_plain_transformers_loads(either: Path,
     model = models.load_base(either, CPU)
     kept = {stack.half: [0, len(stack.blocks) - 1][: len(stack.blocks) - 1] for stack in blocks.stacks(model)}
     small = blocks.with_blocks(model, kept)
+    gone = [
+        stack.blocks[at]
+        for stack in blocks.stacks(model)
+        for at in range(len(stack.blocks))
+        if at not in kept[stack.half]
+    ]
+    cut = sum(each.numel() for block in gone for each in block.parameters())
+    assert sum(each.numel() for each in small.parameters()) == sum(each.numel() for each in model.parameters()) - cut
     models.save(small, models.load_tokenizer(either), tmp_path / "small", "float32")
     again = models.load_base(tmp_path / "small", CPU)
     batch = texts(model)[0].inputs
@@ -221,6 +229,20 @@ def test_what_a_configuration_says_of_each_layer_goes_with_it() -> None:
     small = blocks.with_blocks(Qwen2ForCausalLM(config).eval(), {"decoder": [0, 3]})
     assert small.config.layer_types == ["full_attention", "sliding_attention"]
     assert config.num_hidden_layers == 4
+
+
+def test_an_output_head_of_its_own_stays_one(encoder_decoder: Path, tmp_path: Path) -> None:
+    import torch
+
+    model = models.load_base(encoder_decoder, CPU)
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
+    small = blocks.with_blocks(model, {"encoder": [0], "decoder": [0]})
+    assert torch.equal(small.lm_head.weight, model.lm_head.weight)
+    assert torch.equal(small.get_input_embeddings().weight, model.get_input_embeddings().weight)
+    models.save(small, models.load_tokenizer(encoder_decoder), tmp_path / "small", "float32")
+    again = models.load_base(tmp_path / "small", CPU)
+    assert torch.equal(again.lm_head.weight, model.lm_head.weight)
 
 
 def test_what_the_first_block_holds_for_all_is_not_cut_off(encoder_decoder: Path) -> None:
