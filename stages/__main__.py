@@ -20,7 +20,7 @@ from tunemill import alignment, constitution, helm, promotion
 from tunemill.dependencies import module_of
 from tunemill.endpoints import key_of
 from tunemill.errors import UserError, nearest
-from tunemill.params import AlignStart, Candidates, Extra, Launch, ParamsFile, StartFolder
+from tunemill.params import AlignStart, Candidates, Extra, Launch, ParamsFile, StartFolder, Variants
 from tunemill.sources import FileSource
 from tunemill.stage import contract
 
@@ -29,7 +29,9 @@ ADAPTERS = ("lora", "prompt_tune")
 """Stages whose result is used with the model that they started from, which `start` names."""
 STARTED = ("prompt", "sft", *ADAPTERS)
 """Stages that start from the model that `start` names."""
-TUNING = ("pretrain", "sft", *ADAPTERS, "ia3")
+TUNING = ("pretrain", "sft", *ADAPTERS, "ia3", "distill")
+COMPRESSING = ("distill", "quantize", "prune")
+"""Stages that make a smaller model, each run as the variant of its name says."""
 OFF = ("ia3", "dpo", "kto", "grpo", "rloo")
 """Stages that are off by default and make an adapter of the model that their run names."""
 BASES = dict.fromkeys(OFF, "model") | {"ppo": "policy"}
@@ -51,6 +53,7 @@ RESULTS = {
     "feedback": "policy",
     "sl_cai": "model",
     "best_of": "model",
+    **dict.fromkeys((*COMPRESSING, "compress"), "model"),
 } | dict.fromkeys((*ADAPTERS, *OFF, "ppo"), "adapter")
 """Stage → what it calls the checkpoint that it writes; those of further seeds end in `-<seed>`."""
 
@@ -75,6 +78,11 @@ class Setup:
         """Name → candidate."""
         return dict(self.values["candidates"].root) if "candidates" in self.values else {}
 
+    @property
+    def variants(self) -> dict[str, Any]:
+        """Name → policy and base; none where the section is wrong."""
+        return dict(self.values["variants"].root) if "variants" in self.values else {}
+
     def told(self, keys: Keys, what: str, *, expected: str = "", fix: str = "", known: Iterable[str] = ()) -> str:
         """A mistake in params.yaml, with its line; of `known` the nearest to the value is offered."""
         near = nearest(what.split("'")[1], known) if known else None
@@ -90,7 +98,13 @@ def check(root: Path) -> list[str]:
         UserError: one of the two cannot be read at all.
     """
     setup = Setup(root, ParamsFile(root / "params.yaml"))
-    sections: dict[str, Any] = {"candidates": Candidates, "launch": Launch, "start": StartFolder, "extra": Extra}
+    sections: dict[str, Any] = {
+        "candidates": Candidates,
+        "variants": Variants,
+        "launch": Launch,
+        "start": StartFolder,
+        "extra": Extra,
+    }
     sections["align_start"] = AlignStart
     faults = list(in_graph(setup, sections))
     for name, kind in sections.items():
@@ -111,6 +125,7 @@ def check(root: Path) -> list[str]:
         in_inputs,
         in_folders,
         in_rewards,
+        in_variants,
         in_constitutions,
         in_names,
         in_criteria,
@@ -334,16 +349,24 @@ def in_folders(setup: Setup) -> Iterator[str]:
     for name, candidate in setup.candidates.items():
         named |= {("candidates", name, key): getattr(candidate, key) for key in ("policy", "base")}
     adapted: dict[Keys, Any] = {("candidates", name): candidate for name, candidate in setup.candidates.items()}
+    for name, variant in setup.variants.items():
+        adapted["variants", name] = variant
+        named |= {("variants", name, key): getattr(variant, key) for key in ("policy", "base")}
     if "align_start" in setup.values and "feedback" in used(setup):
         adapted["align_start",] = setup.values["align_start"]
         named |= {("align_start", key): getattr(adapted["align_start",], key) for key in ("policy", "base")}
+    if "extra" in setup.values:
+        for stage in COMPRESSING:
+            adapted |= {("extra", stage, name): run for name, run in getattr(setup.values["extra"], stage).items()}
+    if "distill" in setup.values:
+        named["distill", "student"] = setup.values["distill"].student
     if "judge" in setup.values:
         named["judge", "folder"] = setup.values["judge"].folder
     for stage, key in PRINCIPLED.items():
         if stage in setup.values:
             named[stage, key, "folder"] = getattr(setup.values[stage], key).folder
     # What a run reads beside its model is any file or folder of a stage.
-    read = {keys for keys in named if keys[0] == "extra" and keys[-1] not in ("model", "policy", "start")}
+    read = {keys for keys in named if keys[0] == "extra" and keys[-1] not in ("model", "policy", "base", "start")}
     wrong = {
         keys
         for keys, path in named.items()
@@ -386,6 +409,37 @@ def in_rewards(setup: Setup) -> Iterator[str]:
                 )
 
 
+def in_variants(setup: Setup) -> Iterator[str]:
+    """Runs of stages that make a smaller model, and no variant that says how; a parent that is none of the variants."""
+    if "compress" in setup.values and setup.variants and setup.values["compress"].parent not in setup.variants:
+        yield setup.told(
+            ("compress", "parent"),
+            f"'{setup.values['compress'].parent}' is no variant",
+            expected="one of " + ", ".join(setup.variants),
+            fix="name another, or add it to `variants`",
+            known=setup.variants,
+        )
+    runs = dict(setup.values["extra"]) if "extra" in setup.values else {}
+    for stage in COMPRESSING:
+        known = [*setup.values[stage].variants] if stage in setup.values else None
+        for name in runs.get(stage, {}) if known is not None else ():
+            if name not in known:
+                yield setup.told(
+                    ("extra", stage, name),
+                    f"no variant '{name}'",
+                    expected="one of " + ", ".join(known)
+                    if known
+                    else f"a variant of {stage}.variants, which has none",
+                    fix=f"name it in {stage}.variants",
+                    known=known,
+                )
+
+
+def trained(settings: Any) -> Any:
+    """What a stage's section says of its training: the section itself, or `recovery` in it."""
+    return getattr(settings, "recovery", settings)
+
+
 def checkpoints(setup: Setup) -> list[str]:
     """Everything that stages make and others may read: checkpoints by name, anything else by its folder."""
     found = []
@@ -396,7 +450,10 @@ def checkpoints(setup: Setup) -> list[str]:
             continue
         settings = setup.values.get(stage)
         result = "model" if getattr(settings, "mode", None) == "full" else RESULTS[stage]
-        found += [f"{out}/{result}", *(f"{out}/{result}-{seed}" for seed in getattr(settings, "seeds", (0,))[1:])]
+        found += [
+            f"{out}/{result}",
+            *(f"{out}/{result}-{seed}" for seed in getattr(trained(settings), "seeds", (0,))[1:]),
+        ]
     return found
 
 
@@ -620,7 +677,7 @@ def in_mixtures(setup: Setup) -> Iterator[str]:
 
 def in_training(setup: Setup) -> Iterator[str]:
     """What a tuning stage that a candidate uses would refuse when it starts."""
-    stages = [each for each in (*TUNING, *OFF, "sl_cai") if each in used(setup) and each in setup.values]
+    stages = [each for each in (*TUNING, *OFF, "sl_cai", "prune") if each in used(setup) and each in setup.values]
     number = processes(launcher(setup.values["launch"].root)) if "launch" in setup.values else None
     if stages and "runtime" in setup.values and setup.values["runtime"].dtype == "float16":
         yield setup.told(
@@ -663,6 +720,8 @@ def used(setup: Setup) -> set[str]:
             waiting.append(setup.values["start"].root)
         if parts[1] == "feedback" and "align_start" in setup.values:
             waiting += dict(setup.values["align_start"]).values()
+        if parts[1] == "compress":
+            waiting += [each for variant in setup.variants.values() for each in (variant.policy, variant.base)]
         run = runs.get(parts[1], {}).get(parts[2]) if len(parts) > 2 else None
         waiting += dict(run).values() if run is not None else []
         if run is not None and parts[1] in PRINCIPLED and parts[1] in setup.values:

@@ -163,15 +163,7 @@ def starting_policy(cfg: Config, policy: Path, base: Path, folder: Path, runtime
     """
     from tunemill import cards, models
 
-    # Merged in float32, and rounded once: a small update would not survive being added in fewer bits.
-    model, tokenizer = models.load_policy(policy, base, dataclasses.replace(runtime, dtype="float32"))
-    if hasattr(model, "peft_config"):
-        raise UserError(
-            f"the adapter in {policy} is a prompt, which cannot be merged into the weights",
-            where="params.yaml: align_start.policy",
-            expected="a whole model, or an adapter whose update can be added to the weights (lora, ia3)",
-            fix="name another",
-        )
+    model, tokenizer = models.load_whole(policy, base, runtime, "align_start.policy")
     models.save(model, tokenizer, folder, cfg.store_dtype)
     text = "What alignment starts from: a tuned model, its adapter merged into the weights."
     cards.write(folder, "Starting policy", base, text, {}, model.config.is_encoder_decoder)

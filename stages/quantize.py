@@ -23,7 +23,7 @@ from tunemill import cards, checkpoints, gguf_export, models, quantization, reco
 from tunemill.errors import UserError
 from tunemill.log import Log
 from tunemill.losses import Encoded
-from tunemill.params import Params
+from tunemill.params import Params, named
 from tunemill.runtime import Runtime
 from tunemill.stage import Metrics, main
 
@@ -95,7 +95,7 @@ def run(
     log: Log,
 ) -> Metrics:
     """Quantize a policy; write it as `model` under `out`, with quantize.json beside the weights."""
-    variant = chosen(cfg, candidate)
+    variant = named(cfg.variants, candidate, "quantize.variants")
     folder, exact = out / "model", replace(runtime, device="cpu", dtype="float32")
 
     # 1. The model in full precision, an adapter merged.
@@ -106,13 +106,7 @@ def run(
             expected="a model with floating-point weights",
             fix="name the model that it was made from",
         )
-    model, tokenizer = models.load_policy(policy, base, exact)
-    if models.soft_prompt(model) is not None:
-        raise UserError(
-            f"{policy} is a soft prompt, which stays before the input and cannot be quantized",
-            where=f"params.yaml: extra.quantize.{candidate}.policy",
-            expected="a whole model, or an adapter that can be merged",
-        )
+    model, tokenizer = models.load_whole(policy, base, exact, f"extra.quantize.{candidate}.policy")
     count = sum(each.numel() for each in model.parameters())
 
     # 2. Learn on with rounded weights.
@@ -171,23 +165,6 @@ def run(
         "bytes_per_float32": size / (4 * count),
         "calibration_rows": shown,
     }
-
-
-def chosen(cfg: Config, name: str) -> Variant:
-    """How one of `extra.quantize` is to be made.
-
-    Raises:
-        UserError: nothing says it.
-    """
-    if name not in cfg.variants:
-        raise UserError(
-            f"nothing says how '{name}' is quantized",
-            where="params.yaml: quantize.variants",
-            expected="an entry for each of extra.quantize; there are " + (", ".join(cfg.variants) or "none"),
-            fix=f"add {name}: {{method: int8}}",
-            exit_code=2,
-        )
-    return cfg.variants[name]
 
 
 def calibration(cfg: Config, tokenizer: Any, train: Path) -> list[Encoded]:

@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import Field
 
 from tunemill import aligned, constitutional
-from tunemill.adaptation import ALIGNING, CurvePoint, Tuned, tradeoff_csv
+from tunemill.adaptation import ALIGNING, COMPRESSING, CurvePoint, Tuned, tradeoff_csv
 from tunemill.checkpoints import write_text
 from tunemill.errors import UserError
 from tunemill.log import Log
@@ -152,7 +152,7 @@ def read_trainings(evaluations: Path, policies: Mapping[str, str]) -> list[Tuned
         if stage in found or not (folder / "training.json").exists():
             continue
         record = read_json(folder / "training.json")
-        if record.get("method") not in ALIGNING:
+        if record.get("method") not in (*ALIGNING, *COMPRESSING):
             found[stage] = Tuned(stage, record, read_curve(folder / "curve.csv"))
     return list(found.values())
 

@@ -26,6 +26,9 @@ TRAINED = {
 ALIGNING = ("ppo", "sl_cai", "dpo", "kto", "grpo", "rloo")
 """Methods that do not make a model fit the task: their loss is another one, and what they bring is told elsewhere."""
 
+COMPRESSING = ("distill", "prune")
+"""Methods that make a model smaller: told elsewhere too."""
+
 LAB_LOSSES = {"rouge1": 3.2, "rouge2": 9.4, "rougeL": 4.0}
 """Percent that LoRA lost against full tuning in the lab of FLAN-T5-base on DialogSum (ROUGE-1 0.4081 against 0.4216)."""
 

@@ -56,44 +56,54 @@ def collate(pairs: Sequence[Encoded], pad: int, start: int | None) -> dict[str, 
     }
 
 
-def completion_logits(model: Any, inputs: dict[str, Any], virtual_tokens: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of the positions that predict completions.
+def completion_outputs(
+    model: Any, inputs: dict[str, Any], virtual_tokens: int = 0, **asked: Any
+) -> tuple[Any, torch.Tensor]:
+    """What a model makes of a batch, its logits those of the positions that predict completions.
 
     Args:
         model: a language model that fits the batch; a decoder-only one takes `logits_to_keep`.
         inputs: what `collate` gives.
         virtual_tokens: soft prompt tokens that the (PEFT) model puts before a decoder-only model's input.
+        asked: what else the model is to give: `output_hidden_states`.
 
     Returns:
-        Logits (B, K, V) and the labels they stand for, (B, K), `IGNORED` where there is no loss.
+        The model's output, with `logits` (B, K, V), and the labels they stand for, (B, K), `IGNORED` where there is no loss.
     """
     import torch
 
     labels = inputs["labels"]
     if "decoder_input_ids" in inputs:
-        logits = model(
+        found = model(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
             decoder_input_ids=inputs["decoder_input_ids"],
             use_cache=False,
-        ).logits  # (B, K, V)
-        return logits, labels
+            **asked,
+        )
+        return found, labels
     # The window from the first position with loss in any row to the last; a token's logits stand one position before it.
     carries = labels.ne(IGNORED).any(dim=0).nonzero()  # positions with loss
     first, last = int(carries[0]), int(carries[-1])
     window = torch.arange(first - 1, last, device=labels.device) + virtual_tokens  # (K,)
-    logits = model(input_ids=inputs["input_ids"], logits_to_keep=window, use_cache=False).logits  # (B, K, V)
-    return logits, labels[:, first : last + 1]
+    found = model(input_ids=inputs["input_ids"], logits_to_keep=window, use_cache=False, **asked)
+    return found, labels[:, first : last + 1]
+
+
+def completion_logits(model: Any, inputs: dict[str, Any], virtual_tokens: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of the positions that predict completions, (B, K, V), and the labels they stand for: see `completion_outputs`."""
+    found, labels = completion_outputs(model, inputs, virtual_tokens)
+    return found.logits, labels
 
 
 def completion_loss(model: Any, inputs: dict[str, Any], items: Any = None, virtual_tokens: int = 0) -> Any:
     """Cross-entropy of the completions: a scalar.
 
     Args:
-        model: see `completion_logits`.
+        model: see `completion_outputs`.
         inputs: what `collate` gives.
         items: number to divide the sum by; the batch's completion tokens by default.
-        virtual_tokens: see `completion_logits`.
+        virtual_tokens: see `completion_outputs`.
     """
     import torch
 
@@ -107,9 +117,9 @@ def completion_logprobs(model: Any, inputs: dict[str, Any], virtual_tokens: int 
     """Log-probability of each row's completion, the sum over its tokens: (B,), in float32.
 
     Args:
-        model: see `completion_logits`; wrap the call in `torch.inference_mode()` where no gradient is wanted.
+        model: see `completion_outputs`; wrap the call in `torch.inference_mode()` where no gradient is wanted.
         inputs: what `collate` gives.
-        virtual_tokens: see `completion_logits`.
+        virtual_tokens: see `completion_outputs`.
     """
     import torch
 

@@ -220,6 +220,31 @@ def load_policy(policy: Path, base: Path, runtime: Runtime) -> tuple[Any, Any]:
     return model.eval(), tokenizer
 
 
+def load_whole(policy: Path, base: Path, runtime: Runtime, where: str) -> tuple[Any, Any]:
+    """A policy as one whole model in float32, an adapter merged into its base, and its tokenizer.
+
+    In float32 whatever is computed in: a small update would not survive being added in fewer bits.
+
+    Args:
+        policy: see `load_policy`.
+        base: see `load_policy`.
+        runtime: device.
+        where: the key in params.yaml that names the policy, for messages.
+
+    Raises:
+        UserError: it is no whole model, and cannot be merged into one.
+    """
+    model, tokenizer = load_policy(policy, base, replace(runtime, dtype="float32"))
+    if hasattr(model, "peft_config"):
+        raise UserError(
+            f"the adapter in {policy} is a prompt, which cannot be merged into the weights",
+            where=f"params.yaml: {where}",
+            expected="a whole model, or an adapter whose update can be added to the weights (lora, ia3)",
+            fix="name another",
+        )
+    return model, tokenizer
+
+
 SURVIVING = 0.5
 """Share of a low-rank update that must be left after rounding, for it to be merged: supervised tuning leaves some 0.85 in
 bfloat16, alignment a fraction of that."""

@@ -8,6 +8,7 @@ Only light imports: a wrong file answers in about a second. YAML 1.2 as DVC read
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -135,11 +136,11 @@ class Extra(Params):
     best_of: dict[str, RewardedStart]
     """Runs of `best_of`."""
     distill: dict[str, Candidate]
-    """Runs of `distill`: the teacher."""
+    """Runs of `distill`: the teacher, a variant of the same name in its section."""
     quantize: dict[str, Candidate]
-    """Runs of `quantize`: what becomes smaller."""
+    """Runs of `quantize`: what is quantized, a variant of the same name in its section."""
     prune: dict[str, Candidate]
-    """Runs of `prune`: what becomes smaller."""
+    """Runs of `prune`: what is pruned, a variant of the same name in its section."""
 
 
 class StartFolder(RootModel[str]):
@@ -159,6 +160,32 @@ class Launch(RootModel[str]):
 
 
 Section = TypeVar("Section", bound=BaseModel)
+
+
+Variant = TypeVar("Variant")
+
+
+def named(variants: Mapping[str, Variant], name: str, where: str) -> Variant:
+    """What a section says of the run of this name.
+
+    Args:
+        variants: of the section.
+        name: of the run under `extra`.
+        where: the variants' key, for messages.
+
+    Raises:
+        UserError: it says nothing.
+    """
+    if name not in variants:
+        near = nearest(name, variants)
+        raise UserError(
+            f"no variant '{name}'",
+            where=f"params.yaml: {where}",
+            expected="one of " + ", ".join(variants) if variants else "a variant of this name",
+            fix=f"did you mean '{near}'?" if near else "add it there, or take the run out of `extra`",
+            exit_code=2,
+        )
+    return variants[name]
 
 
 class ParamsFile:
@@ -249,11 +276,16 @@ class ParamsFile:
 
     def _explain(self, name: str, kind: type[BaseModel], error: Any) -> UserError:
         # Pydantic puts the names of union members and validators into `loc`; only keys of the file are shown.
-        loc = error["loc"]
-        shown = [
-            key for depth, key in enumerate(loc) if not any(_is_tag(each, key) for each in _walk(kind, loc[:depth]))
-        ]
-        keys: list[str | int] = [name, *shown]
+        loc, node, kinds = error["loc"], self._tree[name], [kind]
+        keys: list[str | int] = [name]
+        for key in loc:
+            there = isinstance(node, dict) and key in node
+            if there or not any(_is_tag(each, key) for each in kinds):
+                keys.append(key)
+                node = node[key] if there or (isinstance(node, list) and key in range(len(node))) else None
+            # A name of the user's may be a tag too: that it is in the file tells them apart, and it leaves all kinds.
+            if not there or any(issubclass(each, RootModel) or key in each.model_fields for each in kinds):
+                kinds = _step(kinds, key)
         line = self.line(tuple(keys))
         dotted = ".".join(map(str, keys))
         where = f"{self.path}:{line}: {dotted}" if line else f"{self.path}: {dotted}"
@@ -309,15 +341,20 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 def _walk(kind: type[BaseModel], loc: tuple[str | int, ...]) -> list[type[BaseModel]]:
     kinds = [kind]
     for key in loc:
-        below: list[type[BaseModel]] = []
-        for each in kinds:
-            if issubclass(each, RootModel):
-                below += _models_in(each.model_fields["root"].annotation)
-            elif key in each.model_fields:
-                below += _models_in(each.model_fields[str(key)].annotation)
-        # A key that is no field is an entry of a dict, a list index, or a union's tag, which leaves one kind.
-        kinds = below or [each for each in kinds if _is_tag(each, key)] or kinds
+        kinds = _step(kinds, key)
     return kinds
+
+
+def _step(kinds: list[type[BaseModel]], key: str | int) -> list[type[BaseModel]]:
+    """What may stand under a key, of what may stand here."""
+    below: list[type[BaseModel]] = []
+    for each in kinds:
+        if issubclass(each, RootModel):
+            below += _models_in(each.model_fields["root"].annotation)
+        elif key in each.model_fields:
+            below += _models_in(each.model_fields[str(key)].annotation)
+    # A key that is no field is an entry of a dict, a list index, or a union's tag, which leaves one kind.
+    return below or [each for each in kinds if _is_tag(each, key)] or kinds
 
 
 def _is_tag(kind: type[BaseModel], key: str | int) -> bool:

@@ -35,6 +35,13 @@ OPEN_SECTIONS = (
     "extra.grpo",
     "extra.rloo",
     "extra.best_of",
+    "extra.distill",
+    "extra.quantize",
+    "extra.prune",
+    "distill.variants",
+    "quantize.variants",
+    "prune.variants",
+    "variants",
     "collect.red_team",
     "collect.harmless",
     "collect.tasks",
@@ -48,6 +55,9 @@ OPEN_SECTIONS = (
     "prompt.decodings",
 )
 """Sections whose keys are names of the user's choosing; what a recipe names there is all there is."""
+
+KINDS = ("source", "method")
+"""Keys that say what other keys there are beside them."""
 
 # What a run makes belongs to the workspace it was made in, and is never copied or swept away.
 OWN = ("artifacts", "metrics", "reports", "work", "dvc.lock", ".dvc", "dvc_plots")
@@ -163,12 +173,11 @@ def _merge(tree: Any, overlay: Mapping[str, Any], where: Path, above: tuple[str,
                 fix=f"did you mean '{near}'?" if near else "",
                 exit_code=2,
             )
-        # Another kind of source has other keys: what names one stands for itself.
-        other = isinstance(value, Mapping) and "source" in value and "source" in (tree.get(key) or {})
         if (
             isinstance(value, Mapping)
             and isinstance(tree.get(key), Mapping)
-            and not (other and value["source"] != tree[key]["source"])
+            # Another kind of source or pruning has other keys: what names one stands for itself.
+            and not any(kind in value and value[kind] != tree[key].get(kind, value[kind]) for kind in KINDS)
         ):
             if dotted in OPEN_SECTIONS:
                 # Candidates of a recipe are all there are: those of params.yaml may not even exist there.

@@ -12,6 +12,7 @@ What `run` may ask for, by name or by type of its keyword-only parameters:
 - `cache: Path | None`: a folder that outlives the run, for what is costly and named by all that it depends on but code; where the
   code changes that `main(run, cached_by=…)` names, it is a new one.
 - `log: Log`, `runtime: Runtime`: progress; device, number format and threads.
+- `candidate: str`: which run this is, where a stage runs once for each of several (`--candidate`).
 - another `Params` type (`candidates: Candidates`): the section of params.yaml of that name.
 - any other `Path`, `Path | None` or `tuple[Path, ...]`: an input, given as `--name`.
 """

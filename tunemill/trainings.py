@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 from tunemill import checkpoints, records, tuning
 from tunemill.log import Log
 from tunemill.runtime import Runtime, seed_everything
-from tunemill.tuning import Data, Mixture, Point, Trained, Training
+from tunemill.tuning import Data, Mixture, Objective, Point, Trained, Training
 
 
 class Kind(NamedTuple):
     """What a stage makes, and what its record and its card call that."""
 
     method: str
-    """Of the planner: full, lora, qlora, prompt_tuning, ia3."""
+    """Of the planner: full, lora, qlora, prompt_tuning, ia3; or of a stage that compresses: distill, prune."""
     title: str
     """Of the model card."""
     text: str
@@ -79,6 +79,7 @@ def each_seed(
     work: Path,
     runtime: Runtime,
     log: Log,
+    objective: Objective | None = None,
 ) -> dict[str, float | None]:
     """Train once for each of `cfg.seeds`, and write what came out with its record and its model card.
 
@@ -93,6 +94,7 @@ def each_seed(
         work: folder for checkpoints.
         runtime: device and number format.
         log: progress.
+        objective: what is minimised; the cross-entropy of the completions if left out.
 
     Returns:
         The first seed's metrics.
@@ -107,7 +109,9 @@ def each_seed(
             seed_everything(seed)  # of new weights, and of dropout
             return load(seed)
 
-        trained = tuning.train(start, tokenizer, data, cfg, seed, runtime=runtime, work=work / name, log=log)
+        trained = tuning.train(
+            start, tokenizer, data, cfg, seed, runtime=runtime, work=work / name, log=log, objective=objective
+        )
         # Told before it is saved, which casts a whole model.
         told = record(out / name, kind.method, cfg, data, trained, runtime.dtype)
         metrics = metrics or told

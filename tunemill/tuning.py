@@ -113,6 +113,15 @@ class Trained(NamedTuple):
     """Bytes that the process was to take at its peak, by what they are for, and their total."""
 
 
+class Objective(NamedTuple):
+    """Another loss than the cross-entropy of the completions."""
+
+    loss: Callable[[Any, dict[str, Any], Any, int], Any]
+    """(model, what `losses.collate` gives, number to divide the sum by, virtual tokens) → a scalar, as `losses.completion_loss`."""
+    held: int = 0
+    """Bytes of what it reads beside the model: a frozen teacher's."""
+
+
 class Diverged(Exception):  # an event that is handled, not an error that is shown
     """A gradient that is not finite, before it touched the weights."""
 
@@ -424,6 +433,7 @@ def train(
     runtime: Runtime,
     work: Path,
     log: Log,
+    objective: Objective | None = None,
 ) -> Trained:
     """Train a model, continuing from the newest complete checkpoint under `work`.
 
@@ -436,6 +446,7 @@ def train(
         runtime: device and number format.
         work: folder for checkpoints.
         log: progress.
+        objective: what is minimised; the cross-entropy of the completions if left out.
 
     Raises:
         UserError: one pair does not fit into memory (of several processes: what they were given does not), a pair is longer
@@ -464,7 +475,18 @@ def train(
         micro, accumulation = micro_batches(limit, cfg.batch_size * cfg.accumulation // limit, runtime.processes)
         try:
             policy, points, planned = _attempt(
-                load, tokenizer, data, cfg, seed, micro, accumulation, rate, runtime=runtime, work=work, log=log
+                load,
+                tokenizer,
+                data,
+                cfg,
+                seed,
+                micro,
+                accumulation,
+                rate,
+                runtime=runtime,
+                work=work,
+                log=log,
+                objective=objective,
             )
             return Trained(policy, points, micro, rate, planned)
         except Diverged as fault:
@@ -544,6 +566,7 @@ def _attempt(
     runtime: Runtime,
     work: Path,
     log: Log,
+    objective: Objective | None = None,
 ) -> tuple[Any, list[Point], dict[str, int]]:
     """Train from the newest checkpoint to the end, or to the fault."""
     from datasets import Dataset
@@ -566,7 +589,7 @@ def _attempt(
     model = load()
     _fits(model, [*data.train, *data.validation])
     forward = [step[at : at + micro] for step in steps for at in range(0, pairs, micro)]
-    planned = plan_memory(model, forward, cfg, runtime)
+    planned = plan_memory(model, forward, cfg, runtime, objective.held if objective else 0)
     _say(planned, runtime, log)
     curve_file = work / "curve.jsonl"
     resume = checkpoints.newest(work)
@@ -645,6 +668,7 @@ def _attempt(
         learning_rate,
         runtime,
         work,
+        objective,
     )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Follow())
@@ -671,8 +695,9 @@ def _trainer(
     learning_rate: float,
     runtime: Runtime,
     work: Path,
+    objective: Objective | None,
 ) -> Any:
-    """The library's trainer for the model's family, with this module's loss."""
+    """The library's trainer for the model's family, with this module's loss or another."""
     processes = runtime.processes
     arguments: dict[str, Any] = {
         "output_dir": str(work),
@@ -713,7 +738,8 @@ def _trainer(
     def loss(policy: Any, inputs: Any) -> Any:
         items = inputs["items"][0]
         # Gradients are averaged over processes, and the loss is a mean over the tokens of all of them.
-        return losses.completion_loss(policy, inputs, items, virtual) * processes
+        minimised = objective.loss if objective else losses.completion_loss
+        return minimised(policy, inputs, items, virtual) * processes
 
     if cfg.sharding == "fsdp":
         arguments |= {
@@ -845,7 +871,9 @@ def barrier() -> None:
         distributed.barrier()
 
 
-def plan_memory(policy: Any, batches: Sequence[Sequence[Encoded]], cfg: Training, runtime: Runtime) -> dict[str, int]:
+def plan_memory(
+    policy: Any, batches: Sequence[Sequence[Encoded]], cfg: Training, runtime: Runtime, held: int = 0
+) -> dict[str, int]:
     """Plan the peak memory of a training from the shapes of model, adapter and largest batch (`tunemill.planning`).
 
     Args:
@@ -853,6 +881,7 @@ def plan_memory(policy: Any, batches: Sequence[Sequence[Encoded]], cfg: Training
         batches: of the forward passes of one process.
         cfg: whether activations are recomputed and the model is sharded.
         runtime: device, number format, processes.
+        held: bytes of weights beside those of the model.
 
     Returns:
         Bytes by what they are for: weights, optimizer, gradients, logits, activations, what malloc leaves unused
@@ -876,6 +905,7 @@ def plan_memory(policy: Any, batches: Sequence[Sequence[Encoded]], cfg: Training
     if cfg.sharding == "fsdp":  # each process keeps its part of what does not depend on the batch
         part = {name: -(-getattr(memory, name) // runtime.processes) for name in ("weights", "optimizer", "gradients")}
         memory = memory._replace(**part)
+    memory = memory._replace(weights=memory.weights + held)
     total = planning.process_bytes(memory, runtime.device)
     process = planning.PROCESS_BYTES if runtime.device != "cuda" else 0
     return {**memory._asdict(), "allocator": total - process - memory.total, "process": process, "total": total}
