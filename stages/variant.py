@@ -86,7 +86,8 @@ def run(
     size = models.weight_bytes(policy) + (models.weight_bytes(base) if adapter else 0)
     maker, told = made_by(policy)
     count = int(told.get("parameters") or sum(each.numel() for each in model.parameters()))
-    inside, everywhere = compression.sparsity(model)
+    # Of weights kept in few bits zeros say how they were rounded, not what was taken out.
+    inside, everywhere = (None, None) if models.is_quantized(policy) else compression.sparsity(model)
 
     # 3. Answers.
     prompts = [models.render_prompt(tokenizer, each.prompt) for each in asked]

@@ -147,19 +147,19 @@ def perplexities(
 
 
 def sparsity(model: Any) -> tuple[float, float]:
-    """Shares of zeros: among the weights of the linear layers in the blocks, and among all weights (tied ones once)."""
+    """Shares of zeros: among the weights of the linear layers in the blocks, and among all weights (tied ones once).
+
+    Args:
+        model: floating-point weights.
+    """
     import torch
 
     head = model.get_output_embeddings()
     inside = {
-        id(module.weight)
-        for module in model.modules()
-        if isinstance(module, torch.nn.Linear) and module is not head and type(module.weight.data) is torch.Tensor
+        id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head
     }
     zeros, counts = [0, 0], [0, 0]
     for parameter in model.parameters():
-        if type(parameter.data) is not torch.Tensor or not parameter.is_floating_point():
-            continue  # kept in few bits: zeros there are rounding
         found, size = int((parameter == 0).sum()), parameter.numel()
         for at in (0, 1) if id(parameter) in inside else (1,):
             zeros[at] += found

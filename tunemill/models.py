@@ -546,7 +546,22 @@ def save_int8(model: Any, tokenizer: Any, out: Path, settings: Any) -> None:
     if model.generation_config is not None:
         model.generation_config.save_pretrained(out)
     save_file(tensors, out / "model.safetensors", metadata)
+    _sort_metadata(out / "model.safetensors")
     save_tokenizer(tokenizer, out)
+
+
+def _sort_metadata(file: Path) -> None:
+    """Give a safetensors file's metadata an order, in place: the library writes a different one each time."""
+    with file.open("r+b") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) > size:
+            raise RuntimeError(f"{file}: its header does not fit where it was")
+        opened.seek(8)
+        opened.write(text.ljust(size))
+    file.chmod(0o644)  # as transformers leaves its files
 
 
 def save_nf4(full: Path, tokenizer: Any, out: Path, runtime: Runtime) -> None:

@@ -179,11 +179,11 @@ def quantize_int8(
         if scale is not None:
             layer.weight.act_pre_scale = 1 / scale
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    tied = head is not None and head.weight is embedding.weight
+    shared = [module for module in model.modules() if getattr(module, "weight", None) is embedding.weight]
     quantize_(embedding, weights, filter_fn=lambda *_: True)
-    if tied:
-        head.weight = embedding.weight
-    elif head is not None:
+    for module in shared:
+        module.weight = embedding.weight
+    if head is not None and head.weight is not embedding.weight:
         quantize_(head, weights, filter_fn=lambda *_: True)
     return settings[method]
 
@@ -249,10 +249,15 @@ def fill(model: Any, file: Path) -> None:
         state, _ = unflatten_tensor_state_dict({name: opened.get_tensor(name) for name in opened.keys()}, metadata)  # noqa: SIM118
     number = next(iter(model.parameters())).dtype
     plain = {name: value.to(number) if type(value) is torch.Tensor else value for name, value in state.items()}
-    missing, _ = model.load_state_dict(plain, strict=False, assign=True)
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    if head is not None and any(model.get_submodule(name.rpartition(".")[0]) is head for name in missing):
-        head.weight = embedding.weight
+    tied: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        tied.setdefault(id(parameter), []).append(name)
+    model.load_state_dict(plain, strict=False, assign=True)
+    for names in tied.values():
+        first, *others = sorted(names, key=lambda name: name not in plain)
+        for name in others:
+            parent, _, last = name.rpartition(".")
+            setattr(model.get_submodule(parent), last, model.get_parameter(first))
     exact_rows(model)
 
 
@@ -278,10 +283,8 @@ def flattened(model: Any) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """
     from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
 
-    state = dict(model.state_dict())
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    if head is not None and head.weight is embedding.weight:
-        name = next(own for own, module in model.named_modules() if module is head)
-        state.pop(f"{name}.weight", None)
+    once = {name for name, _ in model.named_parameters()}
+    again = {name for name, _ in model.named_parameters(remove_duplicate=False)} - once
+    state = {name: value for name, value in model.state_dict().items() if name not in again}
     tensors, metadata = flatten_tensor_state_dict(state)
     return dict(sorted(tensors.items())), {**dict(sorted(metadata.items())), "format": "pt"}
