@@ -154,8 +154,10 @@ def run(
         objective=objective,
     )
 
-    # 5. What came of it, as it lies on the disk.
-    found = {}
+    # 5. What came of it, as it lies on the disk of the process that writes.
+    if runtime.rank:
+        return metrics
+    found: dict[str, float | None] = {}
     for seed in cfg.seeds:
         folder = out / ("model" if seed == cfg.seeds[0] else f"model-{seed}")
         made = models.load_trainable(folder, runtime)

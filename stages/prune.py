@@ -20,6 +20,7 @@ from tunemill.log import Log
 from tunemill.params import Params, named
 from tunemill.runtime import Runtime
 from tunemill.stage import Metrics, main
+from tunemill.wording import plural
 
 
 class Unstructured(Params):
@@ -226,14 +227,15 @@ def shown(value: float | None) -> str:
 def sentence(variant: Unstructured | Structured, told: dict[str, Any], steps: int) -> str:
     """What was done, for the card."""
     if isinstance(variant, Structured):
-        parts = {
-            "blocks": sum(map(len, told["removed"]["layers"].values())),
-            "groups of heads in each other": variant.groups,
-            "feed-forward channels in each": max(
-                (len(each) for half in told["removed"]["channels"].values() for each in half), default=0
-            ),
-        }
-        lost = ", ".join(f"{count:,} {what}" for what, count in parts.items() if count)
+        removed = told["removed"]
+        channels = max((len(each) for half in removed["channels"].values() for each in half), default=0)
+        parts = [(sum(map(len, removed["layers"].values())), "block"), (variant.groups, "group"), (channels, "channel")]
+        lost = "; ".join(
+            plural(count, part)
+            + {"block": "", "group": " of heads in each", "channel": " between its feed-forward layers"}[part]
+            for count, part in parts
+            if count
+        )
         what = f"without {told['removed_share']:.1%} of its blocks' weights ({lost})"
     else:
         kind = "magnitude" if variant.method == "magnitude" else "Wanda (Sun et al. 2023)"

@@ -224,6 +224,41 @@ def test_an_ia3_adapter_on_another_model_is_told(place: Path) -> None:
     assert "the model that `extra.ia3.tuned.model` names" in fault
 
 
+TUNED = {"policy": "artifacts/lora/adapter", "base": "artifacts/select/model"}
+
+
+@pytest.mark.parametrize(("stage", "variant"), [("distill", "student"), ("prune", "wanda")])
+def test_runs_that_make_a_smaller_model_are_checked_like_the_rest(place: Path, stage: str, variant: str) -> None:
+    made = f"artifacts/{stage}/{variant}/model"
+
+    def found(run: dict[str, str], name: str = variant, **change: Any) -> list[str]:
+        candidates = {**LORA_ONLY, "small": {"policy": made.replace(variant, name), "base": "artifacts/select/model"}}
+        return faults(place, {**ONE, "candidates": candidates, "extra": {stage: {name: run}}, **change})
+
+    assert found(TUNED) == []
+    [fault] = found(TUNED | {"policy": "artifacts/lora/adaptr"})
+    assert f"extra.{stage}.{variant}.policy: 'artifacts/lora/adaptr' is neither there nor" in fault
+    assert "did you mean 'artifacts/lora/adapter'?" in fault
+    [fault] = found(TUNED | {"base": "artifacts/sft/model"})
+    assert f"extra.{stage}.{variant}.base: an adapter of lora sits on 'artifacts/select/model'" in fault
+    [fault] = found(TUNED, name=f"{variant}s")
+    assert f"extra.{stage}.{variant}s: no variant '{variant}s'" in fault
+    assert f"did you mean '{variant}'?" in fault
+    training: dict[str, Any] = {"batch_size": 6, "accumulation": 3}
+    [fault] = found(TUNED, runtime={"dtype": "float16"})
+    assert "float16 cannot be trained in" in fault
+    if stage == "distill":  # prune runs in one process
+        [fault] = found(TUNED, **FOUR, distill=training)
+        assert "distill.batch_size: a step of 18 pairs" in fault
+        [fault] = found(TUNED, distill={"student": "artifacts/nowhere/model"})
+        assert "distill.student: 'artifacts/nowhere/model' is neither there nor made by a stage" in fault
+    # Another training than the first has its seed in its name.
+    folder = {**LORA_ONLY, "small": {"policy": f"{made}-18", "base": "artifacts/select/model"}}
+    seeds: dict[str, Any] = {"seeds": [17, 18]}
+    overlay = {**ONE, "candidates": folder, "extra": {stage: {variant: TUNED}}}
+    assert faults(place, overlay | {stage: seeds if stage == "distill" else {"recovery": seeds}}) == []
+
+
 ALIGNED = {
     "dpo": {"model": "artifacts/feedback/policy", "preferences": "artifacts/feedback/preferences.jsonl"},
     "kto": {"model": "artifacts/feedback/policy", "preferences": "artifacts/feedback/preferences.jsonl"},

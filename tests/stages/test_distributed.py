@@ -41,11 +41,15 @@ def watched(model):
 
 
 tuning.finite = watched
-from stages import lora, sft
+from stages import distill, lora, sft
 from tunemill.stage import main
 
-main({"lora": lora, "sft": sft}[sys.argv[1]].run, sys.argv[2:], distributed=True)
+main({"distill": distill, "lora": lora, "sft": sft}[sys.argv[1]].run, sys.argv[2:], distributed=True)
 """
+
+SMALL = {
+    "layers": 3, "choose": "influence", "temperature": 2.0, "alpha": 0.5, "cosine": 0.3, "sequence_level": False,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +78,11 @@ def start(
     (folder / "params.yaml").write_text(json.dumps(sections))
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     flags = [f"--{each}={place / each}.jsonl" for each in ("train", "validation")]
+    named = ("policy", "base", "student") if stage == "distill" else ("model",)
+    flags += [f"--{each}={place / 'model'}" for each in named] + (["--candidate=small"] if stage == "distill" else [])
     command = [*(torchrun if processes > 1 else []), place / "watch.py", stage, *flags]
     return subprocess.run(
-        [sys.executable, *command, f"--model={place / 'model'}", "--out=out"],
+        [sys.executable, *command, "--out=out"],
         cwd=folder,
         env={
             **os.environ,
@@ -108,14 +114,16 @@ def seen(folder: Path, rank: int) -> dict[str, int]:
     [
         ("lora", "none", {"batch_size": 2, "accumulation": 2}),  # two forward passes in one process, one in each of two
         ("sft", "fsdp", {}),
+        ("distill", "none", {"variants": {"small": SMALL}}),
+        ("distill", "fsdp", {"variants": {"small": SMALL}}),
     ],
-    ids=["DDP", "FSDP2"],
+    ids=["DDP", "FSDP2", "a student, DDP", "a student, FSDP2"],
 )
 def test_two_processes_give_what_one_gives(place: Path, stage: str, sharding: str, change: dict[str, Any]) -> None:
     import torch
     from safetensors.torch import load_file
 
-    one, two = (f"{stage}-{count}" for count in (1, 2))
+    one, two = (f"{stage}-{sharding}-{count}" for count in (1, 2))
     if sharding == "fsdp":  # killed in the fifth step, and continued from the sharded checkpoint of the fourth
         start(place, stage, two, 2, **change, sharding=sharding, die_at=5)
         assert not (place / two / "out").exists()
@@ -140,7 +148,8 @@ def test_two_processes_give_what_one_gives(place: Path, stage: str, sharding: st
         # bfloat16 on disk; Adam's first steps have the size of the learning rate, whatever the gradient's.
         assert torch.allclose(tensor.float(), theirs[key].float(), atol=5e-3), key
     assert tuned.files(place / two / "out") == tuned.files(place / one / "out")
-    assert [each.name for each in (place / two / "metrics").iterdir()].count(f"{stage}.json") == 1
+    name = "small" if stage == "distill" else stage
+    assert [each.name for each in (place / two / "metrics").rglob("*.json")].count(f"{name}.json") == 1
 
 
 def test_what_cannot_be_shared_is_refused(place: Path) -> None:

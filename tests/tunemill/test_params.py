@@ -6,12 +6,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Annotated, Literal
 
 import pytest
 from pydantic import Field
 
 from tunemill.errors import UserError
-from tunemill.params import Candidates, Params, ParamsFile
+from tunemill.params import Candidates, Params, ParamsFile, named
 
 
 class Inner(Params):
@@ -171,3 +172,38 @@ def test_reading_params_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+class Round(Params):
+    """One kind."""
+
+    shape: Literal["round"]
+    radius: int = Field(ge=1)
+
+
+class Square(Params):
+    """The other."""
+
+    shape: Literal["square"]
+    side: int = Field(ge=1)
+
+
+class Shapes(Params):
+    """A section whose names are the user's."""
+
+    known: dict[str, Annotated[Round | Square, Field(discriminator="shape")]]
+
+
+def test_a_name_of_the_users_may_be_a_kind_of_something_else(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("shapes:\n  known:\n    round: {shape: square, side: 0}\n")
+    with pytest.raises(UserError, match=r"params\.yaml:3: shapes\.known\.round\.side: 0 is not allowed"):
+        ParamsFile(tmp_path / "params.yaml").section("shapes", Shapes)
+
+
+def test_a_variant_is_found_by_its_name() -> None:
+    assert named({"small": 1}, "small", "distill.variants") == 1
+    with pytest.raises(UserError, match=r"distill\.variants: no variant 'smal'\n.*one of small\n.*'small'\?") as caught:
+        named({"small": 1}, "smal", "distill.variants")
+    assert caught.value.exit_code == 2
+    with pytest.raises(UserError, match="expected: a variant of this name"):
+        named({}, "small", "distill.variants")

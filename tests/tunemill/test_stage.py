@@ -277,3 +277,14 @@ def test_a_stage_started_by_hand_reaches_no_hub_unless_that_is_allowed(given: di
         [sys.executable, "-c", code], cwd=ROOT, env=inherited | given, capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == str(offline)
+
+
+def test_a_stage_that_asks_which_run_it_is_gets_the_name(place: Path) -> None:
+    text = TOY.replace("data: Path, extra", "candidate: str, data: Path, extra")
+    (place / "stages" / "toy.py").write_text(text.replace("cfg.text + data.read_text()", "cfg.text + candidate"))
+    done = toy(place, "--candidate", "small")
+    assert done.returncode == 0, done.stderr
+    assert (place / "artifacts/toy/small/text").read_text() == "hellosmall"
+    without = toy(place)
+    assert without.returncode == 2
+    assert "--candidate" in without.stderr
