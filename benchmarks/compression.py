@@ -4,8 +4,8 @@
         artifacts/validate/validation.jsonl [--converter vendor/llama.cpp] [--rounds 5] [--items 24]
 
 All forms stand in one process and take turns (A, B, A, B, …); the first round warms up, and what counts is the ratio to float32 in
-transformers within a round (the geometric mean without the extremes). Perplexity is of the validation rows' right answers; a GGUF file's
-is of the weights that it expands to. `compiled` is torchao's int8 model after torch.compile, which needs a compiler.
+transformers within a round (the geometric mean without the extremes). Perplexity is of the validation rows' right answers; a GGUF
+file's is of the weights that it expands to. `compiled` is torchao's int8 model after torch.compile, which needs a compiler.
 
 The converter is the folder of llama.cpp's source with convert_hf_to_gguf.py, as the source package of llama-cpp-python carries it
 (pip download --no-deps --no-binary :all: llama-cpp-python==0.3.36). Its file has to have the same tensors as ours, bit for bit,
