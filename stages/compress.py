@@ -195,17 +195,16 @@ def rates(ours: Sequence[Any], theirs: Sequence[Any]) -> dict[str, Any]:
     """Tokens per second, and as a ratio to the parent's within each round with an interval over the rounds (Yuen 1974)."""
     import numpy as np
 
+    def over(values: Sequence[float]) -> dict[str, float | None]:
+        sure = statistics.yuen(np.log(np.array(values)), LEVEL)
+        low, high = (None if end is None else float(np.exp(end)) for end in (sure.low, sure.high))
+        return {"value": statistics.middle(values), "ci_low": low, "ci_high": high}
+
     found: dict[str, Any] = {}
     for field in RATES:
         own, other = ([getattr(each, field) for each in measured] for measured in (ours, theirs))
-        found[field] = statistics.middle(own)
-        logs = np.log(np.array(own) / np.array(other))
-        sure = statistics.yuen(logs, LEVEL)
-        found[field.replace("tokens_per_second", "ratio")] = {
-            "value": statistics.middle([a / b for a, b in zip(own, other, strict=True)]),
-            "ci_low": None if sure.low is None else float(np.exp(sure.low)),
-            "ci_high": None if sure.high is None else float(np.exp(sure.high)),
-        }
+        found[field] = over(own)
+        found[field.replace("tokens_per_second", "ratio")] = over([a / b for a, b in zip(own, other, strict=True)])
     return found
 
 
