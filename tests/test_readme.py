@@ -88,7 +88,7 @@ def test_the_smaller_forms_are_told_as_they_were_measured() -> None:
     page = (ROOT / "docs/compress.md").read_text(encoding="utf-8")
     measured = json.loads((ROOT / "metrics/compress.json").read_text(encoding="utf-8"))
     rows = re.findall(r"^\| (?:\*\*)?([\w-]+)(?:\*\*)? \| [^|]+ \| \d+ \| (.*) \|$", page, re.MULTILINE)
-    assert [name for name, _ in rows][0] == "lora"
+    assert rows[0][0] == "lora"
     assert {name for name, _ in rows} == {key.partition("/")[0] for key in measured}
     for name, row in rows:
         size, _, prefill, decode, _, quality, kept = (cell.split()[0] for cell in row.split(" | "))
