@@ -30,6 +30,8 @@ class Unstructured(Params):
     """By |W|, compared within each matrix, or by |W| · ‖X‖, compared within each output row."""
     sparsity: float = Field(gt=0, lt=1)
     """Share of zeros among the weights of the blocks' linear layers; at 0 nothing would go, at 1 nothing would be left."""
+    recover: bool
+    """Whether a low-rank update is trained afterwards."""
 
 
 class Structured(Params):
@@ -44,13 +46,13 @@ class Structured(Params):
     groups: int = Field(ge=0)
     """Groups of heads among it (a key's and value's with the queries that read them), in each block that is left. Feed-forward
     channels make up the rest."""
+    recover: bool
+    """Whether a low-rank update is trained afterwards."""
 
 
 class Recovery(tuning.Training):
     """The low-rank update that is trained afterwards, and merged."""
 
-    steps: int = Field(ge=0)
-    """Optimizer steps; 0 leaves it out."""
     rank: int = Field(ge=1, le=256)
     """Of the update."""
     alpha: int = Field(ge=1, le=1024)
@@ -67,7 +69,7 @@ class Config(Params):
     calibration_items: int = Field(ge=1)
     """Training rows to see with what matters."""
     recovery: Recovery
-    """What is trained afterwards."""
+    """What is trained afterwards, where a variant says so."""
     store_dtype: Literal["bfloat16", "float32", "float16"]
     """Number format of the weights on disk."""
 
@@ -112,9 +114,9 @@ def run(
 
     # 2. Recover: a low-rank update, which leaves zeros zero; merged.
     origin = base if models.is_adapter(policy) else policy
-    text = sentence(variant, told, training.steps)
+    text = sentence(variant, told, training.steps if variant.recover else 0)
     metrics: dict[str, float | None] = {}
-    if training.steps:
+    if variant.recover:
         kind = trainings.Kind("prune", "Pruned model", text, cfg.store_dtype)
         metrics = trainings.each_seed(
             training,
@@ -133,12 +135,12 @@ def run(
 
     # 3. What came of it, as it lies on the disk.
     found: dict[str, float | None] = {}
-    for seed in training.seeds if training.steps else training.seeds[:1]:
+    for seed in training.seeds if variant.recover else training.seeds[:1]:
         folder = out / ("model" if seed == training.seeds[0] else f"model-{seed}")
         facts = told | measured(folder, data, tokenizer, training, runtime)
         checkpoints.write_json(folder / "prune.json", {"made_by": "prune", **variant.model_dump(mode="json"), **facts})
         numbers = ("parameters", "parameters_before", "sparsity", "sparsity_all")
-        scores = {f"perplexity/{at}": facts[f"perplexity_{at}"] for at in ("before", "pruned", "recovered")}
+        scores = {f"perplexity/{at}": facts[f"perplexity_{at}"] for at in ("before", "pruned", "stored")}
         found = found or {name: facts[name] for name in numbers} | scores
     return metrics | found
 
@@ -204,7 +206,7 @@ def measured(folder: Path, data: tuning.Data, tokenizer: Any, training: Recovery
         "parameters": sum(each.numel() for each in model.parameters()),
         "sparsity": sparsity.linears,
         "sparsity_all": sparsity.everything,
-        "perplexity_recovered": perplexity(model, data, tokenizer, training) if training.steps else None,
+        "perplexity_stored": perplexity(model, data, tokenizer, training),
     }
 
 

@@ -17,9 +17,9 @@ from tunemill.errors import UserError
 from tunemill.log import Log
 from tunemill.params import ParamsFile
 
-WANDA = {"method": "wanda", "sparsity": 0.5}
-MAGNITUDE = {"method": "magnitude", "sparsity": 0.5}
-LAYERS = {"method": "structured", "sparsity": 0.4, "layers": 1, "groups": 1}
+WANDA = {"method": "wanda", "sparsity": 0.5, "recover": True}
+MAGNITUDE = {"method": "magnitude", "sparsity": 0.5, "recover": True}
+LAYERS = {"method": "structured", "sparsity": 0.4, "layers": 1, "groups": 1, "recover": True}
 FILES = ["README.md", "chat_template.jinja", "config.json", "curve.csv", "generation_config.json", "model.safetensors"]
 FILES += ["prune.json", "tokenizer.json", "tokenizer_config.json", "training.json"]
 
@@ -81,22 +81,22 @@ def test_outputs_are_exactly_these_and_the_same_every_time(
         assert metrics["parameters"] == metrics["parameters_before"]
         assert told["removed"] == {}
         assert metrics["sparsity_all"] == pytest.approx(0.5 * 147_456 / 246_336, abs=1e-3)
-    before, pruned, after = (metrics[f"perplexity/{at}"] for at in ("before", "pruned", "recovered"))
+    before, pruned, after = (metrics[f"perplexity/{at}"] for at in ("before", "pruned", "stored"))
     assert after < pruned and before != pruned
     run(place, tmp_path / "two", variant, steps=12)
     assert tree_hash(tmp_path / "one") == tree_hash(tmp_path / "two")
 
 
 def test_without_recovery_it_is_what_was_pruned(place: Path, tmp_path: Path) -> None:
-    metrics = run(place, tmp_path / "one", WANDA, "float32", steps=0)
+    metrics = run(place, tmp_path / "one", WANDA | {"recover": False}, "float32")
     assert tuned.files(tmp_path / "one") == [
         f"model/{each}" for each in FILES if each not in ("curve.csv", "training.json")
     ]
-    assert metrics["perplexity/recovered"] is None
-    assert "recovery" not in (tmp_path / "one/model/README.md").read_text()
+    assert metrics["perplexity/stored"] == pytest.approx(metrics["perplexity/pruned"])
+    assert "mended" not in (tmp_path / "one/model/README.md").read_text()
     told = json.loads((tmp_path / "one/model/prune.json").read_text())
     assert told["perplexity_pruned"] == metrics["perplexity/pruned"] and told["sparsity"] == 0.5
-    # The low-rank update that starts as nothing, added after no step's worth of learning, has the same zeros.
+    # What recovers has the same zeros.
     run(place, tmp_path / "two", WANDA, "float32", steps=4)
     zeros = []
     for name in ("one", "two"):
@@ -137,7 +137,7 @@ def test_an_encoder_decoder_is_pruned_and_recovers(tmp_path: Path) -> None:
     given = {"max_tokens": 120, "steps": 8}
     for name, variant in (("wanda", WANDA), ("structured", LAYERS | {"groups": 0})):
         metrics = run(tmp_path / "t5", tmp_path / name, variant, **given)
-        assert metrics["perplexity/recovered"] < metrics["perplexity/pruned"]
+        assert metrics["perplexity/stored"] < metrics["perplexity/pruned"]
         model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / name / "model")
         assert [len(each.blocks) for each in blocks.stacks(model)] == ([3, 3] if name == "wanda" else [2, 2])
         assert metrics["sparsity"] == (pytest.approx(0.5, abs=0.01) if name == "wanda" else pytest.approx(0, abs=0.01))

@@ -10,6 +10,7 @@ import pytest
 
 from tests.tunemill import test_tuning as given
 from tests.tunemill.test_blocks import ROWS, texts
+from tests.tunemill.test_distillation import logits
 from tunemill import blocks, losses, models, pruning, runtime, tuning
 from tunemill.errors import UserError
 from tunemill.log import Log
@@ -202,28 +203,57 @@ def test_what_contributes_nothing_is_taken_out_and_nothing_changes(decoder: Path
     assert small.config.intermediate_size == 64 and small.config.head_dim == 16
 
 
-def test_damage_is_how_far_the_output_moves(decoder: Path) -> None:
-    model = models.load_base(decoder, CPU)
-    visit = next(iter(blocks.each_block(model, texts(model))))
-    outgoing = {
-        name: each
-        for name, each in blocks.linears(visit.block).items()
-        if name.split(".")[-1] in ("o_proj", "down_proj")
-    }
-    found = pruning.damages(visit, outgoing, {"self_attn.o_proj": 32})
-    for name, number, columns in (("mlp.down_proj", 9, slice(9, 10)), ("self_attn.o_proj", 1, slice(32, 64))):
-        moved = 0.0
-        layer = outgoing[name]
+def test_damage_is_how_far_the_output_moves() -> None:
+    import torch
 
-        def tell(_: str, read: Any, layer: Any = layer, columns: Any = columns) -> None:
-            nonlocal moved
-            without = layer.weight.detach().clone()
-            without[:, columns] = 0
-            moved += float((read @ (layer.weight.detach() - without).T).square().sum())
+    read, weight = logits(0, 50, 12), logits(1, 7, 12)
+    for wide in (1, 3):
+        found = pruning.damages(weight, read.T @ read, wide)
+        assert len(found) == 12 // wide
+        for at in range(12 // wide):
+            without = weight.clone()
+            without[:, at * wide : (at + 1) * wide] = 0
+            moved = (read @ (weight - without).T).square().sum()
+            assert torch.allclose(found[at], moved, rtol=1e-4)
 
-        visit.observe({name: layer}, tell)
-        assert float(found[name][number]) == pytest.approx(moved, rel=1e-4)
-    assert {name: len(each) for name, each in found.items()} == {"mlp.down_proj": 128, "self_attn.o_proj": 2}
+
+def test_what_stays_takes_over_by_damped_least_squares() -> None:
+    """The oracle: scikit-learn's ridge regression of what was lost on the inputs that stay."""
+    import torch
+    from sklearn.linear_model import Ridge
+
+    read, weight = logits(0, 50, 12), logits(1, 7, 12)
+    read[:, 3] = 2 * read[:, 5] - read[:, 8]  # known from those that stay
+    gone, stays = [3, 10], [0, 1, 2, 4, 5, 6, 7, 8, 9, 11]
+    damping = pruning.DAMPING * float(read[:, stays].square().sum(0).mean())
+    lost = (read[:, gone] @ weight[:, gone].T).numpy()
+    ridge = Ridge(alpha=damping, fit_intercept=False).fit(read[:, stays].numpy(), lost)
+    found = weight.clone()
+    pruning.take_over(found, read.T @ read, gone)
+    assert torch.equal(found[:, gone], torch.zeros(7, 2))
+    assert torch.allclose(found[:, stays], weight[:, stays] + torch.tensor(ridge.coef_, dtype=torch.float32), atol=1e-3)
+    cut = weight.clone()
+    cut[:, gone] = 0
+    target = read @ weight.T
+    assert (read @ found.T - target).square().sum() < 0.7 * (read @ cut.T - target).square().sum()
+
+
+def test_taking_over_moves_the_model_less(decoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    def cut_only(weight: Any, _: Any, gone: Any) -> None:
+        weight[:, gone] = 0
+
+    moved = []
+    for replace in (None, cut_only):
+        if replace is not None:
+            monkeypatch.setattr(pruning, "take_over", replace)
+        model = models.load_base(decoder, CPU)
+        ids = torch.tensor([ROWS[-1].prompt])
+        with torch.no_grad():
+            before = model(ids).logits
+            moved.append(float((cut(model, 0.35)[0](ids).logits - before).norm()))
+    assert moved[0] < 0.9 * moved[1], moved
 
 
 def test_an_encoder_decoder_is_cut_in_both_halves(encoder_decoder: Path, tmp_path: Path) -> None:

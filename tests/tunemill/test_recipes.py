@@ -139,3 +139,14 @@ def test_a_workspace_that_a_run_holds_is_left_as_it_is(toy: Toy, monkeypatch: py
     ):
         recipes.workspace(toy.root, "slow", {})
     assert not (place / "stages" / "new.py").exists()
+
+
+def test_a_variant_of_another_method_stands_for_itself(tmp_path: Path) -> None:
+    from tunemill.params import ParamsFile
+
+    other = {"method": "structured", "sparsity": 0.3, "layers": 2, "groups": 0, "recover": False}
+    overlay = {"prune": {"variants": {"wanda": other, "magnitude": {"method": "magnitude", "sparsity": 0.4}}}}
+    params = Path(__file__).resolve().parents[2] / "params.yaml"
+    (tmp_path / "params.yaml").write_text(recipes.merged(params, [(Path("overrides"), overlay)]))
+    found = ParamsFile(tmp_path / "params.yaml").values("prune")["variants"]
+    assert found == {"wanda": other, "magnitude": {"method": "magnitude", "sparsity": 0.4, "recover": True}}
