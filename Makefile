@@ -10,6 +10,9 @@ RECIPE ?=
 UNTIL ?=
 SET ?=
 JOBS ?=
+# And `make promote`: make promote RECIPE=tiny DRY_RUN=1
+DRY_RUN ?=
+FORCE ?=
 
 VENV := $(CURDIR)/.venv
 export PATH := $(VENV)/bin:$(PATH)
@@ -30,11 +33,12 @@ export HF_HUB_OFFLINE ?= 1
 # It ends when this make does, however that happens.
 driver = export TUNEMILL_MAKE=$$PPID; exec python -m flows $(if $(1),--recipe $(1)) $(if $(UNTIL),--until $(UNTIL)) $(if $(JOBS),--jobs $(JOBS)) $(foreach each,$(SET),--set $(each))
 
-.PHONY: help setup run quick study label test test-all check deps lock up down ui deploy-run bench clean
+.PHONY: help setup run quick study promote label test test-all check deps lock up down ui deploy-run bench clean
 
 help: ## this list
 	@printf 'Tunemill. Usage: make TARGET\n\n'
 	@awk -F ':[^#]*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-11s\033[0m %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@printf '\nFor promote:  RECIPE=name  DRY_RUN=1  FORCE=1 (where the champion had another test set)\n'
 	@printf '\nFor run:  RECIPE=name  UNTIL=stage  JOBS=n  SET="section.key=value …"  HF_HUB_OFFLINE=0 (allow a model hub)\n'
 
 setup: .installed ## make .venv with exactly what requirements.lock names
@@ -53,6 +57,9 @@ quick: .installed ## the same on a tiny model, in about five minutes
 
 study: .installed ## the same with the steps and test items that stronger numbers need: hours
 	@$(call driver,study)
+
+promote: .installed ## register the decision in MLflow: champion, challenger or refused (DRY_RUN=1 only says so)
+	@python -m tunemill.registry $(if $(RECIPE),--recipe $(RECIPE)) $(if $(DRY_RUN),--dry-run) $(if $(FORCE),--force)
 
 test: .installed ## unit and stage tests, two files at a time
 	@pytest -m "not slow and not e2e" --numprocesses=2 --dist=loadfile --durations=10

@@ -18,6 +18,7 @@ from typing import Any
 
 from flows import processes, server
 from flows import run as runs
+from tunemill import tracking
 from tunemill.errors import UserError
 
 
@@ -30,7 +31,7 @@ def main() -> int:
     try:
         run = runs.prepare(root, arguments.until, arguments.recipe, overrides(arguments.set))
         # What a kill left open at the very end of a lifecycle is closed by going through it once more.
-        closed = not (run.workspace / "work" / "lifecycle.open").exists()
+        closed = not any((run.workspace / each).exists() for each in (tracking.OPEN, runs.UNREGISTERED))
         if closed and run.idle.issuperset(run.graph.stages):
             where = f"; the report is {_shown(run.report)}" if run.report.is_file() else ""
             print(f"nothing to do: all {len(run.graph.stages)} stages are up to date{where}")
@@ -136,6 +137,8 @@ def _summary(run: runs.Run, seconds: float) -> int:
     if broken:
         print("what is finished is kept: mend it, and the same command continues", file=sys.stderr)
         return max(each.exit_code for each in broken.values())
+    if run.verdict:
+        print(run.verdict)
     if run.report.is_file():
         print(f"report     {_shown(run.report)}")
     print(

@@ -79,7 +79,10 @@ def lifecycle(
         if held is not None:  # `make run` prepared it before Prefect was up
             return _in_order(held, jobs)
         with runs.hold(runs.prepare(Path.cwd(), until, recipe, overrides)) as run:
-            return _in_order(run, jobs)
+            state = _in_order(run, jobs)
+        if run.verdict:
+            get_run_logger().info(run.verdict)
+        return state
     except UserError as error:
         get_run_logger().error(str(error))
         return Failed(message=str(error))

@@ -29,6 +29,15 @@ FREE_BYTES = 2 << 30
 TEMPORARY = 75
 """Exit status (sysexits' EX_TEMPFAIL) of a stage that a second try may mend: a hub that did not answer."""
 
+PROMOTE = "promote"
+"""The stage whose decision is registered at the end of a run."""
+
+UNREGISTERED = Path("work", "registry.open")
+"""Under the workspace, while a decision waits to be registered: after a kill, or where the registry was away, the next run does it."""
+
+DECIDED = (0, 3, 5)
+"""Exit statuses of `tunemill.registry` that are results: champion, refused, challenger."""
+
 BUSY = ("Unable to acquire lock", "is busy, it is being blocked by")
 
 Result = Literal["ran", "restored", "unchanged", "failed", "not run"]
@@ -68,6 +77,8 @@ class Run:
     """Whether the stages at work are being ended: what DVC says of that is no news."""
     tracker: subprocess.Popen[str] | None = None
     """Opens the MLflow run that all stages belong to, and closes it; None where tracking is off."""
+    verdict: str = ""
+    """What was decided and registered, in a line or two; empty where nothing was."""
     environment: dict[str, str] = field(default_factory=dict)
     """What stages are told: that MLflow run's id, once `begin` has it."""
 
@@ -183,6 +194,8 @@ def hold(run: Run) -> Iterator[Run]:
             run.stop()
             _current = None
             _finish(run, status)
+            if status != "KILLED":
+                _register(run)
 
 
 def begin(run: Run) -> None:
@@ -218,6 +231,28 @@ def _finish(run: Run, status: str) -> None:
     if reached and run.tracker.returncode != 0:
         lines = output.strip().splitlines() or [processes.describe(run.tracker.returncode)]
         print(f"warning: MLflow did not record the end of this run: {lines[-1]}", file=sys.stderr, flush=True)
+
+
+def _register(run: Run) -> None:
+    """Register what was decided; a registry that is away fails no run, and a refusal is a result."""
+    outcome = run.outcomes.get(PROMOTE)
+    if outcome is None or outcome.result in ("failed", "not run"):
+        return
+    waiting = run.workspace / UNREGISTERED
+    waiting.touch()
+    done = subprocess.run(
+        [sys.executable, "-m", "tunemill.registry", "--workspace", str(run.workspace)],
+        cwd=run.workspace,
+        capture_output=True,
+        text=True,
+    )
+    run.verdict = done.stdout.strip()
+    if done.returncode in DECIDED:
+        waiting.unlink()
+        return
+    lines = done.stderr.strip().splitlines() or [processes.describe(done.returncode)]
+    said = lines[-1] if lines[0].startswith("Traceback") else "\n".join(lines).removeprefix("error: ")
+    print(f"warning: the decision was not registered: {said}", file=sys.stderr, flush=True)
 
 
 def _tracker(workspace: Path) -> subprocess.Popen[str]:

@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tunemill import constitution
+from tunemill import alignment, constitution, helm, promotion
 from tunemill.dependencies import module_of
 from tunemill.endpoints import key_of
 from tunemill.errors import UserError, nearest
-from tunemill.params import AlignStart, Candidates, Extra, Launch, ParamsFile, StartFolder
+from tunemill.params import AlignStart, Candidates, Extra, Launch, ParamsFile, StartFolder, Variants
 from tunemill.sources import FileSource
 from tunemill.stage import contract
 
@@ -30,7 +30,7 @@ ADAPTERS = ("lora", "prompt_tune")
 STARTED = ("prompt", "sft", *ADAPTERS)
 """Stages that start from the model that `start` names."""
 TUNING = ("pretrain", "sft", *ADAPTERS, "ia3", "distill")
-COMPRESSING = ("distill", "prune")
+COMPRESSING = ("distill", "quantize", "prune")
 """Stages that make a smaller model, each run as the variant of its name says."""
 OFF = ("ia3", "dpo", "kto", "grpo", "rloo")
 """Stages that are off by default and make an adapter of the model that their run names."""
@@ -53,7 +53,7 @@ RESULTS = {
     "feedback": "policy",
     "sl_cai": "model",
     "best_of": "model",
-    **dict.fromkeys(COMPRESSING, "model"),
+    **dict.fromkeys((*COMPRESSING, "compress"), "model"),
 } | dict.fromkeys((*ADAPTERS, *OFF, "ppo"), "adapter")
 """Stage → what it calls the checkpoint that it writes; those of further seeds end in `-<seed>`."""
 
@@ -78,6 +78,11 @@ class Setup:
         """Name → candidate."""
         return dict(self.values["candidates"].root) if "candidates" in self.values else {}
 
+    @property
+    def variants(self) -> dict[str, Any]:
+        """Name → policy and base; none where the section is wrong."""
+        return dict(self.values["variants"].root) if "variants" in self.values else {}
+
     def told(self, keys: Keys, what: str, *, expected: str = "", fix: str = "", known: Iterable[str] = ()) -> str:
         """A mistake in params.yaml, with its line; of `known` the nearest to the value is offered."""
         near = nearest(what.split("'")[1], known) if known else None
@@ -93,7 +98,13 @@ def check(root: Path) -> list[str]:
         UserError: one of the two cannot be read at all.
     """
     setup = Setup(root, ParamsFile(root / "params.yaml"))
-    sections: dict[str, Any] = {"candidates": Candidates, "launch": Launch, "start": StartFolder, "extra": Extra}
+    sections: dict[str, Any] = {
+        "candidates": Candidates,
+        "variants": Variants,
+        "launch": Launch,
+        "start": StartFolder,
+        "extra": Extra,
+    }
     sections["align_start"] = AlignStart
     faults = list(in_graph(setup, sections))
     for name, kind in sections.items():
@@ -117,6 +128,8 @@ def check(root: Path) -> list[str]:
         in_variants,
         in_constitutions,
         in_names,
+        in_criteria,
+        in_promotion,
         in_endpoints,
         in_mixtures,
         in_training,
@@ -336,6 +349,9 @@ def in_folders(setup: Setup) -> Iterator[str]:
     for name, candidate in setup.candidates.items():
         named |= {("candidates", name, key): getattr(candidate, key) for key in ("policy", "base")}
     adapted: dict[Keys, Any] = {("candidates", name): candidate for name, candidate in setup.candidates.items()}
+    for name, variant in setup.variants.items():
+        adapted["variants", name] = variant
+        named |= {("variants", name, key): getattr(variant, key) for key in ("policy", "base")}
     if "align_start" in setup.values and "feedback" in used(setup):
         adapted["align_start",] = setup.values["align_start"]
         named |= {("align_start", key): getattr(adapted["align_start",], key) for key in ("policy", "base")}
@@ -394,7 +410,15 @@ def in_rewards(setup: Setup) -> Iterator[str]:
 
 
 def in_variants(setup: Setup) -> Iterator[str]:
-    """Runs of stages that make a smaller model, and no variant that says how."""
+    """Runs of stages that make a smaller model, and no variant that says how; a parent that is none of the variants."""
+    if "compress" in setup.values and setup.variants and setup.values["compress"].parent not in setup.variants:
+        yield setup.told(
+            ("compress", "parent"),
+            f"'{setup.values['compress'].parent}' is no variant",
+            expected="one of " + ", ".join(setup.variants),
+            fix="name another, or add it to `variants`",
+            known=setup.variants,
+        )
     runs = dict(setup.values["extra"]) if "extra" in setup.values else {}
     for stage in COMPRESSING:
         known = [*setup.values[stage].variants] if stage in setup.values else None
@@ -475,8 +499,10 @@ def in_names(setup: Setup) -> Iterator[str]:
     named: dict[Keys, tuple[str, list[str]]] = {}
     if "scope" in setup.values:
         for at, criterion in enumerate(setup.values["scope"].criteria):
-            for key in ("candidate", "against"):
-                named["scope", "criteria", at, key] = getattr(criterion, key), either
+            # Of alignment the pairs count, and of what else baselines are not measured by, in_criteria tells.
+            for key in ("candidate", "against") if not criterion.metric.startswith(promotion.ALIGNMENT) else ():
+                if getattr(criterion, key) is not None:
+                    named["scope", "criteria", at, key] = getattr(criterion, key), either
     for stage in ("compare", "efficiency"):
         if stage in setup.values:
             named[stage, "reference"] = setup.values[stage].reference, candidates
@@ -511,6 +537,103 @@ def in_names(setup: Setup) -> Iterator[str]:
                 expected="one of " + ", ".join(known),
                 fix="name another, or take the entry out",
                 known=known,
+            )
+
+
+def in_criteria(setup: Setup) -> Iterator[str]:
+    """Criteria that nothing could ever be measured for: their metric, or the pair that they compare."""
+    if "scope" not in setup.values or not setup.candidates:
+        return
+    metrics = criteria_metrics()
+    for at, criterion in enumerate(setup.values["scope"].criteria):
+        keys: Keys = ("scope", "criteria", at)
+        metric, name, against = criterion.metric, criterion.candidate, criterion.against
+        if metric not in metrics and not metric.startswith("tasks/"):
+            some = f"one of {', '.join((*promotion.SCORES, *promotion.RATIOS, promotion.DISK))}, or a figure of"
+            yield setup.told(
+                (*keys, "metric"),
+                f"unknown metric '{metric}'",
+                expected=f"{some} alignment/, forgetting/ or HELM's categories ({', '.join(helm.CATEGORIES)})",
+                fix="docs/promote.md lists them",
+                known=metrics,
+            )
+            continue
+        if metric not in promotion.SCORES:
+            for key in [each for each in ("candidate", "against") if getattr(criterion, each) in BASELINES]:
+                yield setup.told(
+                    (*keys, key),
+                    f"'{getattr(criterion, key)}' is copied text: {metric} is not measured of it",
+                    expected=f"a candidate; baselines have {', '.join(promotion.SCORES)}",
+                )
+        if name == against:
+            yield setup.told((*keys, "against"), f"'{name}' is compared with itself", expected="another one, or null")
+        elif against is None and metric in (*promotion.RATIOS, *promotion.FORGETTING):
+            yield setup.told(
+                (*keys, "against"), f"{metric} is always measured against a candidate", expected="its name"
+            )
+        if "compare" not in setup.values:
+            continue
+        compare = setup.values["compare"]
+        if metric in promotion.FORGETTING and against not in (None, compare.reference):
+            yield setup.told(
+                (*keys, "against"),
+                f"{metric} is measured against '{compare.reference}', not against '{against}'",
+                expected=f"{compare.reference}, which compare.reference names",
+            )
+        if metric.startswith(promotion.ALIGNMENT):
+            pairs = aligned_pairs(compare)
+            if (name, against) not in pairs:
+                known = "; ".join(f"{one} against {other}" for one, other in pairs)
+                yield setup.told(
+                    keys,
+                    f"no answers to red-team prompts of '{name}' are compared with those of '{against or 'nobody'}'",
+                    expected=f"one of: {known}" if known else "a pair of compare.aligned, which has none",
+                    fix="name that, or add the pair to compare.aligned or compare.controls",
+                )
+
+
+def criteria_metrics() -> list[str]:
+    """Every metric that a criterion may name and that can be known before anything is measured: benchmarks' cannot."""
+    aligned = [f"{promotion.ALIGNMENT}{name}" for name in (*alignment.OF_INSTRUCTIONS, alignment.MATCHED)]
+    for kind in alignment.KINDS[1:]:
+        aligned += [f"{promotion.ALIGNMENT}{kind}/{name}" for name in alignment.OF_KIND[kind]]
+    return [*promotion.SCORES, *promotion.RATIOS, promotion.DISK, *helm.keys(), *aligned, *promotion.FORGETTING]
+
+
+def aligned_pairs(compare: Any) -> list[tuple[str, str]]:
+    """Whose answers to red-team prompts are compared with whose: candidates, and methods of several training seeds."""
+    starts = dict(compare.aligned)
+    for method, of in compare.seeds.items():
+        if len(of) > 1 and {*of} <= {*starts}:
+            starts[method] = starts[of[0]]
+    return [*starts.items(), *((name, each) for name, found in compare.controls.items() for each in found)]
+
+
+def in_promotion(setup: Setup) -> Iterator[str]:
+    """A candidate to promote that there is not, or that no criterion says anything about."""
+    if "promote" not in setup.values or not setup.candidates:
+        return
+    name = setup.values["promote"].candidate
+    if name not in setup.candidates:
+        yield setup.told(
+            ("promote", "candidate"),
+            f"'{name}' is no candidate",
+            expected="one of " + ", ".join(setup.candidates),
+            fix="name another",
+            known=setup.candidates,
+        )
+    elif "scope" in setup.values and "compare" in setup.values:
+        # A method of several training seeds stands for each of them.
+        seeds = setup.values["compare"].seeds
+        about = {
+            each for rule in setup.values["scope"].criteria for each in (rule.candidate, *seeds.get(rule.candidate, ()))
+        }
+        if name not in about:
+            yield setup.told(
+                ("promote", "candidate"),
+                f"no criterion is about '{name}', so nothing would decide whether it is promoted",
+                expected="one of " + ", ".join(each for each in setup.candidates if each in about),
+                fix="name that, or add a criterion to scope.criteria",
             )
 
 
@@ -597,6 +720,8 @@ def used(setup: Setup) -> set[str]:
             waiting.append(setup.values["start"].root)
         if parts[1] == "feedback" and "align_start" in setup.values:
             waiting += dict(setup.values["align_start"]).values()
+        if parts[1] == "compress":
+            waiting += [each for variant in setup.variants.values() for each in (variant.policy, variant.base)]
         run = runs.get(parts[1], {}).get(parts[2]) if len(parts) > 2 else None
         waiting += dict(run).values() if run is not None else []
         if run is not None and parts[1] in PRINCIPLED and parts[1] in setup.values:

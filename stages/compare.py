@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from tunemill import alignment, forgetting, heldout, helm, metrics, records, statistics
+from tunemill import alignment, forgetting, heldout, helm, metrics, promotion, records, statistics
 from tunemill.checkpoints import write_json, write_text
 from tunemill.errors import UserError
 from tunemill.log import Log
@@ -293,6 +293,7 @@ def run(
                 whole, drawn, of.units[method], of.n, method, reason, span=None
             )
     categories = helm.categories(found, goal["primary_metric"], cfg.reference, LEVEL)
+    figure_pairs = between(found, goal["criteria"], cfg.reference)
 
     # 9. Candidates that are one method with several training seeds.
     seeds = across_seeds(cfg.seeds, found, cfg.reference, primary, cfg.seed)
@@ -319,6 +320,7 @@ def run(
             "correction": "holm",
             "forgetting": forgotten,
             **categories,
+            "figure_pairs": figure_pairs,
             "mcnemar": [*helm.mcnemar(questions, cfg.reference, LEVEL), *helm.mcnemar(people, cfg.reference, LEVEL)],
             "slices": {name: helm.slices(own, primary, cfg.resamples, cfg.seed, LEVEL) for name, own in rows.items()},
             "seeds": seeds,
@@ -662,16 +664,43 @@ def asked(
                 )
         pairs.append(pair)
     for index, rule in enumerate(criteria):
+        if rule["metric"].startswith(promotion.ALIGNMENT):
+            continue  # of a method of several trainings perhaps, and compared with the prompts of its kind
         for role in ("candidate", "against"):
-            if rule[role] not in known:
+            if rule[role] is not None and rule[role] not in known:
                 raise UserError(
                     f"'{rule[role]}' was not evaluated",
                     where=f"params.yaml: scope.criteria.{index}.{role}",
                     expected="one of " + ", ".join(sorted(known)),
                     exit_code=2,
                 )
-        pairs.append((rule["candidate"], rule["against"]))
+        if rule["metric"] in METRICS and rule["against"] is not None:
+            pairs.append((rule["candidate"], rule["against"]))
     return list(dict.fromkeys(pairs))
+
+
+def between(
+    found: Mapping[str, helm.Figures], criteria: Sequence[Mapping[str, Any]], reference: str
+) -> list[dict[str, Any]]:
+    """The differences of HELM's figures that criteria ask for, between candidates neither of which is the reference.
+
+    Those to the reference stand among the details. A figure that there is not, `promote` tells.
+
+    Args:
+        found: candidate → its figures.
+        criteria: of the scope.
+        reference: whom the others are compared with.
+    """
+    pairs: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for rule in criteria:
+        a, b, metric = rule["candidate"], rule["against"], rule["metric"]
+        if b is None or reference in (a, b) or not all(metric in found.get(name, {}) for name in (a, b)):
+            continue
+        gap = helm.difference(found[a][metric], found[b][metric], LEVEL)
+        about = {"diff": gap.diff, "ci_low": gap.low, "ci_high": gap.high, "p": gap.p, "n": found[a][metric].n}
+        why = helm.no_difference(gap, found[a][metric], found[b][metric])
+        pairs[a, b, metric] = {"a": a, "b": b, "metric": metric, **about, **why}
+    return [*pairs.values()]
 
 
 def headline(values: Mapping[str, Any], pair: Mapping[str, Any] | None, primary: str) -> dict[str, float | None]:

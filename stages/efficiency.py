@@ -1,4 +1,4 @@
-"""Efficiency: how fast each candidate generates and how much memory it takes, beside the reference.
+"""Efficiency: how fast each candidate generates, how much memory it takes and how much disk, beside the reference.
 
     python -m stages.efficiency --evaluations artifacts/evaluate
 
@@ -14,20 +14,16 @@ is told in `tunemill.helm.timed`.
 from __future__ import annotations
 
 import json
-import multiprocessing
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
-from tunemill import checkpoints, models, planning, profiling, records, statistics
+from tunemill import checkpoints, profiling, records, serving, statistics
 from tunemill.errors import UserError
 from tunemill.log import Log
 from tunemill.params import Candidates, Params
-from tunemill.runtime import Runtime, free_bytes, release
+from tunemill.runtime import Runtime
 from tunemill.stage import Metrics, main, quieten
 
 
@@ -56,34 +52,17 @@ def run(cfg: Config, *, evaluations: Path, candidates: Candidates, out: Path, ru
             exit_code=2,
         )
     # 1. Prompts that were evaluated, the same ones for every candidate.
-    rows = [row for _, row in records.read_objects(evaluations / cfg.reference / "instances.jsonl")]
-    chosen = statistics.stratified([row["id"] for row in rows], [row["group"] for row in rows], cfg.prompts, cfg.seed)
+    told = [row for _, row in records.read_objects(evaluations / cfg.reference / "instances.jsonl")]
+    chosen = statistics.stratified([row["id"] for row in told], [row["group"] for row in told], cfg.prompts, cfg.seed)
     folders = {name: (Path(each.policy), Path(each.base)) for name, each in candidates.root.items()}
 
     # 2. Peak memory, before anything is timed.
-    log.note("memory: one process for each candidate")
-    prompts = [rows[index]["prompt"] for index in chosen]
-    memory = peak_memories(folders, runtime, prompts, cfg.new_tokens)
+    prompts = [told[index]["prompt"] for index in chosen]
+    memory = serving.peak_memories(folders, runtime, prompts, cfg.new_tokens, quieten, log)
+    disk = {name: profiling.disk_bytes(*folder) for name, folder in folders.items()}
 
     # 3. Speed: the candidates take turns.
-    together = fit_together(folders, runtime, log)
-    loaded = {name: models.load_policy(*folder, runtime) for name, folder in folders.items()} if together else {}
-    log.start("measure", (1 + cfg.rounds) * len(folders), "turn")
-    measured: dict[str, list[profiling.Speed]] = {name: [] for name in folders}
-    # The first round warms up all of them; one that is loaded anew for each turn is warmed up in each.
-    for turn in range(0 if together else 1, 1 + cfg.rounds):
-        for place, (name, folder) in enumerate(folders.items()):
-            model, own = loaded[name] if together else models.load_policy(*folder, runtime)
-            ids = [models.render_prompt(own, prompt) for prompt in prompts]
-            if not together:
-                profiling.speed(model, ids, cfg.new_tokens)
-            found = profiling.speed(model, ids, cfg.new_tokens)
-            if turn:
-                measured[name].append(found)
-            log(turn * len(folders) + place + 1)
-            if not together:
-                del model
-                release()
+    measured, together = serving.rounds(folders, runtime, prompts, cfg.new_tokens, cfg.rounds, log)
 
     # 4. Over the rounds, of the values and of their ratios to the reference within each.
     table: dict[str, dict[str, Any]] = {}
@@ -104,6 +83,8 @@ def run(cfg: Config, *, evaluations: Path, candidates: Candidates, out: Path, ru
         table[name]["joules_per_token"] = statistics.middle(joules) if len(joules) == len(speeds) else None
         table[name]["memory_bytes"] = memory[name]
         table[name]["memory_ratio"] = memory[name] / memory[cfg.reference]
+        table[name]["disk_bytes"] = disk[name]
+        table[name]["disk_ratio"] = disk[name] / disk[cfg.reference]
     checkpoints.write_json(
         out / "efficiency.json",
         {
@@ -124,45 +105,6 @@ def run(cfg: Config, *, evaluations: Path, candidates: Candidates, out: Path, ru
         },
     )
     return {f"{name}/{key}": value for name, row in table.items() for key, value in row.items()}
-
-
-def fit_together(folders: Mapping[str, tuple[Path, Path]], runtime: Runtime, log: Log) -> bool:
-    """Whether all candidates' weights fit into the memory that is free, with a tenth of it to spare for answering."""
-    from transformers import AutoConfig
-
-    needed = 0
-    for policy, base in folders.values():
-        config = AutoConfig.from_pretrained(base if models.is_adapter(policy) else policy, trust_remote_code=False)
-        needed += planning.store_bytes(planning.count_parameters(config).total)[runtime.dtype]
-    free = free_bytes(runtime.device)
-    if needed <= 0.9 * free:
-        log.note(f"all candidates in memory, {needed / 2**30:.1f} GiB, taking turns")
-        return True
-    log.note(
-        f"one candidate in memory at a time, loaded anew for each turn: "
-        f"all take {needed / 2**30:.1f} GiB, {free / 2**30:.1f} are free"
-    )
-    return False
-
-
-def peak_memories(
-    folders: Mapping[str, tuple[Path, Path]], runtime: Runtime, prompts: Sequence[str], new_tokens: int
-) -> dict[str, int]:
-    """Peak bytes for each candidate, every one in a fresh process, two side by side: nothing is timed here.
-
-    The two share the threads: more threads than cores wait for each other most of the time.
-    """
-    side_by_side = min(2, len(folders))
-    share = replace(runtime, threads=max(1, runtime.threads // side_by_side))
-    # (A multiprocessing.Pool leaves a semaphore behind now and then, and says so on the user's screen.)
-    with ProcessPoolExecutor(
-        side_by_side, multiprocessing.get_context("spawn"), quieten, max_tasks_per_child=1
-    ) as pool:
-        asked = {
-            name: pool.submit(profiling.peak_memory, policy, base, share, prompts, new_tokens)
-            for name, (policy, base) in folders.items()
-        }
-        return {name: each.result() for name, each in asked.items()}
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 python -m stages.report --scope artifacts/scope --data artifacts/validate --select artifacts/select \
         --evaluations artifacts/evaluate --efficiency artifacts/efficiency --comparison reports/comparison.json \
+        --compress artifacts/compress/compress.json --promotion artifacts/promote/decision.json \
         --timings metrics --lock dvc.lock \
         --out reports/report.html --out-tradeoff reports/tradeoff.csv
 """
@@ -22,9 +23,11 @@ from tunemill.adaptation import ALIGNING, COMPRESSING, CurvePoint, Tuned, tradeo
 from tunemill.checkpoints import write_text
 from tunemill.errors import UserError
 from tunemill.log import Log
+from tunemill.material import Material
 from tunemill.params import Candidates, Params
-from tunemill.report import Material, criteria, methods, page
+from tunemill.report import methods, page
 from tunemill.stage import Metrics, main
+from tunemill.verdicts import criteria
 
 AGAIN = "run the stage that makes it again: dvc repro"
 
@@ -51,6 +54,8 @@ def run(
     evaluations: Path,
     efficiency: Path | None,
     comparison: Path,
+    compress: Path | None,
+    promotion: Path | None,
     timings: Path | None,
     lock: Path | None,
     candidates: Candidates,
@@ -77,6 +82,7 @@ def run(
         plan=read_json(select / "plan.json"),
         decision=read_json(select / "candidates.json"),
         policies=policies,
+        bases={name: candidate.base for name, candidate in candidates.root.items()},
         trainings=read_trainings(evaluations, policies),
         prompt=asked["found"] if asked else None,
         asked=asked,
@@ -89,6 +95,8 @@ def run(
         optimised=read_optimised(evaluations, names),
         beside=read_beside(evaluations, names),
         efficiency=read_json(efficiency / "efficiency.json") if efficiency else None,
+        compress=read_json(compress) if compress else None,
+        promotion=read_json(promotion) if promotion else None,
         timings=read_timings(timings) if timings else {},
         lock=read_lock(lock) if lock else None,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tunemill.checkpoints import write_json
 from tunemill.params import Params
@@ -33,18 +33,26 @@ class Constraints(Params):
 
 
 class Criterion(Params):
-    """One condition of success: `candidate` beats `against` on `metric` by at least `at_least`."""
+    """One condition of success: what `metric` of `candidate` is to reach, or not to exceed (`tunemill.promotion`)."""
 
-    metric: MetricName
-    """What is measured."""
+    metric: str
+    """What is measured: a figure of the comparison, such as rouge1, toxicity/instruction/harm_share, decode_ratio or disk_mib."""
     candidate: str
     """Name of the candidate that must fulfil it."""
-    against: str
-    """Name of the candidate or baseline it is compared with."""
-    at_least: float
-    """Smallest difference (points) that the lower end of the 95% interval must reach."""
+    against: str | None
+    """Name of the candidate or baseline it is compared with, by difference or (…_ratio) by ratio; null: the value itself counts."""
+    at_least: float | None = None
+    """What the lower end of the 95% interval must reach."""
+    at_most: float | None = None
+    """What the upper end of the 95% interval must not exceed."""
     why: str
     """The reason, for whoever reads the report."""
+
+    @model_validator(mode="after")
+    def _one_threshold(self) -> Criterion:
+        if (self.at_least is None) == (self.at_most is None):
+            raise ValueError("name one of at_least and at_most, and not both")
+        return self
 
 
 class Config(Params):
@@ -74,7 +82,8 @@ class Config(Params):
 
 def run(cfg: Config, *, out: Path) -> Metrics:
     """Write the use case down under `out`."""
-    write_json(out / "scope.json", cfg.model_dump(mode="json"))
+    # As it was asked: of a criterion's two thresholds only the one that was named.
+    write_json(out / "scope.json", cfg.model_dump(mode="json", exclude_unset=True))
     return {"criteria": len(cfg.criteria)}
 
 

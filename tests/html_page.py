@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 
 class Page(HTMLParser):
-    """Every tag with its attributes, the text outside `<style>`, its tables, and whether all tags close."""
+    """Every tag with its attributes, the text outside `<style>` and `<script>`, its tables, and whether all tags close."""
 
     def __init__(self, html: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -48,7 +48,7 @@ class Page(HTMLParser):
             self._region = ""
 
     def handle_data(self, data: str) -> None:
-        if "style" in self.open:
+        if {"style", "script"} & set(self.open):
             return
         self.text.append(data)
         words = " ".join(data.split())

@@ -513,6 +513,122 @@ def curve(steps: int = 100, seed: int = 3, start: float = 1.6) -> str:
     return "\n".join(lines) + "\n"
 
 
+VARIANTS: dict[str, tuple[str, str, str, float, float, float, float, float | None]] = {
+    "lora": ("parent", "merged", "transformers", 538e6, 1.0, 36.2, 1.0, None),
+    "int8": ("quantize", "int8 weights", "transformers", 160e6, 1.9, 36.1, 1.01, None),
+    "int8-dynamic": ("quantize", "int8 weights and activations", "transformers", 161e6, 2.2, 34.8, 1.06, None),
+    "q4": ("quantize", "4-bit GGUF", "llama.cpp", 92e6, 3.1, 33.2, 1.12, None),
+    "student": ("distill", "15 of 30 layers", "transformers", 325e6, 1.7, 35.4, 1.14, None),
+    "wanda": ("prune", "Wanda, 50% of the linear layers", "transformers", 538e6, 1.0, 32.0, 1.3, 0.5),
+    "shallow": ("prune", "8 layers dropped, recovered by LoRA", "transformers", 412e6, 1.3, 34.1, 1.18, 0.0),
+}
+"""Variant → made by, method, runtime, bytes, times the parent's speed, quality, times its perplexity, zeros."""
+
+
+def compressed(parent: str = "lora") -> dict[str, Any]:
+    """compress.json of a run with every kind of variant, made from one parent."""
+
+    def bounded(value: float, half: float) -> dict[str, float]:
+        return {"value": value, "ci_low": value - half, "ci_high": value + half}
+
+    told = {parent if name == "lora" else name: entry for name, entry in VARIANTS.items()}
+    whole, found = VARIANTS["lora"], {}
+    for name, (made_by, method, runtime, weight, speed, quality, perplexity, zeros) in told.items():
+        is_parent, gap = name == parent, quality - whole[5]
+        found[name] = {
+            "made_by": made_by,
+            "method": method,
+            "runtime": runtime,
+            "bytes": int(weight),
+            "bytes_ratio": weight / whole[3],
+            "parameters": int(weight / 4) if made_by in ("distill", "prune") else 134515008,
+            "sparsity": zeros,
+            "sparsity_all": None if zeros is None else 0.79 * zeros,
+            "memory_bytes": int(500e6 + 1.2 * weight),
+            "memory_ratio": (500e6 + 1.2 * weight) / (500e6 + 1.2 * whole[3]),
+            "prefill_tokens_per_second": bounded(440 * speed**0.5, 12.0),
+            "prefill_ratio": bounded(speed**0.5, 0.0 if is_parent else 0.03),
+            "decode_tokens_per_second": bounded(17.2 * speed, 0.4 * speed),
+            "decode_ratio": bounded(speed, 0.0 if is_parent else 0.04),
+            "perplexity": bounded(9.1 * perplexity, 0.6),
+            "perplexity_ratio": bounded(perplexity, 0.0 if is_parent else 0.02),
+            "quality": bounded(quality, 2.6),
+            "difference": {"diff": gap, "ci_low": gap - 1.1, "ci_high": gap + 1.1, "p": 0.02}
+            if not is_parent
+            else {"diff": 0.0, "ci_low": None, "ci_high": None, "p": None},
+            "share": bounded(quality / whole[5], 0.0 if is_parent else 0.03),
+            "on_frontier": {
+                "bytes": not any(other[3] <= weight and other[5] > quality for other in VARIANTS.values()),
+                "decode": not any(other[4] >= speed and other[5] > quality for other in VARIANTS.values()),
+            },
+        }
+    return {
+        "parent": parent,
+        "metric": "rouge1",
+        "tolerance": 0.01,
+        "items": 96,
+        "groups": 21,
+        "rounds": 5,
+        "device": "cpu",
+        "dtype": "float32",
+        "threads": 2,
+        "level": 0.95,
+        "variants": found,
+        "advice": {
+            "variant": "int8",
+            "reason": f"int8 is the smallest within 1% of {parent}: 36.1 of 36.2 points of ROUGE-1 at 0.30 of its size",
+        },
+    }
+
+
+def unmeasured() -> dict[str, Any]:
+    """compress.json in which two variants have nothing but their size, and none is advised."""
+    found = compressed()
+    known = ("made_by", "method", "runtime", "bytes", "bytes_ratio", "parameters", "sparsity", "sparsity_all")
+    kept = {name: {key: found["variants"][name][key] for key in known} for name in ("lora", "q4")}
+    return {**found, "variants": kept, "advice": {"variant": "lora", "reason": "no variant could be measured"}}
+
+
+def promoted(candidate: str = "lora", *, refused: bool = False) -> dict[str, Any]:
+    """decision.json over the scope's criteria, a guard and an absolute one; refused: the first is missed, another undefined."""
+    told = [
+        {**CRITERION, "metric": "rouge1", "value": 10.2, "ci_low": 8.1, "ci_high": 12.3, "unit": "points"},
+        {
+            **CRITERION,
+            "against": "first-sentence",
+            "at_least": 0.0,
+            "why": "A model must beat copying the first sentence.",
+        }
+        | {"value": 8.7, "ci_low": 6.4, "ci_high": 11.0, "unit": "points"},
+        {"metric": "efficiency/decode_ratio", "against": None, "at_least": 0.5, "why": "Nobody waits longer."}
+        | {"value": 0.94, "ci_low": 0.91, "ci_high": 0.97, "unit": "×"},
+        {"metric": "efficiency/memory_bytes", "against": None, "at_most": 4 * 2**30, "why": "It has to fit a laptop."}
+        | {"value": 1.3e9, "ci_low": None, "ci_high": None, "unit": "bytes"},
+    ]
+    if refused:
+        told[0] |= {"at_least": 9.0}
+        told[2] |= {"value": None, "ci_low": None, "ci_high": None}
+    criteria = []
+    for entry in told:
+        is_short = refused and entry is told[0]
+        outcome = "undefined" if entry["value"] is None else "missed" if is_short else "met"
+        criteria.append(
+            {**entry, "candidate": candidate, "n": 240, "outcome": outcome, "shortfall": 0.9 if is_short else None}
+            | {"sentence": f"{candidate} on {entry['metric']}: {outcome}"}
+        )
+    said = "is refused: 2 of 4 criteria are met" if refused else "is promoted: all 4 criteria are met"
+    return {
+        "candidate": candidate,
+        "verdict": "refused" if refused else "promoted",
+        "sentence": f"{candidate} {said}",
+        "policy": POLICIES.get(candidate, f"models/{candidate}"),
+        "base": POLICIES["base"],
+        "policy_hash": hashlib.sha256(candidate.encode()).hexdigest(),
+        "test_hash": hashlib.sha256(b"test").hexdigest(),
+        "criteria": criteria,
+    }
+
+
 FED_BACK: dict[str, Any] = {
     "prompts": {"asked": 24, "too_alike": 3, "to_rank": 21},
     "rankings": {"ada": 12, "human ratings": 101},
@@ -1094,6 +1210,8 @@ def write(
             _json(folder / "training.json", training(name))
             (folder / "curve.csv").write_text(curve(100, number, 1.7 - 0.4 * number), encoding="utf-8")
     _json(root / "artifacts/efficiency/efficiency.json", _efficiency(tuple(lifts)))
+    _json(root / "artifacts/compress/compress.json", compressed())
+    _json(root / "artifacts/promote/decision.json", promoted("lora" if "lora" in lifts else next(iter(lifts))))
     _json(root / "reports/comparison.json", comparison(tables))
     seconds = {
         "scope": 1.1,

@@ -44,6 +44,7 @@ def test_the_readmes_figures_are_the_committed_ones() -> None:
         "ppo",
         "sl_cai",
         "rl_cai",
+        "compact",
         "lead-10-words",
         "first-sentence",
     }
@@ -81,6 +82,23 @@ def test_the_reward_models_accuracies_are_those_that_were_measured() -> None:
     ]
     beaten = [system for system in ("length", "response", "text") if measured[f"held_out/less_{system}_low"] > 0]
     assert not beaten and "it beats none of them" in told
+
+
+def test_the_smaller_forms_are_told_as_they_were_measured() -> None:
+    page = (ROOT / "docs/compress.md").read_text(encoding="utf-8")
+    measured = json.loads((ROOT / "metrics/compress.json").read_text(encoding="utf-8"))
+    rows = re.findall(r"^\| (?:\*\*)?([\w-]+)(?:\*\*)? \| [^|]+ \| \d+ \| (.*) \|$", page, re.MULTILINE)
+    assert rows[0][0] == "lora"
+    assert {name for name, _ in rows} == {key.partition("/")[0] for key in measured}
+    for name, row in rows:
+        size, _, prefill, decode, _, quality, kept = (cell.split()[0] for cell in row.split(" | "))
+        found = {key: measured[f"{name}/{key}"] for key in ("bytes_per_float32", "prefill_ratio", "decode_ratio")}
+        assert [size, prefill, decode] == [
+            f"{found['bytes_per_float32']:.2f}x", f"{found['prefill_ratio']:.2f}", f"{found['decode_ratio']:.2f}",
+        ], name  # fmt: skip
+        assert [quality, kept] == [f"{measured[f'{name}/quality']:.1f}", f"{100 * measured[f'{name}/share']:.1f}%"], (
+            name
+        )
 
 
 def test_what_the_default_run_makes_of_the_constitution_is_what_was_measured() -> None:

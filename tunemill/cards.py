@@ -23,7 +23,15 @@ from transformers import AutoModelFor{kind}, AutoTokenizer
 base = AutoModelFor{kind}.from_pretrained("<the base model>")
 model = PeftModel.from_pretrained(base, "<this folder>")
 tokenizer = AutoTokenizer.from_pretrained("<the base model>")""",
+    "gguf": """from llama_cpp import Llama  # or any other runtime of llama.cpp
+
+model = Llama("<this folder>/model.gguf")
+model.create_chat_completion([{{"role": "user", "content": "…"}}], temperature=0)""",
 }
+
+FORMS = {"adapter": "adapter_config.json", "gguf": "model.gguf"}
+"""What a folder holds → the file that tells."""
+LIBRARIES = {"adapter": "peft", "model": "transformers", "gguf": "llama.cpp"}
 
 
 def write(folder: Path, title: str, base: Path, text: str, facts: Mapping[str, object], encoder_decoder: bool) -> None:
@@ -71,16 +79,16 @@ def tag(encoder_decoder: bool) -> str:
 def _write(
     folder: Path, title: str, known: Mapping[str, str], text: str, facts: Mapping[str, object], encoder_decoder: bool
 ) -> None:
-    adapter = (folder / "adapter_config.json").is_file()
+    form = next((name for name, file in FORMS.items() if (folder / file).is_file()), "model")
     kind = "Seq2SeqLM" if encoder_decoder else "CausalLM"
-    known = {**known, "library_name": "peft" if adapter else "transformers", "pipeline_tag": tag(encoder_decoder)}
+    known = {**known, "library_name": LIBRARIES[form], "pipeline_tag": tag(encoder_decoder)}
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
     write_text(
         folder / "README.md",
         head(known)
         + f"\n# {title}\n\n{text}\n\n"
         + (f"| | |\n|---|---|\n{rows}\n\n" if rows else "")
-        + f"## How to load it\n\n```python\n{LOADING['adapter' if adapter else 'model'].format(kind=kind)}\n```\n",
+        + f"## How to load it\n\n```python\n{LOADING[form].format(kind=kind)}\n```\n",
     )
 
 

@@ -1,4 +1,4 @@
-"""The arithmetic of a chart: scales, ticks and paths. No drawing, no I/O; `report.html.j2` turns the numbers into SVG.
+"""The arithmetic of a chart: scales, ticks and paths. No drawing, no I/O; the templates in `report/` turn the numbers into SVG.
 
 Positions are percentages of the plot's width (from the left) or height (from the top), so that a chart stretches with
 the page while its text keeps its size.

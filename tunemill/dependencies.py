@@ -5,7 +5,7 @@
 
 Imports are read from the source, those inside functions too. Left out is the edge that decides no result: how a stage
 is started, logged and tracked, and how its parameters are read (DVC compares their values). A file that lies beside a
-module under its name (`report.html.j2`) belongs to it.
+module under its name, or in a folder of its name (`report/page.html.j2`), belongs to it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def imported(source: str) -> set[str]:
 
 
 def code_of(root: Path, module: str) -> list[str]:
-    """Files that `module` (dotted) consists of: itself, what it imports, and the files beside them of the same name."""
+    """Files that `module` (dotted) consists of: itself, what it imports, and the files of the same name beside them."""
     seen: set[str] = set()
     waiting = [module]
     files: set[str] = set()
@@ -47,7 +47,7 @@ def code_of(root: Path, module: str) -> list[str]:
         seen.add(name)
         files |= {
             each.relative_to(root).as_posix()
-            for each in path.parent.glob(f"{path.stem}.*")
+            for each in (*path.parent.glob(f"{path.stem}.*"), *path.with_suffix("").glob("*"))
             if each.is_file() and each.suffix not in (".pyc", ".pyi")
         }
         waiting += sorted(imported(path.read_text(encoding="utf-8")))

@@ -35,6 +35,21 @@ METRICS = {
     "toxicity": Metric("Toxic share", "%", "share of outputs that a classifier calls offensive", True),
 }
 
+MEASURES = {
+    "decode_ratio": "Decode speed, one prompt at a time",
+    "batch_decode_ratio": "Decode speed, prompts in one batch",
+    "prefill_ratio": "Prefill speed",
+    "memory_ratio": "Peak memory",
+    "disk_ratio": "Size on disk",
+    "decode_tokens_per_second": "Decode, one prompt at a time (tokens/s)",
+    "batch_decode_tokens_per_second": "Decode, prompts in one batch (tokens/s)",
+    "prefill_tokens_per_second": "Prefill (tokens/s)",
+    "memory_bytes": "Peak memory of a process",
+    "disk_bytes": "Size on disk, with an adapter's base",
+    "joules_per_token": "Energy for a token (joules, where the machine tells)",
+}
+"""What efficiency.json's keys mean, in the order of the table; a key it does not know is shown by its name."""
+
 
 @dataclass(frozen=True)
 class Estimate:

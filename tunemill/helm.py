@@ -118,6 +118,25 @@ class Figure(NamedTuple):
 Figures = dict[str, Figure]
 
 
+def keys() -> tuple[str, ...]:
+    """Every key that `figures` and the test items' scores can have, benchmarks' tasks (`tasks/…`) apart."""
+    scored = (*metrics.ROUGE_TYPES, *(f"{metric}_unperturbed" for metric in metrics.ROUGE_TYPES))
+    kinds = ("instruction", "continuation", "continuation_toxic", "continuation_other")
+    of_items = ("exact_match", "quasi_exact_match", "faithfulness", "memorised_words", "choices")
+    touched_by = ("changed", *(f"changed_{name}" for name in perturbations.FAIRNESS))
+    return (
+        *(f"accuracy/{metric}" for metric in (*metrics.ROUGE_TYPES, "bleu", *of_items)),
+        *(f"calibration/{name}" for name in (*calibration.FIGURES, "expected_ece_10")),
+        *(f"robustness/{name}" for name in ("changed", *scored)),
+        *(f"fairness/{name}" for name in (*touched_by, *scored, "people", "people_unperturbed")),
+        *(f"bias/{part}{name}" for name in bias.MEASURES for part in ("", "expected_")),
+        *(f"toxicity/{kind}/{scorer}_{name}" for kind in kinds for scorer in ("harm", "offence") for name in TOXICITY),
+        *(f"toxicity/{name}" for name in ("empty", *(f"{kind}/empty" for kind in kinds), "test/offence")),
+        *(f"efficiency/{name}" for name in ("decode_seconds", "first_token_seconds", "prefill_tokens_per_second")),
+        *("efficiency/joules_per_token", "efficiency/peak_mib"),
+    )
+
+
 def undefined(reason: str, n: int = 0) -> Figure:
     """A figure without a value."""
     return Figure(float("nan"), None, 0, n, "", reason)
@@ -620,7 +639,7 @@ def categories(found: Mapping[str, Figures], metric: str, reference: str, level:
                     "minimum_detectable": detectable(
                         found[name][key], found[reference][key], statistics.within_family(level, len(others))
                     ),
-                    **_reason(gap, found[name][key], found[reference][key]),
+                    **no_difference(gap, found[name][key], found[reference][key]),
                 }
             )
     return {
@@ -641,7 +660,9 @@ def categories(found: Mapping[str, Figures], metric: str, reference: str, level:
                 | (
                     {}
                     if name == reference
-                    else _prefixed(gaps[name][key], _reason(gaps[name][key], found[name][key], found[reference][key]))
+                    else _prefixed(
+                        gaps[name][key], no_difference(gaps[name][key], found[name][key], found[reference][key])
+                    )
                 )
                 for key, about in own.items()
             }
@@ -842,7 +863,7 @@ def slices(rows: Rows, metric: str, resamples: int, seed: int, level: float) -> 
     return found
 
 
-def _reason(gap: statistics.Comparison, a: Figure, b: Figure) -> dict[str, str]:
+def no_difference(gap: statistics.Comparison, a: Figure, b: Figure) -> dict[str, str]:
     """Why a difference is undefined, or has no interval; nothing where it has one."""
     if gap.low is not None:
         return {}

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from tunemill import gguf_export, quantization
 from tunemill.checkpoints import write_json
 from tunemill.errors import UserError
 from tunemill.runtime import Runtime, out_of_memory
@@ -36,6 +37,22 @@ def is_adapter(folder: Path) -> bool:
     return (folder / ADAPTER).is_file()
 
 
+def is_gguf(folder: Path) -> bool:
+    """Whether the weights in `folder` are a GGUF file, which llama.cpp runs; transformers computes with what it expands to."""
+    return (folder / gguf_export.FILE).is_file()
+
+
+def is_quantized(folder: Path) -> bool:
+    """Whether the weights in `folder` are kept in fewer bits than floating-point numbers have: they cannot be trained."""
+    return not is_adapter(folder) and (is_gguf(folder) or _quantized_by(folder) is not None)
+
+
+def _quantized_by(folder: Path) -> str | None:
+    """The library that keeps a checkpoint's weights in few bits; None where they are floating-point numbers."""
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return (config.get("quantization_config") or {}).get("quant_method")
+
+
 def is_encoder_decoder(folder: Path) -> bool:
     """Whether the checkpoint in `folder` is an encoder-decoder; read from its configuration."""
     config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -49,9 +66,16 @@ def load_base(folder: Path, runtime: Runtime) -> Any:
         UserError: the folder holds no model that transformers can load.
     """
     try:
-        model = _auto(folder).from_pretrained(
-            folder, dtype=runtime.torch_dtype, use_safetensors=True, trust_remote_code=False
-        )
+        if is_gguf(folder):
+            model = _auto(folder).from_config(_config(folder), dtype=runtime.torch_dtype, trust_remote_code=False)
+            gguf_export.read(folder / gguf_export.FILE, model)
+        elif _quantized_by(folder) == "torchao":
+            model = _auto(folder).from_config(_unquantized(folder), dtype=runtime.torch_dtype, trust_remote_code=False)
+            quantization.fill(model, folder / "model.safetensors")
+        else:
+            model = _auto(folder).from_pretrained(
+                folder, dtype=runtime.torch_dtype, use_safetensors=True, trust_remote_code=False
+            )
     except (OSError, ValueError) as error:
         raise UserError(
             f"no language model in {folder}: {_first_line(error)}",
@@ -105,8 +129,13 @@ def load_quantized(folder: Path, runtime: Runtime, kind: str) -> Any:
         if kind == "nf4"
         else BitsAndBytesConfig(load_in_8bit=True)
     )
+    model = _with_bitsandbytes(folder, runtime, settings, "lora.quantize", "set quantize: none")
+    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+
+
+def _with_bitsandbytes(folder: Path, runtime: Runtime, settings: Any, where: str, fix: str) -> Any:
     try:
-        model = _auto(folder).from_pretrained(
+        return _auto(folder).from_pretrained(
             folder,
             dtype=runtime.torch_dtype,
             quantization_config=settings,
@@ -119,11 +148,10 @@ def load_quantized(folder: Path, runtime: Runtime, kind: str) -> Any:
             raise
         raise UserError(
             f"cannot quantize: {_first_line(error)}",
-            where="params.yaml: lora.quantize",
+            where=f"params.yaml: {where}",
             expected="bitsandbytes, on Linux",
-            fix="set quantize: none",
+            fix=fix,
         ) from None
-    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
 
 def _device(runtime: Runtime) -> str:
@@ -137,12 +165,24 @@ def load_trainable(folder: Path, runtime: Runtime) -> Any:
     return load_base(folder, replace(runtime, dtype="float32"))
 
 
+def _config(source: Path | str, revision: str | None = None) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(source, revision=revision or "main", trust_remote_code=False)
+
+
+def _unquantized(folder: Path) -> Any:
+    """The configuration without how the weights are kept, which `from_config` would want to see to."""
+    config = _config(folder)
+    del config.quantization_config
+    return config
+
+
 def _auto(source: Path | str, revision: str | None = None) -> Any:
     """The transformers class that loads a checkpoint: by its configuration, decoder-only or encoder-decoder."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    config = AutoConfig.from_pretrained(source, revision=revision or "main", trust_remote_code=False)
-    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    return AutoModelForSeq2SeqLM if _config(source, revision).is_encoder_decoder else AutoModelForCausalLM
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -485,6 +525,84 @@ def save(model: Any, tokenizer: Any, out: Path, dtype: str) -> None:
     model.config.name_or_path = ""  # a path of this machine is no part of the result
     model.to(getattr(torch, dtype)).save_pretrained(out, safe_serialization=True)
     save_tokenizer(tokenizer, out)
+
+
+def save_int8(model: Any, tokenizer: Any, out: Path, settings: Any) -> None:
+    """Write a model that torchao has quantized, as plain transformers loads it.
+
+    Args:
+        model: quantized in place, by `quantization.quantize_int8`.
+        tokenizer: its tokenizer.
+        out: folder to write.
+        settings: torchao's configuration.
+    """
+    from safetensors.torch import save_file
+    from transformers import TorchAoConfig
+
+    tensors, metadata = quantization.flattened(model)
+    model.config.quantization_config = TorchAoConfig(settings, include_input_output_embeddings=True)
+    model.config.name_or_path = ""
+    model.config.save_pretrained(out)
+    if model.generation_config is not None:
+        model.generation_config.save_pretrained(out)
+    save_file(tensors, out / "model.safetensors", metadata)
+    _sort_metadata(out / "model.safetensors")
+    save_tokenizer(tokenizer, out)
+
+
+def _sort_metadata(file: Path) -> None:
+    """Give a safetensors file's metadata an order, in place: the library writes a different one each time."""
+    with file.open("r+b") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) > size:
+            raise RuntimeError(f"{file}: its header does not fit where it was")
+        opened.seek(8)
+        opened.write(text.ljust(size))
+    file.chmod(0o644)  # as transformers leaves its files
+
+
+def save_nf4(full: Path, tokenizer: Any, out: Path, runtime: Runtime) -> None:
+    """Write a model in four bits through bitsandbytes, as plain transformers loads it.
+
+    Args:
+        full: folder of the model with floating-point weights.
+        tokenizer: its tokenizer.
+        out: folder to write.
+        runtime: the number format that it computes in.
+
+    Raises:
+        UserError: bitsandbytes is not there, or not for this machine.
+    """
+    from transformers import BitsAndBytesConfig
+
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=runtime.torch_dtype,
+    )
+    model = _with_bitsandbytes(full, runtime, settings, "quantize.variants", "choose another method")
+    model.config.name_or_path = ""
+    model.save_pretrained(out)
+    save_tokenizer(tokenizer, out)
+
+
+def weight_bytes(folder: Path) -> int:
+    """Bytes of the weights on disk: safetensors or GGUF."""
+    return sum(each.stat().st_size for each in folder.iterdir() if each.suffix in (".safetensors", ".gguf"))
+
+
+def save_gguf(model: Any, tokenizer: Any, out: Path, kind: gguf_export.Type, name: str) -> None:
+    """Write a model as a GGUF file with its chat template, and beside it configuration and tokenizer as transformers reads them."""
+    model.config.name_or_path = ""
+    model.config.save_pretrained(out)
+    if model.generation_config is not None:
+        model.generation_config.save_pretrained(out)
+    save_tokenizer(tokenizer, out)
+    gguf_export.write(model, out, out / gguf_export.FILE, kind, name)
 
 
 def save_merged(model: Any, tokenizer: Any, out: Path, dtype: str) -> None:

@@ -38,6 +38,12 @@ class Candidates(RootModel[dict[str, Candidate]]):
     model_config = ConfigDict(frozen=True)
 
 
+class Variants(RootModel[dict[str, Candidate]]):
+    """What `variant` and `compress` look at: name → a form of the tuned model, the tuned model itself among them."""
+
+    model_config = ConfigDict(frozen=True)
+
+
 class Start(Params):
     """What one run of a stage that is off by default works on."""
 
@@ -131,6 +137,8 @@ class Extra(Params):
     """Runs of `best_of`."""
     distill: dict[str, Candidate]
     """Runs of `distill`: the teacher, a variant of the same name in its section."""
+    quantize: dict[str, Candidate]
+    """Runs of `quantize`: what is quantized, a variant of the same name in its section."""
     prune: dict[str, Candidate]
     """Runs of `prune`: what is pruned, a variant of the same name in its section."""
 

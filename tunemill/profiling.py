@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tunemill import losses, models, sampling
-from tunemill.runtime import Runtime
 
 
 class Speed(NamedTuple):
@@ -27,6 +26,14 @@ class Speed(NamedTuple):
     """Tokens written in a second for all prompts together."""
     joules_per_token: float | None
     """Energy of the processor (or GPU) for each token written for one prompt; None where the machine does not tell."""
+
+
+LOADED = (
+    *("*.safetensors", "*.safetensors.index.json", "*.gguf", "*.bin", "*.model"),
+    *("config.json", "generation_config.json", "adapter_config.json"),
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template*"),
+)
+"""Files of a checkpoint that are needed to load it; what else lies there tells of its training."""
 
 
 class _Read(NamedTuple):
@@ -100,19 +107,21 @@ def energy(device: str, counters: Path = Path("/sys/class/powercap")) -> float |
     return total if found else None
 
 
-def peak_memory(policy: Path, base: Path, runtime: Runtime, prompts: Sequence[str], steps: int) -> int:
-    """Peak bytes of a fresh process that loads one policy and answers the prompts in one batch.
+def answer(model: Any, prompts: Sequence[Sequence[int]], pad: int, steps: int) -> None:
+    """Read prompts in one batch and write `steps` tokens for each: what memory is measured of."""
+    _decode(model, _prefill(model, prompts, pad)[0], steps)
 
-    Resident memory of the process, interpreter and libraries included; on CUDA the device memory allocated. Call it in a
-    process of its own: what was in memory before would be counted.
+
+def disk_bytes(policy: Path, base: Path) -> int:
+    """Bytes of the files that a deployment needs: the policy's, and of an adapter those of its base too.
+
+    Args:
+        policy: folder of a whole model or of an adapter.
+        base: folder of the model that an adapter sits on.
     """
-    import torch
-
-    torch.set_num_threads(runtime.threads)
-    model, tokenizer = models.load_policy(policy, base, runtime)
-    ids = [models.render_prompt(tokenizer, prompt) for prompt in prompts]
-    _decode(model, _prefill(model, ids, tokenizer.pad_token_id)[0], steps)
-    return int(torch.cuda.max_memory_allocated()) if runtime.device == "cuda" else _high_water()
+    folders = [policy, base] if models.is_adapter(policy) else [policy]
+    files = {file for folder in folders for pattern in LOADED for file in folder.glob(pattern) if file.is_file()}
+    return sum(file.stat().st_size for file in files)
 
 
 def _prefill(model: Any, prompts: Sequence[Sequence[int]], pad: int) -> tuple[_Read, float]:
@@ -188,7 +197,8 @@ def _now(model: Any) -> float:
     return time.perf_counter()
 
 
-def _high_water() -> int:
+def high_water() -> int:
+    """Most bytes that this process has had in memory so far."""
     # ru_maxrss of a spawned process starts at its parent's size on Linux; VmHWM is its own.
     try:
         for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():

@@ -1,12 +1,15 @@
 """The report: what a run's artifacts say, as one HTML file that a manager and an engineer can both read.
 
-`Material` holds the artifacts as they were read, `page` turns them into HTML. In between stand small pure functions,
-one for each part of the page, that decide what is said (which candidate is better, how sure that is, which samples are
-shown) and leave only the wording and the drawing to the template beside this file, `report.html.j2`.
+`page` turns a `Material` (what was read) into HTML. In between stand small pure functions, one for each part of the page,
+here and in the modules named after what they tell of; they decide what is said (which candidate is better, how sure that
+is, which samples are shown) and leave only the wording and the drawing to the templates in the folder `report/` beside
+this file: `page.html.j2`, a file for each part of a chapter, one style sheet and one script.
 
-The page opens from disk, fetches nothing and runs no script. Text in it comes from data and from models and is not
-trusted: the template escapes everything, and `wording.visible` shows characters that would not be seen. No clock is
-read, so that the same artifacts give the same bytes.
+The page opens from disk and fetches nothing. Its one script adds what makes it handier (a mark's figures at the pointer
+or by arrow keys, sorting, switching series and colours) and nothing that is read: without it everything is there. Text
+comes from data and from models and is not trusted: the templates escape everything, the content security policy allows
+exactly the one style sheet and the one script, and `wording.visible` shows characters that would not be seen. No clock
+is read, so that the same artifacts give the same bytes.
 """
 
 from __future__ import annotations
@@ -15,263 +18,71 @@ import base64
 import functools
 import hashlib
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Literal
 
-from tunemill import adaptation, aligned, categories, charts, constitutional, evidence, lineage, metrics
-from tunemill.adaptation import Tuned
+from tunemill import (
+    adaptation,
+    aligned,
+    categories,
+    compressed,
+    constitutional,
+    downloads,
+    evidence,
+    lineage,
+    metrics,
+    phases,
+    plots,
+    summary,
+    verdicts,
+)
 from tunemill.evidence import Output, clip, output
-from tunemill.findings import METRICS, Difference, Estimate, Json, difference, estimate, metric
+from tunemill.findings import MEASURES, Estimate, Json, estimate, metric
+from tunemill.material import Material, baselines, metric_names, reference
+from tunemill.verdicts import verdict
 from tunemill.wording import brief, duration, number, p_value, plural, share, signed, size, tick, visible
 
 if TYPE_CHECKING:
-    from jinja2 import Template
+    from jinja2 import Environment
 
-TEMPLATE = Path(__file__).with_name("report.html.j2")
+TEMPLATES = Path(__file__).with_suffix("")
+"""The folder of this module's name: templates, style sheet and script."""
 PROMPT_CHARACTERS = 4 * evidence.CHARACTERS
 """Longer prompts are cut in the samples."""
+CHAPTERS = {
+    "verdict": ("Scope and verdict", ("scope", "verdict")),
+    "data": ("Data", ("data",)),
+    "model": ("Selection and plan", ("model",)),
+    "adaptation": ("Adaptation", ("adaptation", "prompting")),
+    "alignment": ("Alignment", ("alignment",)),
+    "constitutional-ai": ("Constitutional AI", ("constitutional",)),
+    "evaluation": ("Evaluation", ("results", "categories", "perturbations", "forgetting", "safety")),
+    "compression": ("Compression", ("compression", "speed")),
+    "cost": ("Time, memory and cost", ("cost",)),
+    "lineage": ("Lineage", ("lineage",)),
+    "samples": ("Samples", ("samples",)),
+    "limits": ("Limits and harms", ("limits",)),
+    "reproduce": ("How to reproduce it", ("reproduce",)),
+}
+"""Anchor → title and the templates that the chapter is made of, in the page's order."""
 
 
 @dataclass(frozen=True)
-class Material:
-    """The artifacts of a run, as read; what is missing is None or empty."""
+class Chapter:
+    """A chapter of the page."""
 
-    scope: Json
-    candidates: tuple[str, ...]
-    comparison: Json
-    splits: Json = field(default_factory=dict)
-    instances: Mapping[str, Sequence[Json]] = field(default_factory=dict)
-    scores: Mapping[str, Json] = field(default_factory=dict)
-    perturbed: Mapping[str, Sequence[Json]] = field(default_factory=dict)
-    choices: Mapping[str, Sequence[Json]] = field(default_factory=dict)
-    """Candidate → questions with choices, and how likely it finds each."""
-    red_team: Mapping[str, Sequence[Json]] = field(default_factory=dict)
-    plan: Json | None = None
-    decision: Json | None = None
-    """select's table of candidates."""
-    policies: Mapping[str, str] = field(default_factory=dict)
-    """Candidate → path of its policy, which names the stage that made it."""
-    trainings: Sequence[Tuned] = ()
-    prompt: Json | None = None
-    """The grid of prompts and the choice."""
-    asked: Json | None = None
-    """The chosen prompt itself: template, worked examples, decoding."""
-    feedback: Json | None = None
-    """What was fed back: feedback.json."""
-    reward: Json | None = None
-    """How well the reward model tells what people prefer: reward.json."""
-    reward_histogram: Sequence[aligned.Row] = ()
-    reward_reliability: Sequence[aligned.Row] = ()
-    supervised: Sequence[constitutional.Supervised] = ()
-    """The candidates that learnt revisions of a model's own answers."""
-    labelled: Sequence[constitutional.Labelled] = ()
-    """Those that were rewarded by what learnt a judge's labels."""
-    optimised: Sequence[aligned.Run] = ()
-    """The candidates that PPO made."""
-    beside: Sequence[aligned.Beside] = ()
-    """Those that another way aligned."""
-    efficiency: Json | None = None
-    timings: Mapping[str, Json] = field(default_factory=dict)
-    lock: Json | None = None
+    id: str
+    title: str
+    found: str
+    """What was found, in one sentence."""
+    parts: tuple[str, ...]
+    """Names of its templates."""
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What the run has shown on the primary metric."""
-
-    metric: str
-    reference: str
-    challenger: str | None
-    """The best candidate besides the reference; None where there is only the reference."""
-    leader: str
-    """Who the baselines are compared with: the challenger if there is one, else the reference."""
-    difference: Difference | None
-    baselines: tuple[Difference, ...]
-    items: int | None
-    groups: int | None
-
-
-# ---------------------------------------------------------------- what the comparison says
-
-
-def baselines(material: Material) -> tuple[str, ...]:
-    """What was compared that is no candidate: the extractive baselines."""
-    return tuple(name for name in material.comparison.get("candidates", {}) if name not in material.candidates)
-
-
-def metric_names(material: Material) -> tuple[str, ...]:
-    """Every metric of comparison.json: the primary one first, then in the order of `METRICS`, then the others."""
-    found = {name for scores in material.comparison.get("candidates", {}).values() for name in scores}
-    order = {name: index for index, name in enumerate((material.scope["primary_metric"], *METRICS))}
-    return tuple(
-        sorted(
-            found,
-            key=lambda name: (0 if name == material.scope["primary_metric"] else 1, order.get(name, len(order)), name),
-        )
-    )
-
-
-def reference(material: Material) -> str:
-    """Whom the others are measured against: as comparison.json says, else `base`, else the first candidate."""
-    named = (material.comparison.get("reference"), "base")
-    return next((name for name in named if name in material.candidates), material.candidates[0])
-
-
-def verdict(material: Material) -> Verdict:
-    """Who leads on the primary metric, and whether that is shown."""
-    name, base = material.scope["primary_metric"], reference(material)
-    scores = material.comparison.get("candidates", {})
-
-    def value(candidate: str) -> float:
-        found = estimate(scores.get(candidate, {}).get(name)).value
-        return float("-inf") if found is None else -found if metric(name).lower_is_better else found
-
-    others = [each for each in material.candidates if each != base]
-    challenger = max(others, key=value) if others else None
-    leader = challenger or base
-    items = material.comparison.get("items")
-    groups = material.comparison.get("groups")
-    if groups is not None and groups == items:
-        groups = None  # without groups in the data every row is one of its own, and their number says nothing new
-    return Verdict(
-        metric=name,
-        reference=base,
-        challenger=challenger,
-        leader=leader,
-        difference=difference(material.comparison, challenger, base, name) if challenger else None,
-        baselines=tuple(difference(material.comparison, leader, each, name) for each in baselines(material)),
-        items=items,
-        groups=groups,
-    )
-
-
-@dataclass(frozen=True)
-class Criterion:
-    """One condition of the scope, and what became of it."""
-
-    rule: Json
-    difference: Difference
-    outcome: Literal["met", "missed", "unproven"]
-
-
-def criteria(material: Material) -> list[Criterion]:
-    """Met where the lower end of the interval reaches `at_least`, missed where the upper end does not."""
-    found = []
-    for rule in material.scope.get("criteria", ()):
-        gap = difference(material.comparison, rule["candidate"], rule["against"], rule["metric"])
-        low, high, least = gap.estimate.low, gap.estimate.high, rule["at_least"]
-        outcome: Literal["met", "missed", "unproven"] = "unproven"
-        if low is not None and low >= least:
-            outcome = "met"
-        elif high is not None and high < least:
-            outcome = "missed"
-        found.append(Criterion(rule, gap, outcome))
-    return found
-
-
-def best(name: str, shown: Mapping[str, Estimate]) -> set[str]:
-    """Who has the best value of a metric; nobody where there is no choice."""
-    known = {each: found.value for each, found in shown.items() if found.value is not None}
-    if len(known) < 2:
-        return set()
-    top = (min if metric(name).lower_is_better else max)(known.values())
-    return {each for each, value in known.items() if value == top}
-
-
-# ---------------------------------------------------------------- charts
-
-
-@dataclass(frozen=True)
-class Mark:
-    """A point with its interval, in percent of the plot's width."""
-
-    name: str
-    kind: str
-    """For the values plot candidate, leader or baseline; for the differences a judgement."""
-    shown: Estimate
-    at: float | None
-    low: float | None
-    high: float | None
-    against: str = ""
-    detectable: float | None = None
-    """Smaller differences would usually be missed."""
-
-
-@dataclass(frozen=True)
-class Plot:
-    """Rows of marks over one axis."""
-
-    metric: str
-    rows: tuple[Mark, ...]
-    ticks: tuple[tuple[float, str], ...]
-    zero: float | None = None
-
-
-def values_plot(material: Material, name: str, leader: str) -> Plot:
-    """Every candidate's and baseline's value with its interval, best first."""
-    scores = material.comparison.get("candidates", {})
-    found = {each: estimate(scores.get(each, {}).get(name)) for each in (*material.candidates, *baselines(material))}
-    axis = charts.scale(end for each in found.values() for end in (each.value, each.low, each.high))
-
-    def kind(each: str) -> str:
-        return "leader" if each == leader else "candidate" if each in material.candidates else "baseline"
-
-    sign = 1 if metric(name).lower_is_better else -1
-    names = sorted(found, key=lambda each: (found[each].value is None, sign * (found[each].value or 0.0), each))
-    return Plot(name, tuple(_mark(each, kind(each), found[each], axis) for each in names), _ticks(axis, 4))
-
-
-def differences_plot(material: Material, name: str) -> Plot:
-    """A forest plot: every candidate against the reference and against each baseline, over a zero line."""
-    base = reference(material)
-    gaps = [
-        difference(material.comparison, candidate, other, name)
-        for other in (base, *baselines(material))
-        for candidate in material.candidates
-        if candidate != other
-    ]
-    gaps = [gap for gap in gaps if gap.estimate.value is not None or gap.b == base]
-    axis = charts.scale(
-        (end for gap in gaps for end in (gap.estimate.value, gap.estimate.low, gap.estimate.high)), zero=True
-    )
-    rows = tuple(_mark(gap.a, gap.judgement, gap.estimate, axis, gap.b, gap.detectable) for gap in gaps)
-    return Plot(name, rows, _ticks(axis, 5), axis(0.0))
-
-
-def accuracies_plot(reward: Json) -> Plot:
-    """Share of pairs that the reward model and each baseline tell right, in percent; the zero line is chance."""
-    found = aligned.accuracies(reward)
-    ends = [end for each in found.values() for end in (each.value, each.low, each.high)]
-    axis = charts.scale([*ends, 50.0])
-    rows = tuple(
-        _mark(aligned.SYSTEMS[name], "baseline" if name in ("length", "response", "text") else "leader", each, axis)
-        for name, each in found.items()
-    )
-    return Plot("accuracy", rows, _ticks(axis, 4), axis(50.0))
-
-
-def learnt_plot(told: constitutional.Labelled) -> Plot:
-    """Share of pairs that a judge, what learnt its labels, and length tell right, in percent; the zero line is chance."""
-    found = constitutional.learnt(told)
-    axis = charts.scale([50.0, *(end for *_, each in found for end in (each.value, each.low, each.high))])
-    rows = tuple(_mark(name, "baseline" if plain else "leader", each, axis) for name, plain, each in found)
-    return Plot("accuracy", rows, _ticks(axis, 4), axis(50.0))
-
-
-def _mark(
-    name: str, kind: str, shown: Estimate, axis: charts.Scale, against: str = "", detectable: float | None = None
-) -> Mark:
-    at, low, high = (None if each is None else axis(each) for each in (shown.value, shown.low, shown.high))
-    return Mark(name, kind, shown, at, low, high, against, detectable)
-
-
-def _ticks(axis: charts.Scale, most: int) -> tuple[tuple[float, str], ...]:
-    return tuple((axis(value), tick(value)) for value in axis.ticks(most))
-
-
-# ---------------------------------------------------------------- samples
+# ── samples ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
@@ -348,7 +159,7 @@ def samples(material: Material, count: int, seed: int) -> list[Sample]:
     return found
 
 
-# ---------------------------------------------------------------- how the model was adapted
+# ── how the model was adapted ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 def methods(material: Material) -> list[adaptation.Method]:
@@ -371,7 +182,7 @@ def trained(material: Material) -> Json | None:
     return made.get(leader)
 
 
-# ---------------------------------------------------------------- data
+# ── data ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
@@ -434,126 +245,7 @@ def quarantine(material: Material) -> list[Refused]:
     ]
 
 
-# ---------------------------------------------------------------- cost
-
-
-@dataclass(frozen=True)
-class StageCost:
-    """What one stage took."""
-
-    name: str
-    seconds: float
-    memory: float | None
-    machine: str
-    seconds_bar: float
-    memory_bar: float
-
-
-def stage_costs(material: Material) -> list[StageCost]:
-    """Time and peak memory of each stage that was timed, in the pipeline's order; this stage itself is not over yet."""
-    order = {name: index for index, name in enumerate(lineage.stage_order(material.lock or {}, material.candidates))}
-    told = {name: each for name, each in material.timings.items() if lineage.is_live(name, material.candidates)}
-    longest = max((each["seconds"] for each in told.values()), default=0) or 1
-    largest = max((each.get("peak_memory_bytes") or 0 for each in told.values()), default=0) or 1
-    return [
-        StageCost(
-            name,
-            told[name]["seconds"],
-            told[name].get("peak_memory_bytes"),
-            ", ".join(str(told[name][key]) for key in ("device", "dtype") if told[name].get(key)),
-            round(100 * told[name]["seconds"] / longest, 2),
-            round(100 * (told[name].get("peak_memory_bytes") or 0) / largest, 2),
-        )
-        for name in sorted(told, key=lambda each: (order.get(each, len(order)), each))
-    ]
-
-
-@dataclass(frozen=True)
-class Budget:
-    """A cost as allowed, as planned and as measured."""
-
-    what: str
-    allowed: str
-    planned: str
-    measured: str
-    kept: bool | None
-    """Whether the measured value stays within the allowed one; None where one of them is not known."""
-
-
-def budgets(material: Material) -> list[Budget]:
-    """The scope's constraints beside the plan and what was measured."""
-    limits = material.scope.get("constraints", {})
-    costs = stage_costs(material)
-    plan = material.plan or {}
-    training = next((each.record for each in material.trainings if each.record["method"] == "lora"), {})
-    store = plan.get("store_bytes", {})
-    tuning = plan.get("methods", {}).get("lora", {})
-    found = []
-
-    memory = max((cost.memory for cost in costs if cost.memory), default=None)
-    planned = tuning.get("memory", {}).get("total")
-    if memory is not None or "memory_gib" in limits:
-        found.append(
-            Budget(
-                "Peak memory of any stage",
-                _limit(limits.get("memory_gib"), "GiB"),
-                f"{size(planned)} for a step of LoRA, Python and libraries apart" if planned else "—",
-                size(memory),
-                _within(memory, limits.get("memory_gib"), 2**30),
-            )
-        )
-    if costs or "minutes" in limits:
-        spent = sum(cost.seconds for cost in costs) if costs else None
-        found.append(
-            Budget(
-                "Time of all stages",
-                _limit(limits.get("minutes"), "min"),
-                "—",
-                duration(spent),
-                _within(spent, limits.get("minutes"), 60),
-            )
-        )
-    disk = lineage.output_bytes(material.lock or {}, material.candidates)
-    if disk is not None or "disk_gib" in limits:
-        kept = store.get(plan.get("store_dtype"))
-        found.append(
-            Budget(
-                "Disk for outputs",
-                _limit(limits.get("disk_gib"), "GiB"),
-                f"{size(kept)} for the base model" if kept else "—",
-                size(disk),
-                _within(disk, limits.get("disk_gib"), 2**30),
-            )
-        )
-    leader = verdict(material).leader
-    ratio = (material.efficiency or {}).get("candidates", {}).get(leader, {}).get("decode_ratio")
-    if leader != reference(material) and (ratio is not None or "decode_ratio" in limits):
-        least = limits.get("decode_ratio")
-        found.append(
-            Budget(
-                f"Tokens per second of {leader}",
-                "—" if least is None else f"at least {tick(least)} of {reference(material)}’s",
-                "—",
-                "—" if ratio is None else f"{ratio:.2f}×",
-                None if ratio is None or least is None else ratio >= least,
-            )
-        )
-    trainable = training.get("trainable_parameters")
-    expected = tuning.get("trainable_parameters")
-    if trainable is not None or expected is not None:
-        found.append(Budget("Trainable parameters of LoRA", "—", number(expected, 0), number(trainable, 0), None))
-    return found
-
-
-def _limit(value: float | None, unit: str) -> str:
-    return "—" if value is None else f"at most {tick(value)} {unit}"
-
-
-def _within(value: float | None, limit: float | None, unit: float) -> bool | None:
-    return None if value is None or limit is None else value <= limit * unit
-
-
-# ---------------------------------------------------------------- other tasks
+# ── other tasks ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
@@ -587,7 +279,7 @@ def forgetting(material: Material) -> list[tuple[str, int, dict[str, Forgotten]]
     ]
 
 
-# ---------------------------------------------------------------- form and efficiency
+# ── form and efficiency ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def form(material: Material) -> list[tuple[str, dict[str, str]]]:
@@ -608,20 +300,6 @@ def form(material: Material) -> list[tuple[str, dict[str, str]]]:
         for label, key, factor, unit in rows
         if any(key in scores for scores in material.scores.values())
     ]
-
-
-MEASURES = {
-    "decode_ratio": "Decode speed, one prompt at a time",
-    "batch_decode_ratio": "Decode speed, prompts in one batch",
-    "prefill_ratio": "Prefill speed",
-    "memory_ratio": "Peak memory",
-    "decode_tokens_per_second": "Decode, one prompt at a time (tokens/s)",
-    "batch_decode_tokens_per_second": "Decode, prompts in one batch (tokens/s)",
-    "prefill_tokens_per_second": "Prefill (tokens/s)",
-    "memory_bytes": "Peak memory of a process",
-    "joules_per_token": "Energy for a token (joules, where the machine tells)",
-}
-"""What efficiency.json's keys mean, in the order of the table; a key it does not know is shown by its name."""
 
 
 def efficiency(material: Material) -> list[tuple[str, dict[str, str]]]:
@@ -684,7 +362,7 @@ def scorers(material: Material) -> Scorers:
     return Scorers(visible(first("offence_scorer") or ""), "" if missing else harm, missing)
 
 
-# ---------------------------------------------------------------- the categories and what stands behind them
+# ── the categories and what stands behind them ────────────────────────────────────────────────────────────────────────
 
 
 def perturbations(material: Material, seed: int) -> list[evidence.Perturbation]:
@@ -721,7 +399,7 @@ def reliability(material: Material) -> list[categories.Reliability]:
     ]
 
 
-# ---------------------------------------------------------------- how the model was aligned
+# ── how the model was aligned ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
@@ -730,11 +408,11 @@ class Alignment:
 
     feedback: Sequence[tuple[str, str]]
     reward: Json | None
-    accuracies: Plot | None
+    accuracies: plots.Plot | None
     histogram: aligned.Histogram | None
     reliability: Sequence[tuple[float, float, float, str]]
     supervised: Sequence[tuple[constitutional.Supervised, Sequence[constitutional.Chain]]]
-    labelled: Sequence[tuple[constitutional.Labelled, Plot]]
+    labelled: Sequence[tuple[constitutional.Labelled, plots.Plot]]
     runs: Sequence[tuple[aligned.Run, Sequence[aligned.SideBySide]]]
     sides: Sequence[aligned.Sides]
     beside: Sequence[aligned.Beside]
@@ -754,7 +432,7 @@ def alignment(material: Material, seed: int) -> Alignment | None:
         if material.feedback and not material.feedback.get("judge")
         else (),
         reward=material.reward,
-        accuracies=accuracies_plot(material.reward) if material.reward else None,
+        accuracies=plots.accuracies_plot(material.reward) if material.reward else None,
         histogram=aligned.histogram(material.reward_histogram),
         reliability=aligned.reliability(material.reward_reliability),
         supervised=[
@@ -764,7 +442,7 @@ def alignment(material: Material, seed: int) -> Alignment | None:
             )
             for each in material.supervised
         ],
-        labelled=[(each, learnt_plot(each)) for each in material.labelled],
+        labelled=[(each, plots.learnt_plot(each)) for each in material.labelled],
         runs=[(each, aligned.examples(each, seed)) for each in material.optimised],
         sides=aligned.sides(
             material.comparison, material.red_team, {each.candidate for each in material.optimised}, seed
@@ -776,19 +454,84 @@ def alignment(material: Material, seed: int) -> Alignment | None:
     return found if any(told) else None
 
 
-# ---------------------------------------------------------------- the page
+# ── where the shipped model came from ─────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """The model that the page is about, for whoever wants to load it."""
+
+    name: str
+    policy: str
+    base: str
+    stage: str
+    """Which stage made it, as `dvc repro` calls it; empty where dvc.lock does not tell."""
+    is_adapter: bool
+    is_gguf: bool
+
+
+def shipped(material: Material) -> Shipped:
+    """The candidate that was decided on, else the leader."""
+    name = verdict(material).leader
+    told = material.promotion or {}
+    policy = str(told.get("policy") or material.policies.get(name, ""))
+    base = str(told.get("base") or material.bases.get(name, ""))
+    made = lineage.maker(material.lock or {}, material.candidates, policy)
+    runtime = next((each.runtime for each in _variants(material) if each.is_advised), "")
+    return Shipped(
+        name=visible(name),
+        policy=visible(policy),
+        base=visible(base),
+        stage=made or "",
+        is_adapter=PurePath(policy).name.startswith("adapter"),
+        is_gguf=policy.startswith("artifacts/compress") and runtime == "llama.cpp",
+    )
+
+
+def _variants(material: Material) -> Sequence[compressed.Variant]:
+    told = compressed.compressed(material.compress)
+    return told.variants if told else ()
+
+
+# ── the page ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def chapters(material: Material, alignment: Alignment | None) -> list[Chapter]:
+    """The chapters of this run's page; of alignment only what there is."""
+    told = summary.found(material)
+    left_out = set()
+    if alignment is None or not (alignment.verdicts or alignment.reward or alignment.runs or alignment.beside):
+        left_out.add("alignment")
+    if alignment is None or not (alignment.supervised or alignment.labelled):
+        left_out.add("constitutional-ai")
+    return [
+        Chapter(name, title, told[name], tuple(f"{part}.html.j2" for part in parts))
+        for name, (title, parts) in CHAPTERS.items()
+        if name not in left_out
+    ]
+
+
+def anchor(name: str) -> str:
+    """A stage's name as part of an id: different names stay different."""
+    return re.sub(r"[^A-Za-z0-9_-]", lambda found: f".{ord(found.group()):x}", name)
 
 
 def csp_hash(text: str) -> str:
-    """The source expression that allows exactly this style sheet in a content security policy."""
+    """The source expression that allows exactly this style sheet or script in a content security policy."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 @functools.cache
-def _template() -> Template:
-    from jinja2 import Environment, StrictUndefined
+def _templates() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters.update(
         number=number,
         signed=signed,
@@ -799,9 +542,19 @@ def _template() -> Template:
         tick=tick,
         p=p_value,
         visible=visible,
-        csp_hash=csp_hash,
+        anchor=anchor,
     )
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    environment.globals.update(
+        judgements={"better": "better", "worse": "worse", "unproven": "not shown to be better"},
+        signs={"better": "✓", "met": "✓", "worse": "✕", "missed": "✕", "unproven": "?", "undefined": "?"},
+        plural=plural,
+        metric=metric,
+        aligned=aligned,
+        constitutional=constitutional,
+        category_title=categories.title,
+        ordinal=categories.ordinal,
+    )
+    return environment
 
 
 def page(material: Material, *, title: str, group: str, count: int, seed: int) -> str:
@@ -817,84 +570,106 @@ def page(material: Material, *, title: str, group: str, count: int, seed: int) -
     Returns:
         One HTML document.
     """
+    from markupsafe import Markup
+
     told = verdict(material)
     names = metric_names(material)
     extracts = baselines(material)
     scores = material.comparison.get("candidates", {})
     everyone = (*material.candidates, *extracts)
     estimates = {each: {name: estimate(scores.get(each, {}).get(name)) for name in names} for each in everyone}
-    forests = [differences_plot(material, name) for name in names]
+    forests = [plots.differences_plot(material, name) for name in names]
     rows = categories.table(material.comparison, material.candidates, told.reference)
     rivals = adaptation.rivals(material.trainings, material.policies)
-    html = _template().render(
-        title=title,
-        group=group,
-        plural=plural,
-        metric=metric,
-        scored_by=metrics.of_items(told.metric),
-        scope=material.scope,
-        verdict=told,
-        criteria=criteria(material),
-        candidates=material.candidates,
-        baselines=extracts,
-        metrics=names,
-        estimates=estimates,
-        best={name: best(name, {each: estimates[each][name] for each in everyone}) for name in names},
-        hero=values_plot(material, told.metric, told.leader),
-        forests=[plot for plot in forests if any(row.at is not None for row in plot.rows)],
-        splits=splits(material),
-        split_info=material.splits,
-        apart=apart(material),
-        quarantine=quarantine(material),
-        plan=material.plan,
-        decision=material.decision,
-        methods=methods(material),
-        trained=trained(material),
-        incidents=adaptation.incidents(material.trainings),
-        curves=adaptation.curves(material.trainings),
-        rivals=rivals,
-        losses=adaptation.losses(*rivals, material.comparison) if rivals else (),
-        margin=adaptation.MARGIN,
-        prompt=material.prompt,
-        cells=adaptation.cells(material.prompt) if material.prompt else (),
-        asked=material.asked,
-        decoding=adaptation.decoding(material.asked) if material.asked else "",
-        plans=adaptation.plans(material.trainings, material.timings),
-        alignment=alignment(material, seed),
-        aligned=aligned,
-        constitutional=constitutional,
-        samples=samples(material, count, seed),
-        seed=seed,
-        forgetting=forgetting(material),
-        categories=rows,
-        meanings=categories.MEANINGS,
-        category_title=categories.title,
-        ordinal=categories.ordinal,
-        shades=categories.SHADES,
-        win_rates=categories.win_rates(material.comparison, material.candidates),
-        tally=categories.tally(rows, told.leader) if rows and told.challenger else None,
-        profile=categories.profile(rows, material.candidates),
-        gaps=categories.differences(material.comparison),
-        gap_digits={each.name: each.digits for each in rows},
-        details=categories.details(material.comparison, material.candidates),
-        slices=categories.slices(material.comparison, material.candidates),
-        seeds=categories.seeds(material.comparison),
-        judged=categories.judged(material.comparison),
-        reliability=reliability(material),
-        perturbations=perturbations(material, seed),
-        worst=worst(material),
-        provoked={
-            name: evidence.provoked(material.red_team[name], seed)
-            for name in material.candidates
-            if material.red_team.get(name)
-        },
-        scorers=scorers(material),
-        form=form(material),
-        pairs=material.comparison.get("pairs", ()),
-        comparison=material.comparison,
-        efficiency=efficiency(material),
-        costs=stage_costs(material),
-        budgets=budgets(material),
-        lineage=lineage.steps(material.lock or {}, material.candidates),
+    ship = shipped(material)
+    told_of_alignment = alignment(material, seed)
+    scored_by = metrics.of_items(told.metric)
+    css, script = (Markup((TEMPLATES / name).read_text(encoding="utf-8")) for name in ("style.css", "script.js"))
+    html = (
+        _templates()
+        .get_template("page.html.j2")
+        .render(
+            css=css,
+            css_hash=csp_hash(css),
+            script=script,
+            script_hash=csp_hash(script),
+            title=title,
+            group=group,
+            chapters=chapters(material, told_of_alignment),
+            lines=summary.lines(material, group),
+            promoted=verdicts.decision(material),
+            main_metric=metric(told.metric),
+            # One output has no score of its own in a metric of the whole test set.
+            item_metric=metric(scored_by),
+            scored_by=scored_by,
+            by_item=""
+            if scored_by == told.metric
+            else f" {metric(told.metric).label} is of the whole test set: single items go by {metric(scored_by).label}.",
+            scope=material.scope,
+            verdict=told,
+            criteria=verdicts.criteria(material),
+            candidates=material.candidates,
+            baselines=extracts,
+            metrics=names,
+            estimates=estimates,
+            best={name: verdicts.best(name, {each: estimates[each][name] for each in everyone}) for name in names},
+            hero=plots.values_plot(material, told.metric, told.leader),
+            forests=[plot for plot in forests if any(row.at is not None for row in plot.rows)],
+            splits=splits(material),
+            split_info=material.splits,
+            apart=apart(material),
+            quarantine=quarantine(material),
+            plan=material.plan,
+            decision=material.decision,
+            methods=methods(material),
+            trained=trained(material),
+            incidents=adaptation.incidents(material.trainings),
+            curves=adaptation.curves(material.trainings),
+            rivals=rivals,
+            losses=adaptation.losses(*rivals, material.comparison) if rivals else (),
+            margin=adaptation.MARGIN,
+            prompt=material.prompt,
+            cells=adaptation.cells(material.prompt) if material.prompt else (),
+            asked=material.asked,
+            decoding=adaptation.decoding(material.asked) if material.asked else "",
+            plans=adaptation.plans(material.trainings, material.timings),
+            alignment=told_of_alignment,
+            samples=samples(material, count, seed),
+            seed=seed,
+            forgetting=forgetting(material),
+            categories=rows,
+            meanings=categories.MEANINGS,
+            shades=categories.SHADES,
+            win_rates=categories.win_rates(material.comparison, material.candidates),
+            tally=categories.tally(rows, told.leader) if rows and told.challenger else None,
+            profile=categories.profile(rows, material.candidates),
+            gaps=categories.differences(material.comparison),
+            gap_digits={each.name: each.digits for each in rows},
+            details=categories.details(material.comparison, material.candidates),
+            slices=categories.slices(material.comparison, material.candidates),
+            seeds=categories.seeds(material.comparison),
+            judged=categories.judged(material.comparison),
+            reliability=reliability(material),
+            perturbations=perturbations(material, seed),
+            worst=worst(material),
+            provoked={
+                name: evidence.provoked(material.red_team[name], seed)
+                for name in material.candidates
+                if material.red_team.get(name)
+            },
+            scorers=scorers(material),
+            form=form(material),
+            pairs=material.comparison.get("pairs", ()),
+            comparison=material.comparison,
+            efficiency=efficiency(material),
+            compressed=compressed.compressed(material.compress),
+            phases=phases.phases(material),
+            costs=phases.stage_costs(material),
+            budgets=phases.budgets(material),
+            lineage=lineage.steps(material.lock or {}, material.candidates),
+            graph=lineage.graph(material.lock or {}, material.candidates, ship.policy, ship.name),
+            shipped=ship,
+            downloads=downloads.files(material),
+        )
     )
     return html.strip() + "\n"

@@ -65,7 +65,7 @@ class Contract:
     sections: dict[str, type[BaseModel]] = field(default_factory=dict)
     """Further params sections that `run` is given."""
     wants: frozenset[str] = frozenset()
-    """Which of work, cache, log, runtime, candidate it takes."""
+    """Which of work, cache, candidate (the instance's name), log, runtime it takes."""
 
     @property
     def params(self) -> dict[str, type[BaseModel]]:
@@ -207,6 +207,9 @@ def quieten() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # It misses a kernel whenever peft is imported, used or not.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # torchao looks for its kernels of GPUs whenever transformers loads a model, and registers types that torch knows by now.
+    logging.getLogger("torchao").setLevel(logging.ERROR)
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
 
 
 def execute(
@@ -275,10 +278,10 @@ def execute(
         try:
             given: dict[str, Any] = {**inputs, **partial, **{name: sections[name] for name in stage.sections}}
             given = {name: tuple(value) if stage.inputs.get(name) == "many" else value for name, value in given.items()}
-            if "candidate" in stage.wants:
-                given["candidate"] = arguments.candidate
             if "work" in stage.wants:
                 given["work"] = state
+            if "candidate" in stage.wants:
+                given["candidate"] = arguments.candidate
             if "cache" in stage.wants:
                 given["cache"] = Path("work") / "cache" / instance / code_key(cached_by)
             machine: runtime.Runtime | None = None

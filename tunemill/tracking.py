@@ -1,4 +1,4 @@
-"""Everything MLflow: one experiment for a scope, one parent run for a lifecycle, one nested run for each stage.
+"""MLflow's runs: one experiment for a scope, one parent run for a lifecycle, one nested run for each stage. (Its registry: `registry`.)
 
     python -m tunemill.tracking begin --workspace .            prints the parent run's id
     python -m tunemill.tracking finish RUN_ID --status FINISHED
@@ -338,7 +338,7 @@ def log_output(client: MlflowClient, run_id: str, path: Path, whole: bool = True
             inside = file.relative_to(path).parent.as_posix() if path.is_dir() else ""
             client.log_artifact(run_id, str(file), artifact_path=None if inside in ("", ".") else inside)
         else:
-            large.append({"path": file.as_posix(), "bytes": size, "md5": _md5(file)})
+            large.append({"path": file.as_posix(), "bytes": size, "md5": md5(file)})
     if large:
         client.log_dict(run_id, {"files": large}, "manifest.json")
 
@@ -375,12 +375,7 @@ def begin_lifecycle(workspace: Path) -> str:
     client = connect(root)
     experiment_id = experiment(client, root, scope_name(workspace / "params.yaml"))
     place = workspace.resolve().relative_to(root).as_posix()
-    earlier = client.search_runs(
-        [experiment_id],
-        f"tags.`tunemill.stage` = 'lifecycle' and tags.`tunemill.workspace` = '{place}'",
-        order_by=["attributes.start_time DESC"],
-        max_results=1,
-    )
+    earlier = _lifecycles(client, experiment_id, place)
     if earlier and earlier[0].info.status != "FINISHED":
         client.update_run(earlier[0].info.run_id, status="RUNNING")
         run_id = str(earlier[0].info.run_id)
@@ -389,6 +384,25 @@ def begin_lifecycle(workspace: Path) -> str:
         run_id = _new_parent(client, experiment_id, {"tunemill.workspace": place}, name)
     checkpoints.write_text(workspace / OPEN, run_id + "\n")
     return run_id
+
+
+def last_lifecycle(client: MlflowClient, experiment_id: str, workspace: Path) -> str | None:
+    """The newest lifecycle's parent run of a workspace; None where there is none."""
+    place = workspace.resolve().relative_to(home(workspace)).as_posix()
+    found = _lifecycles(client, experiment_id, place)
+    return str(found[0].info.run_id) if found else None
+
+
+def _lifecycles(client: MlflowClient, experiment_id: str, place: str) -> list[Any]:
+    """The newest lifecycle's parent run of a workspace."""
+    return list(
+        client.search_runs(
+            [experiment_id],
+            f"tags.`tunemill.stage` = 'lifecycle' and tags.`tunemill.workspace` = '{place}'",
+            order_by=["attributes.start_time DESC"],
+            max_results=1,
+        )
+    )
 
 
 def finish_lifecycle(workspace: Path, run_id: str, status: str, stages: Sequence[str] | None = None) -> None:
@@ -602,7 +616,8 @@ def _dataset_name(path: Path) -> str:
     return f"{path.parent.name}/{path.name}".lstrip("/") if path.is_file() else path.name
 
 
-def _md5(file: Path) -> str:
+def md5(file: Path) -> str:
+    """A file's MD5, as DVC has it."""
     digest = hashlib.md5(usedforsecurity=False)
     with file.open("rb") as stream:
         while chunk := stream.read(1 << 22):

@@ -82,7 +82,9 @@ def plural(count: int | float | None, noun: str) -> str:
     """A count and its noun."""
     if count is None:
         return f"— {noun}s"
-    if noun.endswith("y"):
+    if noun.endswith("criterion"):
+        return f"{number(count, 0)} {noun if count == 1 else noun[:-2] + 'a'}"
+    if noun.endswith("y") and not noun.endswith(("ay", "ey", "oy", "uy")):
         return f"{number(count, 0)} {noun if count == 1 else noun[:-1] + 'ies'}"
     return f"{number(count, 0)} {noun if count == 1 else noun + 's'}"
 

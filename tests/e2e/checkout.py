@@ -23,10 +23,15 @@ FEW = {
         "base": {"policy": "artifacts/select/model", "base": "artifacts/select/model"},
         "lora": {"policy": "artifacts/lora/adapter", "base": "artifacts/select/model"},
     },
+    "scope": {
+        "criteria": [{"metric": "rouge1", "candidate": "lora", "against": "base", "at_least": 0.0, "why": "better"}],
+    },
+    "variants": {"lora": {"policy": "artifacts/lora/adapter", "base": "artifacts/select/model"}},
     "compare": {"pairs": [], "aligned": {}},
-    "extra": {stage: {} for stage in ("reward", "sl_cai", "rl_cai", "ppo")},
+    "promote": {"candidate": "lora"},
+    "extra": {stage: {} for stage in ("reward", "sl_cai", "rl_cai", "ppo", "distill", "quantize", "prune")},
 }
-"""For tests that one tuned candidate is enough for: nothing aligns it."""
+"""For tests that one tuned candidate is enough for: nothing aligns it, nothing makes it smaller."""
 
 
 def make(place: Path, recipe: str | None = "tiny", more: Mapping[str, Any] | None = None) -> Path:

@@ -70,7 +70,7 @@ def test_kill_the_stage_then_dvc_then_make_and_end_the_same(small: Path, finishe
     # 2. Only dvc, in the middle of training again: the stage must not go on behind its back.
     process = start(place)
     wait_for(place, process, "lora")
-    dvc = find(place, "repro", "lora")
+    dvc = find(place, "flows.dvc_process", "lora")
     assert dvc is not None
     dvc.kill()
     assert process.wait(timeout=120) != 0

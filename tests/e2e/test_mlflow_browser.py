@@ -33,7 +33,7 @@ from tunemill import servers, tracking
 
 pytestmark = pytest.mark.e2e
 
-NAMES = ("base", "prompt", "sft", "lora", "prompt_tune", "ppo", "sl_cai", "rl_cai")
+NAMES = ("base", "prompt", "sft", "lora", "prompt_tune", "ppo", "sl_cai", "rl_cai", "compact")
 CANDIDATES = "tags.candidate LIKE '%'"
 
 # MLflow draws the table of metrics as two grids side by side: what belongs together stands at one height.

@@ -18,17 +18,21 @@ from tunemill import tracking
 
 pytestmark = pytest.mark.e2e
 
-CANDIDATES = ("base", "prompt", "sft", "lora", "prompt_tune", "ppo", "sl_cai", "rl_cai")
+CANDIDATES = ("base", "prompt", "sft", "lora", "prompt_tune", "ppo", "sl_cai", "rl_cai", "compact")
 CATEGORIES = ("accuracy", "calibration", "robustness", "fairness", "bias", "toxicity", "efficiency")
 STAGES = (
     *("scope", "collect", "validate", "harm", "select", "prompt", "sft", "lora", "prompt_tune", "feedback"),
-    *("efficiency", "judge", "compare", "report"),
+    *("compress", "efficiency", "judge", "compare", "promote", "report"),
+)
+SHRINKING = (
+    *("distill@student", "quantize@int8", "quantize@gguf", "prune@narrow"),
+    *(f"variant@{name}" for name in ("lora", "student", "int8", "gguf", "pruned")),
 )
 ALIGNING = ("reward@harm", "ppo@harm", "sl_cai@cai", "rl_cai@cai", "reward@rl_cai", "ppo@rl_cai")
 
 
 def test_every_output_is_there(finished: Path) -> None:
-    for name in (*STAGES, *(each.replace("@", "/") for each in ALIGNING), "evaluate/prompt_tune"):
+    for name in (*STAGES, *(each.replace("@", "/") for each in (*ALIGNING, *SHRINKING)), "evaluate/prompt_tune"):
         measured = json.loads((finished / f"metrics/{name}.json").read_text())
         assert bool(measured) == (name != "judge"), name  # nobody judges by default
         assert json.loads((finished / f"metrics/{name}.timing.json").read_text())["seconds"] > 0
@@ -62,7 +66,7 @@ def test_mlflow_has_one_run_for_each_stage_and_candidate(finished: Path) -> None
         [
             "dvc repro",
             *CANDIDATES,
-            *(f"stages.{name}" for name in (*STAGES, *ALIGNING)),
+            *(f"stages.{name}" for name in (*STAGES, *ALIGNING, *SHRINKING)),
         ]
     )
     assert {run.info.status for run in runs} == {"FINISHED"}

@@ -191,6 +191,7 @@ def test_what_can_run_is_not_refused(place: Path, overlay: dict[str, Any]) -> No
             "scope": {"criteria": [{"metric": "rouge1", "candidate": "sft", "against": "first-sentence"}
             | {"at_least": 0.0, "why": "it must"}]},
             "compare": {"reference": "sft", "pairs": [], "aligned": {}}, "efficiency": {"reference": "sft"},
+            "promote": {"candidate": "sft"},
         }  # fmt: skip
     assert faults(place, overlay) == []
 
@@ -504,3 +505,121 @@ def test_nothing_heavy_is_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tuned.ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+RULE = {"metric": "rouge1", "candidate": "lora", "against": "base", "at_least": 0.0, "why": "it must"}
+
+
+def criterion(**change: Any) -> dict[str, Any]:
+    """The scope with one more criterion; a value of None that is no `against` leaves the key out."""
+    rule = {name: value for name, value in (RULE | change).items() if value is not None or name == "against"}
+    return {"scope": {"criteria": [RULE, rule]}}
+
+
+@pytest.mark.parametrize(
+    ("change", "where", "told"),
+    [
+        (
+            {"metric": "rouge3"},
+            "metric",
+            "unknown metric 'rouge3'|did you mean 'rougeL'?|one of rouge1, rouge2, rougeL, bleu",
+        ),
+        (
+            {"metric": "toxicity/instruction/harm_shar"},
+            "metric",
+            "unknown metric 'toxicity/instruction/harm_shar'|did you mean 'toxicity/instruction/harm_share'?",
+        ),
+        ({"metric": "decode_rato"}, "metric", "unknown metric 'decode_rato'|did you mean 'decode_ratio'?"),
+        (
+            {"metric": "alignment/hram", "candidate": "ppo", "against": "lora"},
+            "metric",
+            "did you mean 'alignment/harm'?",
+        ),
+        ({"metric": "zzz"}, "metric", "unknown metric 'zzz'|docs/promote.md lists them"),
+        ({"metric": "disk_ratio", "against": None}, "against", "disk_ratio is always measured against a candidate"),
+        (
+            {"metric": "toxicity/test/offence", "against": "lead-10-words"},
+            "against",
+            "'lead-10-words' is copied text: toxicity/test/offence is not measured of it",
+        ),
+        ({"against": "lora"}, "against", "'lora' is compared with itself"),
+        ({"against": "bas"}, "against", "'bas' is no candidate|did you mean 'base'?"),
+        (
+            {"metric": "forgetting/nll", "against": "sft"},
+            "against",
+            "forgetting/nll is measured against 'base', not against 'sft'",
+        ),
+        (
+            {"metric": "alignment/harm"},
+            "1",
+            "no answers to red-team prompts of 'lora' are compared with those of 'base'|ppo against lora; sl_cai against lora",
+        ),
+        (
+            {"metric": "alignment/harm", "candidate": "ppo", "against": None},
+            "1",
+            "no answers to red-team prompts of 'ppo' are compared with those of 'nobody'",
+        ),
+    ],
+)
+def test_a_criterion_that_nothing_could_meet_is_told(
+    place: Path, change: dict[str, Any], where: str, told: str
+) -> None:
+    [fault] = faults(place, criterion(**change))
+    at = "scope.criteria.1" if where == "1" else f"scope.criteria.1.{where}"
+    assert re.match(rf"{re.escape(str(place))}/params.yaml:\d+: {re.escape(at)}: ", fault), fault
+    for each in told.split("|"):
+        assert each in fault
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"at_least": None, "at_most": 3.0},
+        {"against": None, "at_least": 20.0},
+        {"metric": "calibration/ece_10", "at_least": None, "at_most": 0.05},
+        {"metric": "toxicity/instruction/harm_share", "against": None, "at_least": None, "at_most": 0.5},
+        {"metric": "tasks/mmlu/acc", "at_least": -0.1},  # known only once it was asked
+        {"metric": "alignment/harmless/helpful", "candidate": "ppo", "against": "lora", "at_least": -0.05},
+        {"metric": "forgetting/nll", "at_least": None, "at_most": 0.3},
+        {"metric": "disk_mib", "against": None, "at_least": None, "at_most": 300.0},
+        {"metric": "prefill_ratio", "at_least": 0.5},
+    ],
+)
+def test_a_criterion_may_be_about_every_kind_of_figure(place: Path, change: dict[str, Any]) -> None:
+    assert faults(place, criterion(**change)) == []
+
+
+def test_a_criterion_of_a_method_of_several_seeds_stands_for_each(place: Path) -> None:
+    overlay = criterion(metric="alignment/harm", candidate="pair", against="lora")
+    overlay["compare"] = {"seeds": {"pair": ["ppo", "rl_cai"]}}
+    overlay["promote"] = {"candidate": "ppo"}
+    assert faults(place, overlay) == []
+
+
+@pytest.mark.parametrize("change", [{"at_most": 3.0}, {"at_least": None}])
+def test_a_criterion_has_one_threshold(place: Path, change: dict[str, Any]) -> None:
+    [fault] = faults(place, criterion(**change))
+    assert "scope.criteria.1: " in fault and "name one of at_least and at_most, and not both" in fault
+
+
+def test_what_is_promoted_is_a_candidate_that_a_criterion_is_about(place: Path) -> None:
+    [fault] = faults(place, {"promote": {"candidate": "lroa"}})
+    assert "promote.candidate: 'lroa' is no candidate" in fault and "did you mean 'lora'?" in fault
+    [fault] = faults(place, {"promote": {"candidate": "sft"}})
+    assert "promote.candidate: no criterion is about 'sft', so nothing would decide whether it is promoted" in fault
+    assert "expected: one of lora" in fault
+
+
+def test_the_examples_of_the_page_are_in_order_and_it_names_every_kind_of_metric(place: Path) -> None:
+    from ruamel.yaml import YAML
+
+    page = (tuned.ROOT / "docs/promote.md").read_text(encoding="utf-8")
+    criteria, promote = (
+        YAML(typ="safe", pure=True).load(each)
+        for each in re.findall(r"^```yaml\n(.+?)^```$", page, re.DOTALL | re.MULTILINE)
+    )
+    assert faults(place, criteria | promote) == []
+    table = set(re.findall(r"`([\w/…]+)`", page[page.index("| metric | of |") :].partition("\n\n")[0]))
+    for metric in checks.criteria_metrics():
+        kind = metric.partition("/")[0]
+        assert metric in table or f"{kind}/…" in table or kind == "alignment", metric

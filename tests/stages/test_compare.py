@@ -830,3 +830,25 @@ def test_a_candidate_without_probabilities_takes_nothing_from_the_others(
     details = {name: own["tasks/t/acc"] for name, own in found["details"].items()}
     assert details["base"]["value"] == 0.5 and details["broken"]["value"] is None
     assert [each["a"] for each in found["mcnemar"]] == ["lora"]
+
+
+def test_what_criteria_ask_for_beyond_scores_is_compared_too(tmp_path: Path, tables: dict[str, Any]) -> None:
+    tables["sft"] = instances(0.6, 3)
+    for name, rows in tables.items():
+        for at, row in enumerate(rows):
+            row["exact_match"] = float((at + len(name)) % 3 == 0)
+    rules = [
+        {**RULE, "metric": "accuracy/exact_match", "candidate": "lora", "against": "sft"},
+        {**RULE, "metric": "accuracy/exact_match", "candidate": "lora", "against": "base"},  # among the details
+        {**RULE, "metric": "accuracy/exact_match", "candidate": "lora", "against": None},
+        {**RULE, "metric": "tasks/none/acc", "candidate": "lora", "against": "sft"},  # promote tells
+        {**RULE, "metric": "decode_ratio", "candidate": "lora", "against": "base"},
+        {**RULE, "metric": "alignment/harm", "candidate": "no candidate", "against": "base"},
+    ]
+    write(tmp_path, tables, rules)
+    found, _ = compared(tmp_path, ("base", "lora", "sft"))
+    [entry] = found["figure_pairs"]
+    assert (entry["a"], entry["b"], entry["metric"]) == ("lora", "sft", "accuracy/exact_match")
+    ours, theirs = (found["details"][name]["accuracy/exact_match"]["value"] for name in ("lora", "sft"))
+    assert entry["diff"] == pytest.approx(ours - theirs) and entry["ci_low"] < entry["diff"] < entry["ci_high"]
+    assert not [each for each in found["pairs"] if (each["a"], each["b"]) == ("lora", "sft")]

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from stages import efficiency
 from stages.efficiency import Config, run
 from tests import tiny_model
-from tunemill import models, profiling, records, sampling
+from tunemill import models, profiling, records, sampling, serving
 from tunemill.errors import UserError
 from tunemill.log import Log
 from tunemill.params import Candidates
@@ -58,6 +57,8 @@ def test_real_measurements(root: Path, tmp_path: Path) -> None:
             "batch_decode_tokens_per_second",
             "decode_ratio",
             "decode_tokens_per_second",
+            "disk_bytes",
+            "disk_ratio",
             "first_token_ratio",
             "first_token_seconds",
             "joules_per_token",
@@ -73,7 +74,17 @@ def test_real_measurements(root: Path, tmp_path: Path) -> None:
         assert len(written["samples"][name]) == 3
         assert {key: found[f"{name}/{key}"] for key in row} == row
     base = written["candidates"]["base"]
-    assert [base[key] for key in base if key.endswith("ratio")] == [1.0] * 5
+    assert [base[key] for key in base if key.endswith("ratio")] == [1.0] * 6
+    # Counted apart from the code: what a deployment copies.
+    sizes = {
+        name: sum((root / name / file).stat().st_size for file in files)
+        for name, files in {
+            "model": [each.name for each in (root / "model").iterdir() if each.name != "README.md"],
+            "adapter": ["adapter_config.json", "adapter_model.safetensors"],
+        }.items()
+    }
+    assert base["disk_bytes"] == sizes["model"]
+    assert written["candidates"]["lora"]["disk_bytes"] == sizes["model"] + sizes["adapter"]
     assert written["evaluated"] == {"base": "hash of base", "lora": "hash of lora"}
     assert (written["device"], written["dtype"], written["prompts"]) == ("cpu", "float32", 2)
 
@@ -89,12 +100,11 @@ def test_what_does_not_fit_together_is_loaded_in_turn(
         return load(policy, *rest)
 
     monkeypatch.setattr(models, "load_policy", counted)
-    monkeypatch.setattr(profiling, "peak_memory", lambda *_: 1)
-    monkeypatch.setattr(efficiency, "peak_memories", lambda folders, *_: dict.fromkeys(folders, 1))
+    monkeypatch.setattr(serving, "peak_memories", lambda folders, *_: dict.fromkeys(folders, 1))
     for name, free, order in (
         ("all", 2**34, ["model", "adapter"]), ("one", 100, ["model", "adapter"] * CONFIG.rounds),
     ):  # fmt: skip
-        monkeypatch.setattr(efficiency, "free_bytes", lambda device, free=free: free)
+        monkeypatch.setattr(serving, "free_bytes", lambda device, free=free: free)
         loads.clear()
         (tmp_path / name).mkdir()
         run(
@@ -136,7 +146,7 @@ def test_turns_slow_rounds_and_ratios(root: Path, tmp_path: Path, monkeypatch: p
         return (lora if name == "lora" else base)[turns.count(name) - 1]
 
     monkeypatch.setattr(profiling, "speed", measure)
-    monkeypatch.setattr(efficiency, "peak_memories", lambda *_: {"base": 1000, "lora": 1500})
+    monkeypatch.setattr(serving, "peak_memories", lambda *_: {"base": 1000, "lora": 1500})
     cfg = CONFIG.model_copy(update={"rounds": 5})
     found = run(
         cfg, evaluations=root / "evaluate", candidates=candidates(root), out=tmp_path / "out", runtime=CPU, log=Log()

@@ -18,7 +18,7 @@ import pytest
 from stages import compare, efficiency, evaluate
 from tests import tiny_model
 from tests.stages import comparing, evaluated
-from tunemill import models, records, sampling
+from tunemill import models, records, sampling, serving
 from tunemill.log import Log
 from tunemill.params import Candidates
 from tunemill.records import Example, RedTeamPrompt, TaskItem
@@ -154,7 +154,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
                 work=root / "work" / name, runtime=CPU, log=Log(),
             )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(efficiency, "peak_memories", lambda folders, *_: dict.fromkeys(folders, 1))
+        patch.setattr(serving, "peak_memories", lambda folders, *_: dict.fromkeys(folders, 1))
         efficiency.run(
             efficiency.Config(seed=0, reference="base", rounds=15, prompts=2, new_tokens=6),
             evaluations=root / "evaluate", candidates=candidates, out=root / "efficiency", runtime=CPU, log=Log(),

@@ -499,3 +499,9 @@ def test_slices_by_length_and_group() -> None:
     (alone,) = helm.slices([instance("a", 3.0)], "rouge1", R, 0, 0.95)
     assert alone["n"] == 1 and alone["ci_low"] is None
     assert helm.slices(rows, "bleu", R, 0, 0.95) == found and {each["metric"] for each in found} == {"rouge1"}
+
+
+def test_every_key_is_known_beforehand() -> None:
+    found = figures(base=helm.Evidence([instance("a", 10.0, "p")]))["base"]
+    scores = {f"accuracy/{metric}" for metric in ("rouge1", "rouge2", "rougeL", "bleu")}  # compare adds them
+    assert set(helm.keys()) == set(found) | scores and len(set(helm.keys())) == len(helm.keys())

@@ -12,11 +12,11 @@ import pytest
 
 from tests import report_artifacts as made
 from tests.html_page import Page
-from tunemill import findings, report
+from tunemill import findings, phases, report, verdicts
 from tunemill.adaptation import CurvePoint, Tuned
 from tunemill.constitutional import Labelled, Supervised
 from tunemill.findings import Estimate
-from tunemill.report import Material
+from tunemill.material import Material
 from tunemill.wording import visible
 
 
@@ -135,7 +135,7 @@ def test_the_verdict_of_the_comparison_is_taken_over():
 
 
 def test_the_verdict_takes_the_best_challenger():
-    told = report.verdict(material({"base": 0.0, "weak": 3.0, "strong": 12.0}))
+    told = verdicts.verdict(material({"base": 0.0, "weak": 3.0, "strong": 12.0}))
     assert (told.reference, told.challenger, told.leader) == ("base", "strong", "strong")
     assert told.difference is not None and told.difference.judgement == "better"
     assert {each.b: each.judgement for each in told.baselines} == {
@@ -158,21 +158,19 @@ def test_the_headline_says_only_what_is_shown(lift: float, headline: str):
     assert headline in words
 
 
-@pytest.mark.parametrize(
-    ("at_least", "outcome"), [(1.0, "met"), (3.0, "met"), (4.0, "unproven"), (7.0, "unproven"), (7.1, "missed")]
-)
+@pytest.mark.parametrize(("at_least", "outcome"), [(1.0, "met"), (3.0, "met"), (4.0, "missed"), (7.1, "missed")])
 def test_a_criterion_is_met_by_the_lower_end_of_the_interval(at_least: float, outcome: str):
     pair = {"a": "lora", "b": "base", "metric": "rouge1", "diff": 5.0, "ci_low": 3.0, "ci_high": 7.0}
     scope = {**made.scope(), "criteria": [{**made.CRITERION, "at_least": at_least}]}
-    [found] = report.criteria(material(scope=scope, comparison={"candidates": {}, "pairs": [pair]}))
+    [found] = verdicts.criteria(material(scope=scope, comparison={"candidates": {}, "pairs": [pair]}))
     assert found.outcome == outcome
 
 
 def test_the_best_of_a_column_respects_direction_ties_and_gaps():
     shown = {"a": Estimate(1.0), "b": Estimate(2.0), "c": Estimate(2.0), "d": Estimate(None)}
-    assert report.best("rouge1", shown) == {"b", "c"}
-    assert report.best("toxicity", shown) == {"a"}
-    assert report.best("rouge1", {"a": Estimate(1.0), "d": Estimate(None)}) == set()
+    assert verdicts.best("rouge1", shown) == {"b", "c"}
+    assert verdicts.best("toxicity", shown) == {"a"}
+    assert verdicts.best("rouge1", {"a": Estimate(1.0), "d": Estimate(None)}) == set()
 
 
 # ------------------------------------------------------------ samples
@@ -239,7 +237,7 @@ def test_seeds_tell_what_else_was_measured():
 
 
 def test_costs_stand_beside_what_was_allowed_and_planned():
-    budgets = report.budgets(
+    budgets = phases.budgets(
         material(
             timings={
                 "lora": {"seconds": 600.0, "peak_memory_bytes": 9 * 2**30, "device": "cpu", "dtype": "bfloat16"},
@@ -257,7 +255,7 @@ def test_costs_stand_beside_what_was_allowed_and_planned():
 def test_speed_is_held_against_the_scope():
     speeds = {"candidates": {"base": {"decode_ratio": 1.0}, "lora": {"decode_ratio": 0.71, "memory_bytes": 2**30}}}
     slow = material(efficiency=speeds)
-    [found] = [each for each in report.budgets(slow) if each.what.startswith("Tokens")]
+    [found] = [each for each in phases.budgets(slow) if each.what.startswith("Tokens")]
     assert (found.what, found.allowed, found.measured, found.kept) == (
         "Tokens per second of lora",
         "at least 0.8 of base’s",
@@ -320,6 +318,11 @@ VARIANTS = {
     "everything": whole(made.FIVE),
     "everything of one candidate": whole({"base": 0.0}),
     "before there were categories": older(whole()),
+    "promoted, and smaller variants": whole(made.FIVE, compress=made.compressed(), promotion=made.promoted()),
+    "refused": whole(made.FIVE, promotion=made.promoted(refused=True)),
+    "the reference was decided on": whole(promotion=made.promoted("base")),
+    "decided on somebody unknown": whole(promotion={**made.promoted("gone"), "criteria": []}),
+    "variants of which nothing could be measured": whole(compress=made.unmeasured()),
     "five candidates": material(made.FIVE, trainings=TRAININGS, prompt=made.prompt(), asked=made.asked()),
     "trained without a curve, evaluated by nobody": material(trainings=[replace(TRAININGS[0], curve=())]),
     "aligned": aligned(),
@@ -367,14 +370,17 @@ def test_every_variant_is_whole_html_that_needs_nothing_else(name: str):
     assert found.open == []
     assert len(found.ids) == len(set(found.ids))
     names = [tag for tag, _ in found.tags]
-    for tag in ("script", "img", "link", "iframe", "object", "embed", "form"):
+    assert names.count("script") == 1
+    for tag in ("img", "link", "iframe", "object", "embed", "form"):
         assert tag not in names
     for tag in ("header", "main", "footer", "nav", "h1"):
         assert names.count(tag) == 1 or tag == "header"
     for _, attributes in found.tags:
         assert not {"style", "src", "srcset", "onerror", "onload", "onclick"} & set(attributes)
-        assert attributes.get("href", "#").startswith("#")
-    assert {attributes["href"] for tag, attributes in found.tags if tag == "a"} <= {f"#{each}" for each in found.ids}
+        assert attributes.get("href", "#").startswith("#") or "download" in attributes
+    links = [attributes["href"] or "" for tag, attributes in found.tags if tag == "a"]
+    assert {each for each in links if each.startswith("#")} <= {f"#{each}" for each in found.ids}
+    assert all(each.startswith("data:text/csv;charset=utf-8,") for each in links if not each.startswith("#"))
     assert "http" not in html.replace("http-equiv", "") and "url(" not in html and "@import" not in html
     assert not re.search(r"\b(nan|inf|None|Undefined)\b", found.words)
 
@@ -409,11 +415,17 @@ def test_only_a_leader_that_was_trained_is_called_trained():
     assert "Ways tried to adapt it 2 prompt, lora" in prompted
 
 
-def test_the_policy_allows_exactly_the_style_sheet():
+def test_the_policy_allows_exactly_the_style_sheet_and_the_script():
     html = page(material())
     [style] = re.findall(r"<style>(.*?)</style>", html, flags=re.DOTALL)
+    [script] = re.findall(r"<script>(.*?)</script>", html, flags=re.DOTALL)
     [policy] = re.findall(r'Content-Security-Policy" content="([^"]*)"', html)
-    assert policy == f"default-src 'none'; style-src '{report.csp_hash(style)}'; base-uri 'none'; form-action 'none'"
+    allowed = f"style-src '{report.csp_hash(style)}'; script-src '{report.csp_hash(script)}'"
+    assert policy == f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
+    # It neither keeps nor fetches anything, and writes no HTML.
+    assert not re.search(
+        r"localStorage|sessionStorage|cookie|fetch\(|XMLHttp|import\(|innerHTML|outerHTML|eval\(", script
+    )
 
 
 def test_a_model_cannot_write_html():
@@ -431,7 +443,7 @@ def test_a_model_cannot_write_html():
     tried |= {"note": evil}
     asked = {**made.asked(), "template": {"name": evil, "text": evil}, "shots": [[evil, evil]]}
     found = Page(page(material(instances=rows, scope=scope, prompt=tried, asked=asked), title=evil))
-    assert not {"script", "img"} & {tag for tag, _ in found.tags}
+    assert [tag for tag, _ in found.tags if tag in ("script", "img")] == ["script"]
     assert found.words.count(evil) > 20
     assert "49" not in found.words.replace(evil, "")[:200]
 
@@ -471,7 +483,7 @@ def test_a_model_cannot_write_html_where_the_evaluation_is_told():
             )
         )
     )
-    assert seen.open == [] and not {"script", "img"} & {tag for tag, _ in seen.tags}
+    assert seen.open == [] and [tag for tag, _ in seen.tags if tag in ("script", "img")] == ["script"]
     assert seen.words.count(evil) > 45  # what is in the braces was not reckoned
 
 
@@ -485,7 +497,8 @@ def test_alignment_is_a_section_only_where_there_is_any():
 def test_alignment_is_told_by_judges_reward_curves_alarms_and_answers():
     found = Page(page(aligned()))
     for said in (
-        "✓ less harmful ppo against lora: harm -0.050",
+        "✓ less harmful Harm",
+        "ppo against lora: harm -0.050",
         "it is right in 82.4% of the pairs. It beats length alone (+8.2 points, +5.2 to +11.2), "
         "is not shown to beat TF-IDF of the answer",
         "▲ Alarm: more reward, more harm 2 times from update 20 to 24",
@@ -553,7 +566,7 @@ def test_a_model_cannot_write_html_where_alignment_is_told():
     fed = {**made.FED_BACK, "left_out": {evil: 1}, "pairs_of": {evil: 1}}
     told = {**found.comparison, "alignment": [entry]}
     seen = Page(page(replace(found, comparison=told, feedback=fed, optimised=[run])))
-    assert seen.open == [] and not {"script", "img"} & {tag for tag, _ in seen.tags}
+    assert seen.open == [] and [tag for tag, _ in seen.tags if tag in ("script", "img")] == ["script"]
     assert seen.words.count(evil) > 25
 
 
@@ -600,7 +613,9 @@ def test_where_nobody_taught_but_a_judge_its_reward_model_is_told_with_what_peop
 
 def test_twelve_chains_are_whole_and_only_the_first_is_open():
     html = page(constitutional())
-    chains = re.findall(r'<details class="card folded chain"( open)?>(.*?)</details>', html, flags=re.DOTALL)
+    chains = re.findall(
+        r'<details class="card folded chain(?: lengthy)?"( open)?>(.*?)</details>', html, flags=re.DOTALL
+    )
     assert [bool(is_open) for is_open, _ in chains] == [True] + [False] * 11
     for _, chain in chains:
         assert [chain.count(f"<dt>{name}</dt>") for name in ("prompt", "first answer", "request", "critique", "revision")] == [
@@ -608,7 +623,7 @@ def test_twelve_chains_are_whole_and_only_the_first_is_open():
         ]  # fmt: skip
     assert "score rose most" in chains[0][1] and "most revisions left out" in chains[1][1]
     assert all("random" in chain for _, chain in chains[2:])
-    assert html.index("Harmful language") < html.index('class="card folded chain"')
+    assert html.index("Harmful language") < html.index('class="card folded chain')
 
 
 def test_a_model_cannot_write_html_where_constitutional_ai_is_told():
@@ -634,7 +649,7 @@ def test_a_model_cannot_write_html_where_constitutional_ai_is_told():
         )
     )
     seen = Page(html)
-    assert seen.open == [] and not {"script", "img"} & {tag for tag, _ in seen.tags}
+    assert seen.open == [] and [tag for tag, _ in seen.tags if tag in ("script", "img")] == ["script"]
     assert seen.words.count(evil) > 100  # what is in the braces was not reckoned
     assert not set(hidden) & set(html) and "x" * 1501 not in html
 
@@ -707,7 +722,7 @@ def test_slices_by_length_and_by_package_have_every_candidates_value():
 
 def test_the_ten_worst_outputs_of_each_candidate_are_shown_worst_first():
     found = whole(made.FIVE)
-    html = page(found).partition('id="forgetting"')[0]
+    html = page(found).partition('id="limits"')[0]
     for name in reversed(made.FIVE):  # the last candidate's stand last
         html, heading, shown = html.rpartition(f"{name}: 10 outputs with the lowest ROUGE-1")
         assert heading
@@ -792,3 +807,16 @@ def test_ungrouped_data_are_not_called_packages():
 
 def test_equal_artifacts_give_equal_bytes():
     assert page(material()) == page(material())
+
+
+def test_the_commands_load_what_is_shipped_as_what_it_is():
+    plan = {"parameters": 1, "model": {"source": "s", "license": "l", "family": "encoder-decoder"}, "methods": {}}
+    words = Page(page(material(plan=plan))).words
+    assert "dvc repro lora" in words and 'AutoPeftModelForSeq2SeqLM.from_pretrained("artifacts/lora/adapter")' in words
+    names = {"base": 0.0, "lora": 10.0, "compact": 9.0}
+    policies = {**made.policies(names), "compact": "artifacts/compress/model"}
+    told = made.compressed()
+    for chosen, said in (("q4", 'Llama("artifacts/compress/model/model.gguf")'), ("int8", "AutoModelForCausalLM")):
+        advised = {**told, "advice": {"variant": chosen, "reason": "r"}}
+        promotion = made.promoted("compact") | {"policy": "artifacts/compress/model"}
+        assert said in Page(page(material(names, policies=policies, compress=advised, promotion=promotion))).words
