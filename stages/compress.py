@@ -13,6 +13,7 @@ Writes compress.json, and `model`: a copy of the advised one.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -81,6 +82,12 @@ def run(
     likely = {name: read(measured / name / "likelihoods.jsonl", "logprob") for name in names}
     first = rows[cfg.parent]
     for name in names:
+        if not all(math.isfinite(row["logprob"]) for row in likely[name]):
+            raise UserError(
+                f"'{name}' finds right answers neither likely nor unlikely: its logits are no numbers",
+                where=str(measured / name),
+                fix="leave it out of `variants`, or compute in another runtime.dtype",
+            )
         if [row["id"] for row in rows[name]] != [row["id"] for row in first]:
             raise UserError(
                 f"'{name}' and '{cfg.parent}' have answered other rows",
@@ -187,8 +194,9 @@ def read(path: Path, needed: str) -> list[dict[str, Any]]:
 
 
 def ends(found: statistics.Interval) -> dict[str, float | None]:
-    """An interval, as it is written."""
-    return {"value": found.value, "ci_low": found.low, "ci_high": found.high}
+    """An interval, as it is written; what is no finite number is undefined."""
+    known = {"value": found.value, "ci_low": found.low, "ci_high": found.high}
+    return {name: None if each is None or not math.isfinite(each) else each for name, each in known.items()}
 
 
 def rates(ours: Sequence[Any], theirs: Sequence[Any]) -> dict[str, Any]:
@@ -211,19 +219,19 @@ def rates(ours: Sequence[Any], theirs: Sequence[Any]) -> dict[str, Any]:
 def advice(taken: str, table: Mapping[str, Mapping[str, Any]], cfg: Config) -> str:
     """The sentence that says which one, and why."""
     row, parent = table[taken], table[cfg.parent]
-    share = row["share"]
+    share, speed = row["share"], row["decode_ratio"]["value"]
     sure = "" if share["ci_low"] is None else f" [{100 * share['ci_low']:.1f}, {100 * share['ci_high']:.1f}]"
-    size = f"{row['bytes'] / 2**20:.0f} MiB"
+    kept = "" if share["value"] is None else f", {100 * share['value']:.1f}%{sure} of its {cfg.metric}"
+    size, good = f"{row['bytes'] / 2**20:.0f} MiB", f"measured within {100 * cfg.tolerance:g}% of the best quality"
     if taken == cfg.parent:
-        return (
-            f"{taken} itself, {size}: nothing smaller is within {100 * cfg.tolerance:g}% of the best quality "
-            f"and writes at least {cfg.slowest:g} times as fast"
-        )
-    return (
-        f"{taken}, the smallest within {100 * cfg.tolerance:g}% of the best quality that writes at least {cfg.slowest:g} times as "
-        f"fast as {cfg.parent}: {size} instead of {parent['bytes'] / 2**20:.0f}, {row['decode_ratio']['value']:.2f} times as fast, "
-        f"{100 * share['value']:.1f}%{sure} of its {cfg.metric}"
+        return f"{taken} itself, {size}: nothing smaller is {good} and writes at least {cfg.slowest:g} times as fast"
+    fast = f"that writes at least {cfg.slowest:g} times as fast as {cfg.parent}"
+    which = (
+        f"the smallest {good} {fast}"
+        if speed >= cfg.slowest
+        else f"the smallest {good}, though none of these is one {fast}"
     )
+    return f"{taken}, {which}: {size} instead of {parent['bytes'] / 2**20:.0f}, {speed:.2f} times as fast{kept}"
 
 
 if __name__ == "__main__":

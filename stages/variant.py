@@ -20,7 +20,6 @@ from pydantic import Field
 
 from tunemill import (
     checkpoints,
-    compression,
     heldout,
     journal,
     llama_cpp,
@@ -86,15 +85,17 @@ def run(
     size = models.weight_bytes(policy) + (models.weight_bytes(base) if adapter else 0)
     maker, told = made_by(policy)
     count = int(told.get("parameters") or sum(each.numel() for each in model.parameters()))
-    # Of weights kept in few bits zeros say how they were rounded, not what was taken out.
-    inside, everywhere = (None, None) if models.is_quantized(policy) else compression.sparsity(model)
+    # Zeros of weights that nobody pruned say nothing.
+    inside, everywhere = told.get("sparsity"), told.get("sparsity_all")
 
     # 3. Answers.
     prompts = [models.render_prompt(tokenizer, each.prompt) for each in asked]
     if models.is_gguf(policy):
         del model
         release()
-        found = in_llama(serving.load(policy, base, runtime, 1).model, prompts, cfg.max_new_tokens, work, log)
+        asked_for = [each.prompt for each in asked]
+        served = serving.load(policy, base, runtime, asked_for, cfg.max_new_tokens, 1)
+        found = in_llama(served.model, prompts, cfg.max_new_tokens, work, log)
     else:
         batches = sampling.plan(
             [len(prompt) for prompt in prompts], cfg.max_new_tokens, cfg.batch_tokens, cfg.batch_rows

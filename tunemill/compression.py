@@ -1,9 +1,9 @@
-"""What compression gives and costs: sparsity, the Pareto frontier of quality against a cost, and which variant to take. Pure."""
+"""What compression gives and costs: the Pareto frontier of quality against a cost, and which variant to take. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
@@ -144,24 +144,3 @@ def perplexities(
         statistics.interval(float(own(total)), own(draws), len(sums), level),
         statistics.interval(float(ratio(total)), ratio(draws), len(sums), level),
     )
-
-
-def sparsity(model: Any) -> tuple[float, float]:
-    """Shares of zeros: among the weights of the linear layers in the blocks, and among all weights (tied ones once).
-
-    Args:
-        model: floating-point weights.
-    """
-    import torch
-
-    head = model.get_output_embeddings()
-    inside = {
-        id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head
-    }
-    zeros, counts = [0, 0], [0, 0]
-    for parameter in model.parameters():
-        found, size = int((parameter == 0).sum()), parameter.numel()
-        for at in (0, 1) if id(parameter) in inside else (1,):
-            zeros[at] += found
-            counts[at] += size
-    return zeros[0] / max(counts[0], 1), zeros[1] / max(counts[1], 1)

@@ -11,23 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from tunemill.errors import UserError
-from tunemill.profiling import Speed, energy
+from tunemill.profiling import Speed
 from tunemill.sampling import Generation
-
-LARGEST = 4096
-"""Most tokens of a conversation that room is made for, where the longest one asks for no more."""
 
 
 class Llama:
     """One GGUF file, loaded."""
 
-    def __init__(self, file: Path, threads: int, context: int = LARGEST, rows: int = 1) -> None:
+    def __init__(self, file: Path, threads: int, context: int, rows: int = 1) -> None:
         """Load it.
 
         Args:
             file: the GGUF file.
             threads: CPU threads.
-            context: tokens of each conversation, answer included.
+            context: most tokens of a conversation, answer included: room is made for so many, in each of the rows.
             rows: conversations at the same time.
 
         Raises:
@@ -73,28 +70,30 @@ class Llama:
     def speed(self, prompts: Sequence[Sequence[int]], steps: int) -> Speed:
         """Measure once, as `tunemill.profiling.speed` does.
 
+        llama.cpp's clock of writing starts with the first token, which reading has given, and counts it: n tokens are n - 1 steps.
+
         Args:
             prompts: token ids; each is read alone. The first is answered alone, then as often as there are rows at the same time.
             steps: tokens decoded for each, whether or not a text would have ended.
         """
         read = [self._ask(list(prompt), 1, ignore_eos=True)["timings"] for prompt in prompts]
         seconds = sum(each["prompt_ms"] for each in read) / 1e3
-        before = energy("cpu")
         alone = self._ask(list(prompts[0]), steps + 1, ignore_eos=True)["timings"]
-        after = energy("cpu")
-        # Of several at the same time only the whole is known: reading them and one token is taken off.
+        # Of several at the same time only the whole is told: the time of reading them, and of one token each, is taken off.
         together = [list(prompts[0])] * self.rows
         began = time.perf_counter()
         self._ask(together, 1, ignore_eos=True)
         between = time.perf_counter()
         self._ask(together, 1 + steps, ignore_eos=True)
-        batch = max(1e-9, (time.perf_counter() - between) - (between - began))
+        batch = (time.perf_counter() - between) - (between - began)
+        one_by_one = self.rows * alone["predicted_ms"] / 1e3
         return Speed(
             sum(len(prompt) for prompt in prompts) / seconds,
             seconds / len(prompts),
-            float(alone["predicted_per_second"]),
-            self.rows * steps / batch,
-            None if before is None or after is None or after < before else (after - before) / (steps + 1),
+            steps / (alone["predicted_ms"] / 1e3),
+            # Rows side by side are no slower than one after the other, nor faster than one alone: what says so was disturbed.
+            self.rows * steps / min(max(batch, one_by_one / self.rows), one_by_one),
+            None,  # the energy of reading cannot be told from that of writing
         )
 
     def together(self, prompts: Sequence[Sequence[int]], steps: int) -> None:
@@ -112,5 +111,11 @@ class Llama:
             }
         )
         if "choices" not in told:
-            raise UserError(f"llama.cpp did not answer: {told}", where=str(self.file))
+            longest = max(len(each) for each in (prompt if isinstance(prompt[0], list) else [prompt]))
+            raise UserError(
+                f"llama.cpp did not answer a prompt of {longest} tokens: {told.get('message') or told}",
+                where=str(self.file),
+                expected=f"at most {self.context} tokens, answer included",
+                fix="leave longer rows out, or take the GGUF variant out of `variants`",
+            )
         return dict(told)

@@ -42,18 +42,22 @@ def by(policy: Path) -> str:
     return "llama.cpp" if models.is_gguf(policy) else "transformers"
 
 
-def load(policy: Path, base: Path, runtime: Runtime, rows: int) -> Served:
+def load(policy: Path, base: Path, runtime: Runtime, prompts: Sequence[models.Prompt], steps: int, rows: int) -> Served:
     """Load a policy to be asked.
 
     Args:
         policy: folder of a checkpoint, an adapter, or a GGUF file with its tokenizer.
         base: folder of the model that an adapter sits on.
         runtime: device and number format; llama.cpp takes the CPU and the file's formats, and its threads from here.
+        prompts: what it will be asked: llama.cpp makes room for the longest.
+        steps: most tokens of an answer.
         rows: prompts answered at the same time.
     """
     if models.is_gguf(policy):
-        served = llama_cpp.Llama(policy / gguf_export.FILE, runtime.threads, rows=rows)
-        return Served(served, models.load_tokenizer(policy))
+        tokenizer = models.load_tokenizer(policy)
+        longest = max(len(models.render_prompt(tokenizer, prompt)) for prompt in prompts)
+        served = llama_cpp.Llama(policy / gguf_export.FILE, runtime.threads, longest + steps + 1, rows)
+        return Served(served, tokenizer)
     return Served(*models.load_policy(policy, base, runtime))
 
 
@@ -66,7 +70,7 @@ def peak_memory(policy: Path, base: Path, runtime: Runtime, prompts: Sequence[st
     import torch
 
     torch.set_num_threads(runtime.threads)
-    served = load(policy, base, runtime, len(prompts))
+    served = load(policy, base, runtime, prompts, steps, len(prompts))
     ids = [served.encode(prompt) for prompt in prompts]
     if isinstance(served.model, llama_cpp.Llama):
         served.model.together(ids, steps)
@@ -93,13 +97,17 @@ def rounds(
         and warmed up before it is measured.
     """
     together = fit_together(folders, runtime, log)
-    loaded = {name: load(*folder, runtime, len(prompts)) for name, folder in folders.items()} if together else {}
+
+    def opened(folder: tuple[Path, Path]) -> Served:
+        return load(*folder, runtime, prompts, steps, len(prompts))
+
+    loaded = {name: opened(folder) for name, folder in folders.items()} if together else {}
     log.start("measure", (1 + count) * len(folders), "turn")
     measured: dict[str, list[profiling.Speed]] = {name: [] for name in folders}
     # The first round warms up all of them; one that is loaded anew for each turn is warmed up in each.
     for turn in range(0 if together else 1, 1 + count):
         for place, (name, folder) in enumerate(folders.items()):
-            served = loaded[name] if together else load(*folder, runtime, len(prompts))
+            served = loaded[name] if together else opened(folder)
             ids = [served.encode(prompt) for prompt in prompts]
             if not together:
                 served.speed(ids, steps)

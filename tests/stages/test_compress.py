@@ -69,7 +69,9 @@ def asked(place: Path, out: Path, name: str, **change: Any) -> Any:
     )  # fmt: skip
 
 
-def run(place: Path, out: Path, monkeypatch: pytest.MonkeyPatch, **change: Any) -> dict[str, Any]:
+def run(
+    place: Path, out: Path, monkeypatch: pytest.MonkeyPatch, measured: Path | None = None, **change: Any
+) -> dict[str, Any]:
     """With made-up speeds: what they are on this machine is another test's matter."""
     values = ParamsFile(tuned.ROOT / "params.yaml").section("compress", compress.Config).model_dump()
     values |= {
@@ -81,16 +83,16 @@ def run(place: Path, out: Path, monkeypatch: pytest.MonkeyPatch, **change: Any) 
     } | change
     variants = {name: {"policy": str(folder(place, name)), "base": str(place / "parent")} for name in SPEEDS}
 
-    def measured(*_: Any) -> Any:
+    def timed(*_: Any) -> Any:
         speeds = {
             name: [Speed(100.0 * at, 0.1, speed * at, 1.0, None) for at in (1, 2, 3)] for name, speed in SPEEDS.items()
         }
         return speeds, True
 
-    monkeypatch.setattr(serving, "rounds", measured)
+    monkeypatch.setattr(serving, "rounds", timed)
     monkeypatch.setattr(serving, "peak_memories", lambda *_: {"parent": 1000, "int8": 600, "gguf": 500})
     compress.run(
-        compress.Config.model_validate(values), measured=place / "scored", validation=place / "validation.jsonl",
+        compress.Config.model_validate(values), measured=measured or place / "scored", validation=place / "validation.jsonl",
         variants=Variants.model_validate(variants), out=out, runtime=tuned.CPU, log=Log(),
     )  # fmt: skip
     return dict(json.loads((out / "compress.json").read_text()))
@@ -103,9 +105,8 @@ def test_all_variants_are_asked_the_same_rows(place: Path) -> None:
     assert len({row["group"] for row in rows["gguf"]}) == 8
     told = json.loads((place / "measured/gguf/variant.json").read_text())
     assert (told["made_by"], told["method"], told["runtime"]) == ("quantize", "GGUF Q8_0", "llama.cpp")
-    assert told["sparsity"] is None  # zeros of rounded weights say nothing
     parent = json.loads((place / "measured/parent/variant.json").read_text())
-    assert (parent["made_by"], parent["sparsity"]) == (None, 0.0)
+    assert (parent["made_by"], parent["sparsity"], told["sparsity"]) == (None, None, None)  # nobody pruned them
     assert told["parameters"] == parent["parameters"] and told["bytes"] < 0.5 * parent["bytes"]
 
 
@@ -159,12 +160,21 @@ def test_the_smallest_that_is_as_good_and_fast_is_taken(
     ]  # fmt: skip
     assert (
         found["advice"]["variant"] == "gguf"
-        and "the smallest within 1% of the best quality" in found["advice"]["reason"]
+        and "the smallest measured within 1% of the best quality that writes" in found["advice"]["reason"]
     )
     assert tree_hash(tmp_path / "out/model") == tree_hash(place / "gguf/model")
     # Nothing is fast enough: the smallest, whatever its speed.
     slow = run(place, tmp_path / "slow", monkeypatch, slowest=50.0)
     assert slow["advice"]["variant"] == min(table, key=lambda name: (table[name]["bytes"], name))
+    assert "though none of these is one that writes at least 50 times as fast as parent" in slow["advice"]["reason"]
+    # A parent that has no word right is no measure of anything.
+    for name in SPEEDS:
+        rows = [row | {"rouge1": 0.0} for _, row in records.read_objects(place / "scored" / name / "rows.jsonl")]
+        records.write_objects(tmp_path / "nothing" / name / "rows.jsonl", rows)
+        for file in ("likelihoods.jsonl", "variant.json"):
+            shutil.copy(place / "scored" / name / file, tmp_path / "nothing" / name / file)
+    nothing = run(place, tmp_path / "zero", monkeypatch, measured=tmp_path / "nothing")
+    assert nothing["variants"]["gguf"]["share"]["value"] is None and nothing["advice"]["variant"] == "gguf"
 
 
 def test_real_measurements(place: Path, tmp_path: Path) -> None:

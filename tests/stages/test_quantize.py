@@ -94,7 +94,7 @@ def test_learning_on_while_rounded_helps_four_bits(place: Path, tmp_path: Path) 
     assert loss(tmp_path / "learnt/model") < loss(tmp_path / "plain/model")
     assert losses.start_token(models.load_base(tmp_path / "learnt/model", tuned.CPU)) is None
     prompts = [models.render_prompt(tokenizer, "validation value 1")]
-    assert llama_cpp.Llama(tmp_path / "learnt/model/model.gguf", 2).answers(prompts, 4)[0].tokens > 0
+    assert llama_cpp.Llama(tmp_path / "learnt/model/model.gguf", 2, 128).answers(prompts, 4)[0].tokens > 0
 
 
 @pytest.mark.parametrize(

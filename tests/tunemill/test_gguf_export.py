@@ -62,7 +62,7 @@ def test_llama_cpp_writes_what_transformers_writes(folder: Path, tmp_path: Path)
     model = exported(folder, tmp_path / "f32", "F32")
     tokenizer = models.load_tokenizer(folder)
     prompts = [models.render_prompt(tokenizer, line) for line in ("return the value", "open a file", "close")]
-    theirs = llama_cpp.Llama(tmp_path / "f32/model.gguf", 2).answers(prompts, 12)
+    theirs = llama_cpp.Llama(tmp_path / "f32/model.gguf", 2, 128).answers(prompts, 12)
     plan = [tuple(range(len(prompts)))]
     ours = next(sampling.generate(model, tokenizer, prompts, max_new_tokens=12, batches=plan)).generations
     assert [each.text for each in theirs] == [each.text for each in ours]
@@ -112,10 +112,10 @@ def test_what_llama_cpp_has_no_name_for_is_refused(tmp_path: Path) -> None:
         exported(tmp_path / "t5", tmp_path / "out", "Q8_0")
     assert "llama, mistral, qwen2, qwen3" in str(told.value)
     with pytest.raises(UserError, match="is missing"):
-        llama_cpp.Llama(tmp_path / "nowhere.gguf", 2)
+        llama_cpp.Llama(tmp_path / "nowhere.gguf", 2, 64)
     (tmp_path / "broken.gguf").write_bytes(b"GGUF but not really")
     with pytest.raises(UserError, match=r"llama.cpp cannot load broken.gguf"):
-        llama_cpp.Llama(tmp_path / "broken.gguf", 2)
+        llama_cpp.Llama(tmp_path / "broken.gguf", 2, 64)
 
 
 def test_pairs_and_halves_are_inverse() -> None:
@@ -127,10 +127,34 @@ def test_pairs_and_halves_are_inverse() -> None:
     assert gguf_export.in_pairs(torch.arange(8.0), 2).tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
 
 
-def test_speed_of_llama_cpp(folder: Path, tmp_path: Path) -> None:
+def test_speed_of_llama_cpp_is_that_of_its_own_clock(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     exported(folder, tmp_path / "q8", "Q8_0")
     tokenizer = models.load_tokenizer(folder)
     prompts = [models.render_prompt(tokenizer, line) for line in tiny_model.corpus()[:2]]
-    found = llama_cpp.Llama(tmp_path / "q8/model.gguf", 2, rows=2).speed(prompts, 4)
-    energy = found.joules_per_token
-    assert all(value > 0 for value in found[:4]) and (energy is None or energy > 0)
+    model = llama_cpp.Llama(tmp_path / "q8/model.gguf", 2, 256, rows=2)
+    told: list[dict[str, Any]] = []
+    ask = model._ask
+
+    def kept(*given: Any, **more: Any) -> dict[str, Any]:
+        told.append(ask(*given, **more))
+        return told[-1]
+
+    monkeypatch.setattr(model, "_ask", kept)
+    found = model.speed(prompts, 6)
+    read, alone = [each["timings"] for each in told[:2]], told[2]["timings"]
+    assert [each["prompt_n"] for each in read] == [len(prompt) for prompt in prompts]
+    assert alone["predicted_n"] == 7  # one of them was there when its clock began
+    assert found.decode_tokens_per_second == pytest.approx(6 / (alone["predicted_ms"] / 1e3))
+    assert found.first_token_seconds == pytest.approx(sum(each["prompt_ms"] for each in read) / 2e3)
+    one = found.decode_tokens_per_second
+    assert one * 0.999 <= found.batch_decode_tokens_per_second <= 2.001 * one
+    assert found.joules_per_token is None
+
+
+def test_a_prompt_that_is_too_long_is_told(folder: Path, tmp_path: Path) -> None:
+    exported(folder, tmp_path / "q8", "Q8_0")
+    with pytest.raises(UserError, match=r"llama.cpp did not answer a prompt of 600 tokens: (.*)exceed") as error:
+        llama_cpp.Llama(tmp_path / "q8/model.gguf", 2, 256).answers([[5] * 600], 4)
+    assert "at most 256 tokens" in str(error.value)
