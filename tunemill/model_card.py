@@ -25,8 +25,6 @@ TAGS = {
     "token-classification": "token-classification",
 }
 """Kind of task → what the hub calls it (`pipeline_tag`)."""
-LIBRARIES = {"adapter": "peft", "model": "transformers", "gguf": "gguf"}
-"""What a policy is → the hub's name of what loads it."""
 RELATIONS = {"adapter": "adapter", "model": "finetune", "gguf": "quantized"}
 """What a policy is → how the hub says that it comes from its base model."""
 GGUF = """from llama_cpp import Llama
@@ -101,8 +99,8 @@ def front_matter(facts: Facts) -> str:
         "license": license.lower() if known else "other",
         **({} if known else {"license_name": license}),
         "base_model": decision["base_model"],
-        **({"base_model_relation": RELATIONS[facts.kind]} if decision["policy"] != decision["base"] else {}),
-        "library_name": LIBRARIES[facts.kind],
+        **({"base_model_relation": relation(facts)} if decision["policy"] != decision["base"] else {}),
+        "library_name": cards.LIBRARIES[facts.kind],
         "pipeline_tag": task,
         "language": list(facts.language),
         "tags": [task, decision["candidate"], decision["verdict"], "tunemill"],
@@ -289,6 +287,13 @@ def chain(facts: Facts) -> list[str]:
     return lineage.chain(facts.lock, [facts.decision["policy"], facts.decision["base"]])
 
 
+def relation(facts: Facts) -> str:
+    """How the hub says that the policy comes from its base model."""
+    chosen = facts.compress["variants"][facts.compress["advice"]["variant"]] if facts.compress else {}
+    shrunk = facts.decision["policy"].startswith("artifacts/compress/") and chosen.get("made_by") == "quantize"
+    return "quantized" if shrunk else RELATIONS[facts.kind]
+
+
 def evaluation(facts: Facts) -> str:
     """Scores of the test items beside the reference's and the baselines', with intervals and paired differences."""
     compared, name = facts.comparison, facts.decision["candidate"]
@@ -309,6 +314,8 @@ def evaluation(facts: Facts) -> str:
         f"bootstrap ({number(compared['resamples'], 0)} resamples of {unit}). SHA-256 of the items' ids: "
         f"`{facts.decision['test_hash'][:KEPT]}`."
     )
+    if facts.kind == "gguf":
+        told += " The answers are those of the weights that the file expands to, computed with in transformers."
     scorer = facts.scores.get("rouge_scorer")
     how = f"\n\nROUGE: {scorer}. BLEU: {facts.scores.get('bleu_signature')}." if scorer else ""
     head = ("", *(metric(one).label for one in metrics))

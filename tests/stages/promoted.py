@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ def prepare(root: Path, lifts: Mapping[str, float] = TWO, count: int = 60, weigh
         weights: of the adapter.
     """
     report_artifacts.write(root, dict(lifts), count=count, groups=12)
+    shutil.rmtree(root / "artifacts/promote")  # what these tests make themselves
     base, adapter = root / "artifacts/select/model", root / "artifacts/lora/adapter"
     for folder, files in (
         (base, {"config.json": b"{}", "model.safetensors": b"base", "README.md": CARD.encode()}),

@@ -167,7 +167,7 @@ def test_a_whole_model_and_a_gguf_are_loaded_otherwise(place: Path) -> None:
     (base / "model.safetensors").rename(base / "model.gguf")
     promoted.evaluated(place, "base", base)
     promoted.decide(place, rules, candidate="base")
-    assert "from llama_cpp import Llama" in card(place) and "library_name: gguf" in card(place)
+    assert "from llama_cpp import Llama" in card(place) and "library_name: llama.cpp" in card(place)
 
 
 def test_optional_parts_may_be_missing(place: Path) -> None:
@@ -259,7 +259,7 @@ def test_the_report_shows_what_was_decided(place: Path) -> None:
         evaluations=artifacts / "evaluate",
         efficiency=artifacts / "efficiency",
         comparison=place / "reports/comparison.json",
-        promotion=artifacts / "promote",
+        promotion=artifacts / "promote/decision.json",
         timings=place / "metrics",
         lock=place / "dvc.lock",
         candidates=report_artifacts.candidates(promoted.TWO),
