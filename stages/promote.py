@@ -77,7 +77,7 @@ def run(
     rows = [row for _, row in records.read_objects(evaluations / name / "instances.jsonl")]
     policy, base = Path(candidates.root[name].policy), Path(candidates.root[name].base)
     adapter = (policy / "adapter_config.json").is_file()
-    evaluated(name, scores["policy_hash"], [policy, base] if adapter and policy != base else [policy])
+    artifacts.evaluated(name, scores["policy_hash"], policy, base)
 
     # 2. Decide.
     measurable(goal["criteria"], compared)
@@ -135,21 +135,6 @@ def run(
     log.note(sentence)
     met = sum(each.outcome == "met" for each in criteria)
     return {"criteria": len(criteria), "criteria_met": met, "promoted": int(verdict == "promoted")}
-
-
-def evaluated(name: str, told: str, folders: Sequence[Path]) -> None:
-    """See that the weights are still those that were evaluated.
-
-    Raises:
-        UserError: they are not.
-    """
-    found = hashlib.blake2b("\n".join(map(checkpoints.tree_hash, folders)).encode(), digest_size=16).hexdigest()
-    if found != told:
-        raise UserError(
-            f"the weights of '{name}' (hash {found}) are not those that were evaluated ({told})",
-            where=", ".join(map(str, folders)),
-            fix="evaluate what is there, or restore what was: dvc repro",
-        )
 
 
 def test_hash(ids: Sequence[str]) -> str:

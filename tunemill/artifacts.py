@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+from tunemill.checkpoints import tree_hash
 from tunemill.errors import UserError
 
 AGAIN = "run the stage that makes it again: dvc repro"
@@ -66,3 +68,27 @@ def read_text(path: Path) -> str:
         raise UserError("no such file", where=str(path), fix=AGAIN) from None
     except UnicodeDecodeError as error:
         raise UserError(f"not UTF-8 (byte {error.start})", where=str(path), fix=AGAIN) from None
+
+
+def evaluated(name: str, told: str, policy: Path, base: Path) -> None:
+    """See that a candidate's weights are still those that were evaluated.
+
+    Args:
+        name: of the candidate.
+        told: `policy_hash` of its evaluation.
+        policy: its folder.
+        base: folder of the model that an adapter sits on.
+
+    Raises:
+        UserError: they are not.
+    """
+    both = (policy / "adapter_config.json").is_file() and policy != base
+    folders = [policy, base] if both else [policy]
+    hashes = "\n".join(tree_hash(folder) for folder in folders)
+    found = hashlib.blake2b(hashes.encode(), digest_size=16).hexdigest()
+    if found != told:
+        raise UserError(
+            f"the weights of '{name}' (hash {found}) are not those that were evaluated ({told})",
+            where=", ".join(map(str, folders)),
+            fix="evaluate what is there, or restore what was: dvc repro",
+        )

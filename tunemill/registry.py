@@ -129,6 +129,9 @@ def offer(workspace: Path) -> Offer:
     decision = artifacts.read_json(folder / DECISION)
     lock = artifacts.read_lock(workspace / "dvc.lock")
     _current(workspace, lock)
+    artifacts.evaluated(
+        decision["candidate"], decision["policy_hash"], workspace / decision["policy"], workspace / decision["base"]
+    )
     text = (folder / DECISION).read_bytes()
     key = hashlib.blake2b(text, digest_size=16).hexdigest()  # the hash of the policy stands in it
     return Offer(

@@ -261,7 +261,7 @@ def test_a_dry_run_says_what_would_be_and_writes_nothing(place: Path) -> None:
     assert state(place) == before
     (place / "mlflow.db").rename(place.parent / "away.db")  # no database yet, and none after it
     assert registry.register(place, dry_run=True)[1].startswith(f"would be: {MODEL} version 1")
-    assert not (place / "mlflow.db").exists()
+    assert versions(place) == {}
     (place.parent / "away.db").rename(place / "mlflow.db")
     registry.register(place)
     retrained(place, 2.5, b"worse")
@@ -390,6 +390,14 @@ def test_a_decision_about_other_parameters_is_not_registered(place: Path, change
     assert caught.value.exit_code == 2
     assert "make run, which decides anew" in str(caught.value)
     assert not (place / "mlartifacts").exists()
+
+
+def test_weights_that_nobody_judged_are_not_registered(place: Path) -> None:
+    promoted.decide(place)
+    (place / "artifacts/lora/adapter/adapter_model.safetensors").write_bytes(b"trained since")
+    with pytest.raises(UserError, match=r"the weights of 'lora' \(hash \w+\) are not those that were evaluated"):
+        registry.register(place)
+    assert versions(place) == {}
 
 
 def test_nothing_to_register_is_told(place: Path) -> None:
