@@ -419,6 +419,16 @@ def in_variants(setup: Setup) -> Iterator[str]:
             fix="name another, or add it to `variants`",
             known=setup.variants,
         )
+    elif "compress" in setup.values and setup.variants:
+        parent = setup.variants[setup.values["compress"].parent]
+        for name, candidate in setup.candidates.items():
+            # Where nothing smaller is as good, the parent itself is taken, which may be an adapter.
+            if candidate.policy == "artifacts/compress/model" and candidate.base != parent.base:
+                yield setup.told(
+                    ("candidates", name, "base"),
+                    f"'{candidate.base}' is not the base of the variants' parent",
+                    expected=f"{parent.base}, as variants.{setup.values['compress'].parent} has it",
+                )
     runs = dict(setup.values["extra"]) if "extra" in setup.values else {}
     for stage in COMPRESSING:
         known = [*setup.values[stage].variants] if stage in setup.values else None

@@ -71,14 +71,21 @@ class Variant(Params):
 class Config(Params):
     """How each of `extra.quantize` is made."""
 
-    seed: int = Field(ge=0)
-    """Of the order of the rows that are learnt on."""
     variants: dict[str, Variant]
     """Its name in `extra.quantize` → how."""
     calibration_items: int = Field(ge=0)
     """Training pairs that show what activations there are."""
     qat: tuning.Training
-    """The training with rounded weights."""
+    """The training with rounded weights, of one seed."""
+
+    @model_validator(mode="after")
+    def _can_be_made(self) -> Self:
+        blind = [name for name, each in self.variants.items() if each.calibrated]
+        if blind and not self.calibration_items:
+            raise ValueError(f"calibration_items is 0, and {', '.join(blind)} must have seen activations")
+        if len(self.qat.seeds) != 1:
+            raise ValueError("qat.seeds: one seed, since a variant is one model")
+        return self
 
 
 def run(
@@ -123,7 +130,7 @@ def run(
             return quantization.rounded(fresh, bits, GROUP)
 
         del model
-        trained = tuning.train(rounded, tokenizer, data, cfg.qat, cfg.seed, runtime=runtime, work=work, log=log)
+        trained = tuning.train(rounded, tokenizer, data, cfg.qat, cfg.qat.seeds[0], runtime=runtime, work=work, log=log)
         model = quantization.unrounded(trained.policy).eval()
 
     # 3. What the layers are given.

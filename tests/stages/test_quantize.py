@@ -113,7 +113,7 @@ def test_what_does_not_go_together_is_refused(variant: dict[str, Any], what: str
 
 
 def test_mistakes_are_told(place: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no rows to calibrate with"):
+    with pytest.raises(ValidationError, match="calibration_items is 0, and one must have seen activations"):
         run(place, tmp_path / "none", {"method": "int8-static"}, calibration_items=0)
     run(place, tmp_path / "one", {"method": "int8"})
     with pytest.raises(UserError, match="has been quantized already") as told:
