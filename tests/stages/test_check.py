@@ -33,8 +33,29 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
+PAYS = {"candidate": "lora", "at_least": 0.0, "why": "tuning must pay"}
+LARGE = {
+    "scope": {
+        "criteria": [
+            {**PAYS, "metric": metric, "against": against}
+            for metric, against in (
+                ("rouge1", "base"),
+                ("rougeL", "base"),
+                ("rouge1", "lead-10-words"),
+                ("rouge1", "first-sentence"),
+            )
+        ],
+    },
+    "variants": {"lora": LORA_ONLY["lora"]},
+    "extra": {"distill": {}, "quantize": {}, "prune": {}},
+    "promote": {"candidate": "lora"},
+}
+"""What other candidates are laid over: `lora` ships as it is, and nothing is made smaller."""
+
+
 def faults(place: Path, overlay: dict[str, Any]) -> list[str]:
-    merged = recipes.merged(tuned.ROOT / "params.yaml", [(Path("overrides"), overlay)])
+    below = [(Path("large"), LARGE)] if "compact" not in overlay.get("candidates", {"compact": None}) else []
+    merged = recipes.merged(tuned.ROOT / "params.yaml", [*below, (Path("overrides"), overlay)])
     (place / "params.yaml").write_text(merged)
     return checks.check(place)
 
@@ -202,6 +223,7 @@ def test_fsdp_and_odd_steps_are_told_of_what_is_read_before_too(place: Path) -> 
         **ONE,
         "start": "artifacts/pretrain/domain/model",
         "candidates": {**LORA_ONLY, "lora": {**LORA_ONLY["lora"], "base": "artifacts/pretrain/domain/model"}},
+        "variants": {"lora": {**LORA_ONLY["lora"], "base": "artifacts/pretrain/domain/model"}},
         "extra": {"pretrain": {"domain": READ}},
         "pretrain": {"batch_size": 3},
     }
@@ -513,7 +535,7 @@ RULE = {"metric": "rouge1", "candidate": "lora", "against": "base", "at_least": 
 def criterion(**change: Any) -> dict[str, Any]:
     """The scope with one more criterion; a value of None that is no `against` leaves the key out."""
     rule = {name: value for name, value in (RULE | change).items() if value is not None or name == "against"}
-    return {"scope": {"criteria": [RULE, rule]}}
+    return {"scope": {"criteria": [RULE, rule]}, "promote": {"candidate": "lora"}}
 
 
 @pytest.mark.parametrize(
@@ -607,7 +629,7 @@ def test_what_is_promoted_is_a_candidate_that_a_criterion_is_about(place: Path) 
     assert "promote.candidate: 'lroa' is no candidate" in fault and "did you mean 'lora'?" in fault
     [fault] = faults(place, {"promote": {"candidate": "sft"}})
     assert "promote.candidate: no criterion is about 'sft', so nothing would decide whether it is promoted" in fault
-    assert "expected: one of lora" in fault
+    assert "expected: one of compact" in fault
 
 
 def test_the_examples_of_the_page_are_in_order_and_it_names_every_kind_of_metric(place: Path) -> None:
