@@ -20,7 +20,6 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from tunemill import cards, checkpoints, gguf_export, models, quantization, records, tuning
-from tunemill.errors import UserError
 from tunemill.log import Log
 from tunemill.losses import Encoded
 from tunemill.params import Params, named
@@ -29,6 +28,14 @@ from tunemill.stage import Metrics, main
 
 GROUP = 32
 """Weights that share a scale in GGUF's blocks, which four bits are learnt for."""
+LOADING = """from pathlib import Path
+
+from tunemill import models  # transformers 5.23 does not read ranges of activations
+from tunemill.runtime import Runtime
+
+folder = Path("<this folder>")
+model, tokenizer = models.load_policy(folder, folder, Runtime("cpu", "float32", threads=2))"""
+"""How what plain transformers cannot load is loaded."""
 
 
 class Variant(Params):
@@ -106,13 +113,6 @@ def run(
     folder, exact = out / "model", replace(runtime, device="cpu", dtype="float32")
 
     # 1. The model in full precision, an adapter merged.
-    if models.is_quantized(policy):
-        raise UserError(
-            f"{policy} has been quantized already",
-            where=f"params.yaml: extra.quantize.{candidate}.policy",
-            expected="a model with floating-point weights",
-            fix="name the model that it was made from",
-        )
     model, tokenizer = models.load_whole(policy, base, exact, f"extra.quantize.{candidate}.policy")
     count = sum(each.numel() for each in model.parameters())
 
@@ -131,7 +131,7 @@ def run(
 
         del model
         trained = tuning.train(rounded, tokenizer, data, cfg.qat, cfg.qat.seeds[0], runtime=runtime, work=work, log=log)
-        model = quantization.unrounded(trained.policy).eval()
+        model = quantization.unrounded(trained.policy).to(exact.device).eval()
 
     # 3. What the layers are given.
     ranges, shown = None, 0
@@ -165,7 +165,8 @@ def run(
     told = {"Method": variant.name, "Parameters": f"{count:,}", "Weights": f"{size:,} bytes"}
     told |= {"Calibrated on": f"{shown} training pairs"} if shown else {}
     text = f"The model named above, tuned, in fewer bits: {variant.name}."
-    cards.write(folder, "Quantized model", base, text, told, models.is_encoder_decoder(folder))
+    loading = LOADING if variant.method == "int8-static" else None
+    cards.write(folder, "Quantized model", base, text, told, models.is_encoder_decoder(folder), loading)
     return {
         "parameters": count,
         "bytes": size,

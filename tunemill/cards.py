@@ -34,7 +34,15 @@ FORMS = {"adapter": "adapter_config.json", "gguf": "model.gguf"}
 LIBRARIES = {"adapter": "peft", "model": "transformers", "gguf": "llama.cpp"}
 
 
-def write(folder: Path, title: str, base: Path, text: str, facts: Mapping[str, object], encoder_decoder: bool) -> None:
+def write(
+    folder: Path,
+    title: str,
+    base: Path,
+    text: str,
+    facts: Mapping[str, object],
+    encoder_decoder: bool,
+    loading: str | None = None,
+) -> None:
     """Write README.md into a tuned checkpoint's or an adapter's folder.
 
     Args:
@@ -44,8 +52,9 @@ def write(folder: Path, title: str, base: Path, text: str, facts: Mapping[str, o
         text: what it is, in a few sentences.
         facts: rows of the table.
         encoder_decoder: the model's family.
+        loading: Python that loads it, where that is another than usual.
     """
-    _write(folder, title, inherited(base), text, facts, encoder_decoder)
+    _write(folder, title, inherited(base), text, facts, encoder_decoder, loading)
 
 
 def write_base(
@@ -77,7 +86,13 @@ def tag(encoder_decoder: bool) -> str:
 
 
 def _write(
-    folder: Path, title: str, known: Mapping[str, str], text: str, facts: Mapping[str, object], encoder_decoder: bool
+    folder: Path,
+    title: str,
+    known: Mapping[str, str],
+    text: str,
+    facts: Mapping[str, object],
+    encoder_decoder: bool,
+    loading: str | None = None,
 ) -> None:
     form = next((name for name, file in FORMS.items() if (folder / file).is_file()), "model")
     kind = "Seq2SeqLM" if encoder_decoder else "CausalLM"
@@ -88,7 +103,7 @@ def _write(
         head(known)
         + f"\n# {title}\n\n{text}\n\n"
         + (f"| | |\n|---|---|\n{rows}\n\n" if rows else "")
-        + f"## How to load it\n\n```python\n{LOADING[form].format(kind=kind)}\n```\n",
+        + f"## How to load it\n\n```python\n{loading or LOADING[form].format(kind=kind)}\n```\n",
     )
 
 

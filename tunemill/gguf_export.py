@@ -74,7 +74,7 @@ def family(config: Mapping[str, Any]) -> Family:
             f"no GGUF export of a model of the type '{kind}'",
             where="params.yaml: quantize.variants",
             expected="one of " + ", ".join(FAMILIES),
-            fix="convert the model's folder with llama.cpp's convert_hf_to_gguf.py, or choose another method",
+            fix="take the run out of extra.quantize and variants, and convert the folder with llama.cpp's convert_hf_to_gguf.py",
         )
     return FAMILIES[kind]
 
@@ -109,7 +109,7 @@ def write(model: Any, tokenizer: Path, out: Path, kind: Type, name: str) -> None
             raise UserError(
                 f"llama.cpp has no name for the tensor '{own}'",
                 where="params.yaml: quantize.variants",
-                fix="convert the model's folder with llama.cpp's convert_hf_to_gguf.py, or choose another method",
+                fix="take the run out of extra.quantize and variants, and convert the folder with llama.cpp's convert_hf_to_gguf.py",
             )
         chosen = _format(found, tensor, kind)
         written.add_tensor(found, encode(tensor, chosen, own), raw_dtype=getattr(gguf.GGMLQuantizationType, chosen))
@@ -190,7 +190,7 @@ def _add_shape(written: Any, config: Mapping[str, Any]) -> None:
             f"no GGUF export of rotary embeddings of the type '{rope['rope_type']}'",
             where="params.yaml: quantize.variants",
             expected="default",
-            fix="convert the model's folder with llama.cpp's convert_hf_to_gguf.py, or choose another method",
+            fix="take the run out of extra.quantize and variants, and convert the folder with llama.cpp's convert_hf_to_gguf.py",
         )
     written.add_vocab_size(int(config["vocab_size"]))
     written.add_block_count(int(config["num_hidden_layers"]))
@@ -216,7 +216,7 @@ def _add_tokenizer(written: Any, folder: Path, size: int) -> None:
         raise UserError(
             f"no GGUF export of the tokenizer in {folder.name}: it is no byte-level BPE",
             where="params.yaml: quantize.variants",
-            fix="convert the model's folder with llama.cpp's convert_hf_to_gguf.py, or choose another method",
+            fix="take the run out of extra.quantize and variants, and convert the folder with llama.cpp's convert_hf_to_gguf.py",
         )
     tokens = [f"[PAD{number}]" for number in range(size)]
     kinds = [gguf.TokenType.UNUSED] * size
@@ -225,13 +225,27 @@ def _add_tokenizer(written: Any, folder: Path, size: int) -> None:
     for added in told.get("added_tokens", ()):
         tokens[added["id"]] = added["content"]
         kinds[added["id"]] = gguf.TokenType.CONTROL if added["special"] else gguf.TokenType.USER_DEFINED
+    if (told.get("normalizer") or {}).get("type") not in (None, "NFC"):
+        raise UserError(
+            f"no GGUF export of this tokenizer: llama.cpp does not normalize text by {told['normalizer']['type']}",
+            where="params.yaml: quantize.variants",
+            fix="take the run out of extra.quantize and variants, and convert the folder with llama.cpp's convert_hf_to_gguf.py",
+        )
     written.add_tokenizer_model("gpt2")
     written.add_tokenizer_pre(split(told.get("pre_tokenizer") or {}))
     written.add_token_list(tokens)
     written.add_token_types(kinds)
-    gguf.SpecialVocab(folder, load_merges=True, n_vocab=size).add_to_gguf(written, quiet=True)
-    # Neither the tokenizer nor the chat template of the standard form begins a text with a token of its own (models.render_prompt).
-    written.add_add_bos_token(False)
+    special = gguf.SpecialVocab(folder, load_merges=True, n_vocab=size)
+    special.add_special_token["bos"] = begins(folder)
+    special.add_to_gguf(written, quiet=True)
+
+
+def begins(folder: Path) -> bool:
+    """Whether a text begins with a token that nobody wrote: where there is a chat template, that says what begins one."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    return not tokenizer.chat_template and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
 
 
 def split(told: Mapping[str, Any]) -> str:
@@ -257,7 +271,7 @@ def split(told: Mapping[str, Any]) -> str:
         "no GGUF export of this tokenizer: llama.cpp has no name for how it splits text",
         where="params.yaml: quantize.variants",
         expected="byte-level BPE that splits as GPT-2, SmolLM, Llama 3 or Qwen 2",
-        fix="convert the model's folder with llama.cpp's convert_hf_to_gguf.py, or choose another method",
+        fix="take the run out of extra.quantize and variants, and convert the folder with llama.cpp's convert_hf_to_gguf.py",
     )
 
 

@@ -234,6 +234,13 @@ def load_whole(policy: Path, base: Path, runtime: Runtime, where: str) -> tuple[
     Raises:
         UserError: it is no whole model, and cannot be merged into one.
     """
+    if is_quantized(policy):
+        raise UserError(
+            f"{policy} has been quantized already",
+            where=f"params.yaml: {where}",
+            expected="a model with floating-point weights",
+            fix="name the model that it was made from",
+        )
     model, tokenizer = load_policy(policy, base, replace(runtime, dtype="float32"))
     if hasattr(model, "peft_config"):
         raise UserError(

@@ -57,10 +57,23 @@ class Range(NamedTuple):
 
 
 def linears(model: Any) -> dict[str, Any]:
-    """The linear layers inside the blocks: all but the output head."""
+    """The linear layers inside the blocks: all but the output head.
+
+    Raises:
+        UserError: there are other layers with matrices.
+    """
     import torch
 
     head = model.get_output_embeddings()
+    for name, module in model.named_modules():
+        known = isinstance(module, (torch.nn.Linear, torch.nn.Embedding))
+        if not known and any(each.ndim > 1 for each in module.parameters(recurse=False)):
+            raise UserError(
+                f"layer '{name}' ({type(module).__name__}) has weights that no method here rounds",
+                where="params.yaml: quantize.variants",
+                expected="a model of linear layers and embeddings",
+                fix="choose the method gguf, or take the run out of extra.quantize and variants",
+            )
     return {
         name: module
         for name, module in model.named_modules()
@@ -167,9 +180,9 @@ def quantize_int8(
             seen = ranges[name]
             largest = seen.largest
             if smooth is not None:
-                scale = smoothing(seen.features, layer.weight, smooth).to(layer.weight.device)
+                scale = smoothing(seen.features.to(layer.weight.device), layer.weight, smooth)
                 layer.weight.data.mul_(scale)
-                largest = float((seen.features / scale.cpu()).max())
+                largest = float((seen.features.cpu() / scale.cpu()).max())
         if method == "int8-static":
             step = torch.full((1, 1, 1), max(largest, LEAST) / 127, dtype=torch.float32)
             chosen = Int8StaticActivationInt8WeightConfig(
@@ -258,20 +271,23 @@ def fill(model: Any, file: Path) -> None:
         for name in others:
             parent, _, last = name.rpartition(".")
             setattr(model.get_submodule(parent), last, model.get_parameter(first))
-    exact_rows(model)
+    exact_rows(model, number)
 
 
-def exact_rows(model: Any) -> None:
-    """Let int8 embeddings expand the rows that are read alone: the same numbers as torchao's, which expands all of them each time."""
+def exact_rows(model: Any, number: torch.dtype) -> None:
+    """Let int8 embeddings expand the rows that are read alone, in the format that is computed in.
+
+    In float32 these are torchao's numbers, which expands all rows each time, and to float32 whatever the rest computes in.
+    """
     import torch
     from torchao.quantization import Int8Tensor
 
     for module in model.modules():
         if isinstance(module, torch.nn.Embedding) and isinstance(module.weight.data, Int8Tensor):
-            kept = module.weight.data
 
-            def rows(ids: torch.Tensor, kept: Any = kept) -> Any:
-                return kept.qdata[ids].to(kept.dtype) * kept.scale[ids].to(kept.dtype)
+            def rows(ids: torch.Tensor, module: Any = module) -> Any:
+                kept = module.weight  # wherever it has been moved to since
+                return (kept.qdata[ids].to(kept.scale.dtype) * kept.scale[ids]).to(number)
 
             module.forward = rows  # type: ignore[method-assign, assignment]
 

@@ -118,6 +118,25 @@ def test_what_llama_cpp_has_no_name_for_is_refused(tmp_path: Path) -> None:
         llama_cpp.Llama(tmp_path / "broken.gguf", 2, 64)
 
 
+def test_what_begins_a_text_without_a_chat_template_begins_it_in_llama_cpp_too(folder: Path, tmp_path: Path) -> None:
+    import gguf
+    from tokenizers import processors
+
+    def told(out: Path) -> bool:
+        return bool(gguf.GGUFReader(out / "model.gguf").fields["tokenizer.ggml.add_bos_token"].contents())
+
+    exported(folder, tmp_path / "chat", "Q8_0")
+    assert not told(tmp_path / "chat")
+    model, tokenizer = models.load_policy(folder, folder, CPU)
+    tokenizer.chat_template = None
+    begin = (tokenizer.bos_token, tokenizer.bos_token_id)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{begin[0]} $A", special_tokens=[begin]
+    )
+    models.save_gguf(model, tokenizer, tmp_path / "plain", "Q8_0", "tiny")
+    assert told(tmp_path / "plain")
+
+
 def test_pairs_and_halves_are_inverse() -> None:
     import torch
 

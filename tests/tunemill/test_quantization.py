@@ -139,6 +139,29 @@ def test_what_is_quantized_already_is_not_quantized_again(folder: Path) -> None:
         quantization.quantize_int8(model, "int8")
 
 
+def test_int8_computes_in_the_format_that_is_asked_for_wherever_it_is_moved(folder: Path, tmp_path: Path) -> None:
+    import torch
+
+    model = models.load_base(folder, CPU)
+    settings = quantization.quantize_int8(model, "int8")
+    models.save_int8(model, models.load_tokenizer(folder), tmp_path / "model", settings)
+    small = models.load_base(tmp_path / "model", Runtime("cpu", "bfloat16", 2))
+    ids = torch.arange(5)[None]
+    with torch.inference_mode():
+        found = small(input_ids=ids, output_hidden_states=True)
+    assert {each.dtype for each in (*found.hidden_states, found.logits)} == {torch.bfloat16}
+    moved = small.to("meta")
+    assert moved.get_input_embeddings()(ids.to("meta")).device.type == "meta"
+
+
+def test_layers_that_are_no_linear_layers_are_told() -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=32, n_embd=32, n_layer=1, n_head=2))
+    with pytest.raises(UserError, match=r"layer 'transformer.h.0.attn.c_attn' \(Conv1D\) has weights that no method"):
+        quantization.quantize_int8(model, "int8")
+
+
 def test_rounded_weights_learn_and_come_back_as_plain_layers(folder: Path) -> None:
     import torch
 
