@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from tunemill import categories, plots
+from tunemill import categories, plots, promotion
 from tunemill.findings import MEASURES, Difference, Estimate, Json, difference, estimate, metric
 from tunemill.material import Material, baselines, reference
 from tunemill.wording import brief, number, signed, size, visible
 
-Outcome = Literal["met", "missed", "unproven", "undefined"]
+Outcome = Literal["met", "missed", "undefined"]
 IN_POINTS = ("points", "%")
 """Units of which one digit after the point is enough."""
 
@@ -106,7 +106,7 @@ class Criterion:
         if self.unit == "bytes":
             return size(value)
         if self.unit == "×" and value is not None:
-            return f"{brief(value, sign=self.is_difference)}×"
+            return f"{brief(value)}×"
         if self.unit in IN_POINTS:
             return signed(value) if self.is_difference else number(value)
         return brief(value, sign=self.is_difference)
@@ -143,10 +143,11 @@ class Criterion:
 
 
 def criteria(material: Material) -> list[Criterion]:
-    """As promote judged them; without it, as the comparison has them."""
+    """As promote judged them; where it has not, as it would."""
     if material.promotion:
         return [_decided(each) for each in material.promotion.get("criteria", ())]
-    return [_compared(rule, material.comparison) for rule in material.scope.get("criteria", ())]
+    rules = material.scope.get("criteria", ())
+    return [_decided(each.written()) for each in promotion.judged(rules, material.comparison, material.efficiency)]
 
 
 def decisive(found: Sequence[Criterion]) -> Criterion | None:
@@ -168,25 +169,6 @@ def _decided(entry: Json) -> Criterion:
     return _criterion(entry, found, outcome, entry.get("shortfall"), str(entry.get("unit") or ""))
 
 
-def _compared(rule: Json, comparison: Json) -> Criterion:
-    # Met where the decisive end of the interval reaches the threshold, missed where the other end does not.
-    name, candidate, against = rule["metric"], rule["candidate"], rule.get("against")
-    if against is None:
-        found = estimate(comparison.get("candidates", {}).get(candidate, {}).get(name))
-    else:
-        found = difference(comparison, candidate, against, name).estimate
-    is_most = rule.get("at_most") is not None
-    threshold = rule["at_most"] if is_most else rule["at_least"]
-    low, high = (found.low, found.high) if not is_most else (found.high, found.low)
-    outcome: Outcome = "unproven"
-    if low is not None and (low <= threshold if is_most else low >= threshold):
-        outcome = "met"
-    elif high is not None and (high > threshold if is_most else high < threshold):
-        outcome = "missed"
-    shortfall = None if low is None or outcome == "met" else abs(threshold - low)
-    return _criterion(rule, found, outcome, shortfall, metric(name).unit)
-
-
 def _criterion(rule: Json, found: Estimate, outcome: Outcome, shortfall: float | None, unit: str) -> Criterion:
     against, is_most = rule.get("against"), rule.get("at_most") is not None
     of = f"{rule['candidate']} over {against}" if against else str(rule["candidate"])
@@ -206,6 +188,8 @@ def _criterion(rule: Json, found: Estimate, outcome: Outcome, shortfall: float |
 def label(name: str) -> str:
     """A metric's name in words, whichever stage measured it."""
     stage, _, rest = name.partition("/")
+    if name in MEASURES:
+        return MEASURES[name].lower()
     if stage == "efficiency" and rest in MEASURES:
         return MEASURES[rest]
     return categories.measure(name) if rest else metric(name).label

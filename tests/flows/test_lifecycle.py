@@ -131,7 +131,7 @@ def test_a_mistake_in_params_is_told_before_anything_starts(toy: Toy) -> None:
             "params.yaml",
             "  lora: {policy: artifacts/lora/adapter, base: artifacts/select/model}",
             "  lora: {policy: artifacts/lora/adapter}",
-            r"params\.yaml:\d+: candidates\.lora\.base: missing",
+            r"params\.yaml:\d+: variants\.lora\.base: missing",
         ),
         ("params.yaml", "launch: python\n", "", r"params\.yaml: section 'launch' is missing"),
         ("params.yaml", "lora:\n", "lora: [\n", r"params\.yaml:\d+: not valid YAML"),
