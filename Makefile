@@ -52,7 +52,7 @@ setup: .installed ## make .venv with exactly what requirements.lock names
 run: .installed ## the whole lifecycle; the report is reports/report.html
 	@$(call driver,$(RECIPE))
 
-quick: .installed ## the same on a tiny model, in about five minutes
+quick: .installed ## the same on a tiny model, in some ten minutes
 	@$(call driver,tiny)
 
 study: .installed ## the same with the steps and test items that stronger numbers need: hours

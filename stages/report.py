@@ -20,6 +20,7 @@ from pydantic import Field
 
 from tunemill import aligned, constitutional
 from tunemill.adaptation import ALIGNING, COMPRESSING, CurvePoint, Tuned, tradeoff_csv
+from tunemill.artifacts import AGAIN, read_json, read_lock, read_text, read_timings
 from tunemill.checkpoints import write_text
 from tunemill.errors import UserError
 from tunemill.log import Log
@@ -28,8 +29,6 @@ from tunemill.params import Candidates, Params
 from tunemill.report import methods, page
 from tunemill.stage import Metrics, main
 from tunemill.verdicts import criteria
-
-AGAIN = "run the stage that makes it again: dvc repro"
 
 
 class Config(Params):
@@ -110,22 +109,13 @@ def run(
     return {"criteria": len(outcomes), "criteria_met": outcomes.count("met")}
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        UserError: the file is missing or damaged.
-    """
-    return _object(path, _text(path))
-
-
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """A JSONL file of objects.
 
     Raises:
         UserError: the file is missing, or a line is damaged.
     """
-    lines = _text(path).split("\n")
+    lines = read_text(path).split("\n")
     return [_object(f"{path}:{number}", line) for number, line in enumerate(lines, start=1) if line.strip()]
 
 
@@ -164,7 +154,7 @@ def read_curve(path: Path) -> list[CurvePoint]:
         UserError: a column is missing, or a field is no number.
     """
     points = []
-    rows = csv.DictReader(_text(path).splitlines())
+    rows = csv.DictReader(read_text(path).splitlines())
     for number, row in enumerate(rows, start=2):
         try:
             loss, validation = (float(row[name]) if row[name] else None for name in ("loss", "validation_loss"))
@@ -261,7 +251,7 @@ def read_table(path: Path) -> list[aligned.Row]:
     Raises:
         UserError: the file is missing, or a field is no number.
     """
-    rows = csv.DictReader(_text(path).splitlines())
+    rows = csv.DictReader(read_text(path).splitlines())
     found = []
     for number, row in enumerate(rows, start=2):
         try:
@@ -276,30 +266,6 @@ def read_table(path: Path) -> list[aligned.Row]:
     return found
 
 
-def read_timings(folder: Path) -> dict[str, dict[str, Any]]:
-    """Stage → seconds and peak memory; `evaluate/base.timing.json` is stage `evaluate@base`."""
-    return {
-        "@".join(path.relative_to(folder).with_name(path.name.removesuffix(".timing.json")).parts): read_json(path)
-        for path in sorted(folder.rglob("*.timing.json"))
-    }
-
-
-def read_lock(path: Path) -> dict[str, Any]:
-    """DVC's record of what every stage read and wrote.
-
-    Raises:
-        UserError: it is no YAML.
-    """
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    try:
-        value = YAML(typ="safe", pure=True).load(_text(path))
-    except YAMLError as error:
-        raise UserError(f"not valid YAML: {error}", where=str(path), fix="dvc repro") from None
-    return value if isinstance(value, dict) else {}
-
-
 def _object(where: Path | str, text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
@@ -308,15 +274,6 @@ def _object(where: Path | str, text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"holds a {type(value).__name__}", where=str(where), expected="a JSON object", fix=AGAIN)
     return value
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError("no such file", where=str(path), fix=AGAIN) from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"not UTF-8 (byte {error.start})", where=str(path), fix=AGAIN) from None
 
 
 if __name__ == "__main__":

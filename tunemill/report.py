@@ -41,7 +41,8 @@ from tunemill import (
 )
 from tunemill.evidence import Output, clip, output
 from tunemill.findings import MEASURES, Estimate, Json, estimate, metric
-from tunemill.material import Material, baselines, metric_names, reference
+from tunemill.material import Material, baselines, metric_names
+from tunemill.summary import methods
 from tunemill.verdicts import verdict
 from tunemill.wording import brief, duration, number, p_value, plural, share, signed, size, tick, visible
 
@@ -160,19 +161,6 @@ def samples(material: Material, count: int, seed: int) -> list[Sample]:
 
 
 # ── how the model was adapted ─────────────────────────────────────────────────────────────────────────────────────────
-
-
-def methods(material: Material) -> list[adaptation.Method]:
-    """A row for each way in which the model was made to fit the task."""
-    return adaptation.methods(
-        material.trainings,
-        material.prompt,
-        policies=material.policies,
-        comparison=material.comparison,
-        metric=material.scope["primary_metric"],
-        reference=reference(material),
-        timings=material.timings,
-    )
 
 
 def trained(material: Material) -> Json | None:

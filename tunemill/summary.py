@@ -207,7 +207,8 @@ def _model(material: Material) -> str:
     return f"{said}."
 
 
-def _methods(material: Material) -> list[adaptation.Method]:
+def methods(material: Material) -> list[adaptation.Method]:
+    """A row for each way in which the model was made to fit the task."""
     return adaptation.methods(
         material.trainings,
         material.prompt,
@@ -220,7 +221,7 @@ def _methods(material: Material) -> list[adaptation.Method]:
 
 
 def _adapted(material: Material) -> str:
-    ways = [each for each in _methods(material) if each.gain and each.gain.estimate.value is not None]
+    ways = [each for each in methods(material) if each.gain and each.gain.estimate.value is not None]
     name = metric(material.scope["primary_metric"])
     if not ways:
         return "Nothing was trained or prompted in this run that was then compared."
