@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from flows import sharing
+from flows import locking, sharing
 from flows.processes import bind_to_owner
 
 RESTORED = "is cached - skipping run"
@@ -24,6 +24,7 @@ def main() -> int:
         print(f"Stage '{name}' {RESTORED}, checking out outputs", flush=True)
     from dvc.cli import main as dvc
 
+    locking.install()
     return int(dvc(["--wait-for-lock", "repro", "--single-item", name]))
 
 

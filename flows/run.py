@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flows import graph, processes, sharing
-from tunemill import recipes, runtime
+from tunemill import recipes, runtime, warm
 from tunemill.errors import UserError
 
 FREE_BYTES = 2 << 30
@@ -77,6 +78,8 @@ class Run:
     """Whether the stages at work are being ended: what DVC says of that is no news."""
     tracker: subprocess.Popen[str] | None = None
     """Opens the MLflow run that all stages belong to, and closes it; None where tracking is off."""
+    warm: subprocess.Popen[str] | None = None
+    """What stages are forked from (`tunemill.warm`); None where they start by themselves."""
     verdict: str = ""
     """What was decided and registered, in a line or two; empty where nothing was."""
     environment: dict[str, str] = field(default_factory=dict)
@@ -180,6 +183,7 @@ def hold(run: Run) -> Iterator[Run]:
         if time.monotonic() - asked > 0.5:
             run.idle = _idle(run.graph, graph.changed(run.workspace))
         _mend_dvc_locks(run.workspace)
+        _warm_up(run)
         if os.environ.get("TUNEMILL_TRACKING", "on") != "off":
             # MLflow takes some seconds to import: meanwhile Prefect starts.
             run.tracker = _tracker(run.workspace)
@@ -193,6 +197,7 @@ def hold(run: Run) -> Iterator[Run]:
         finally:
             run.stop()
             _current = None
+            _cool_down(run)
             _finish(run, status)
             if status != "KILLED":
                 _register(run)
@@ -219,6 +224,37 @@ def begin(run: Run) -> None:
         where="mlflow.db",
         fix="python -m tunemill.tracking begin  shows more; TUNEMILL_TRACKING=off goes without",
     )
+
+
+def _warm_up(run: Run) -> None:
+    """Import what most stages import once for all of them; for one or two of them it would be of no use."""
+    if os.environ.get(warm.VARIABLE) == "off" or len(run.graph.stages) - len(run.idle) < 3:
+        return
+    folder = Path(tempfile.mkdtemp(prefix="tunemill-"))  # a socket's path has to be short
+    address = folder / "warm"
+    if not warm.possible(str(address)):
+        folder.rmdir()
+        return
+    log = run.workspace / "work" / "logs" / "warm.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w", encoding="utf-8") as output:
+        run.warm = subprocess.Popen(
+            [sys.executable, "-m", "tunemill.warm", str(address)],
+            cwd=run.workspace,
+            start_new_session=True,
+            stdin=subprocess.PIPE,  # its end is the other one's
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+    run.environment[warm.VARIABLE] = str(address)
+
+
+def _cool_down(run: Run) -> None:
+    if run.warm is not None:
+        run.warm.terminate()  # it may still be importing
+        run.warm.communicate()
+        shutil.rmtree(Path(run.environment.pop(warm.VARIABLE)).parent, ignore_errors=True)
 
 
 def _finish(run: Run, status: str) -> None:

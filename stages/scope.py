@@ -83,7 +83,10 @@ class Config(Params):
 def run(cfg: Config, *, out: Path) -> Metrics:
     """Write the use case down under `out`."""
     # As it was asked: of a criterion's two thresholds only the one that was named.
-    write_json(out / "scope.json", cfg.model_dump(mode="json", exclude_unset=True))
+    asked = cfg.model_dump(mode="json", exclude_unset=True)
+    write_json(out / "scope.json", asked)
+    # What a base model must fulfil, by itself: a criterion that is changed is no reason to choose the model again.
+    write_json(out / "requirements.json", {name: asked[name] for name in ("kind", "primary_metric", "constraints")})
     return {"criteria": len(cfg.criteria)}
 
 

@@ -4,7 +4,7 @@
 2. The survivors answer validation items zero-, one- and few-shot; the best by the scope's primary metric is the base model.
 3. What it costs to store, to serve and to tune is planned, and a short measurement says how long tuning takes here.
 
-python -m stages.select --scope artifacts/scope --train artifacts/validate/train.jsonl \
+python -m stages.select --requirements artifacts/scope/requirements.json --train artifacts/validate/train.jsonl \
         --validation artifacts/validate/validation.jsonl --out artifacts/select
 python -m stages.select --plan-only        # what every candidate would cost, in seconds, before any weights are fetched
 """
@@ -149,7 +149,7 @@ class Row(NamedTuple):
 def run(
     cfg: Config,
     *,
-    scope: Path,
+    requirements: Path,
     train: Path,
     validation: Path,
     out: Path,
@@ -160,7 +160,7 @@ def run(
     """Write the chosen model under `out/model`, the decision as `out/candidates.json`, the plan as `out/plan.json`."""
     from tunemill import pace, records
 
-    asked = json.loads((scope / "scope.json").read_text(encoding="utf-8"))
+    asked = json.loads(requirements.read_text(encoding="utf-8"))
     metric, limits = asked["primary_metric"], limits_of(asked)
 
     # 1. Screen: nothing is fetched but what a hub says of a model.

@@ -84,6 +84,11 @@ def evaluated(name: str, told: str, policy: Path, base: Path) -> None:
     """
     both = (policy / "adapter_config.json").is_file() and policy != base
     folders = [policy, base] if both else [policy]
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(
+                f"the weights of '{name}' are not there", where=str(folder), fix="make them again: dvc repro"
+            )
     hashes = "\n".join(tree_hash(folder) for folder in folders)
     found = hashlib.blake2b(hashes.encode(), digest_size=16).hexdigest()
     if found != told:

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-EDGE = frozenset({"__init__", "stage", "tracking", "log", "errors", "params"})
+EDGE = frozenset({"__init__", "stage", "warm", "tracking", "log", "errors", "params"})
 """Modules of the library that decide no result."""
 
 PACKAGES = ("tunemill", "stages")

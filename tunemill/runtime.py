@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from tunemill import warm
 from tunemill.errors import UserError
 from tunemill.params import Params
 
@@ -315,13 +316,20 @@ def die_with(ancestors: list[Any], every: float = 0.5) -> None:
 
 
 def owners() -> list[Any]:
-    """The processes this one must not outlive: under DVC, everything from the parent up to the `dvc` process."""
+    """The processes this one must not outlive: under DVC, everything from the parent up to the `dvc` process.
+
+    A stage that was forked (`tunemill.warm`) answers to the process that asked for it, and to that one's parents.
+    """
     import psutil
 
     if "DVC_STAGE" not in os.environ:
         return []
     chain = []
-    for each in psutil.Process().parents():
+    try:
+        above = psutil.Process(warm.client).parents()
+    except psutil.NoSuchProcess:
+        above = []
+    for each in above:
         chain.append(each)
         try:
             words = each.cmdline()[:4]

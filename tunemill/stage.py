@@ -42,7 +42,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from tunemill import checkpoints, runtime
+from tunemill import checkpoints, runtime, warm
 from tunemill.dependencies import code_of
 from tunemill.errors import UserError
 from tunemill.log import Log
@@ -129,12 +129,11 @@ def main(
             Nothing is read or written.
         cached_by: modules of the library whose code, with what they import, makes what the stage keeps in `cache`.
     """
-    # However it is started: no hub is reached unless the user allows it. The hub's client reads this when it is imported.
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("TQDM_DISABLE", "1")  # a stage tells its own progress; libraries' bars would run through it
     stage = contract(run)
     if argv is None and "runtime" in stage.wants:
+        warm.hand_over(f"stages.{stage.name}")
         runtime.tighten_malloc()
+    prepare()
     flag = f"--{preview.__name__.replace('_', '-')}" if preview else ""
     given = sys.argv[1:] if argv is None else list(argv)
     asked = preview is not None and flag in given
@@ -143,7 +142,6 @@ def main(
     try:
         if asked and preview is not None:
             warnings.simplefilter("ignore")  # what one library deprecates in another is no news to the user
-            quieten()
             print(preview(ParamsFile(arguments.params)))
         else:
             execute(stage, arguments, distributed, cached_by)
@@ -212,6 +210,18 @@ def quieten() -> None:
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
 
 
+def prepare() -> None:
+    """What must be settled before any library is imported."""
+    # However it is started: no hub is reached unless the user allows it. The hub's client reads this when it is imported.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    # One progress line of ours instead of the libraries' bars, which fill a log file with carriage returns.
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    quieten()
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")  # in processes that the stage starts
+    # What one library deprecates in another is no news to the user, who can do nothing about it.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft|accelerate|datasets)\b")
+
+
 def execute(
     stage: Contract, arguments: argparse.Namespace, distributed: bool = False, cached_by: Sequence[str] = ()
 ) -> Metrics:
@@ -223,12 +233,7 @@ def execute(
         UserError: a mistake that the user can mend.
     """
     began = time.time()
-    # One progress line of ours instead of the libraries' bars, which fill a log file with carriage returns.
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    quieten()
-    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")  # in processes that the stage starts
-    # What one library deprecates in another is no news to the user, who can do nothing about it.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft|accelerate|datasets)\b")
+    prepare()
     file = ParamsFile(arguments.params)
     sections = {name: file.section(name, kind) for name, kind in stage.params.items()}
     inputs: dict[str, Any] = {name: getattr(arguments, f"input_{name}") for name in stage.inputs}

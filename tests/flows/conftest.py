@@ -122,6 +122,7 @@ class Toy:
             "PATH": path,
             "PYTHONPATH": str(REPOSITORY),
             "TUNEMILL_TRACKING": "off",
+            "TUNEMILL_WARM": "off",
             "DO_NOT_TRACK": "1",
             "DVC_NO_ANALYTICS": "1",
             "PREFECT_HOME": str(self.root / "work" / "prefect"),

@@ -85,6 +85,8 @@ def test_make_run_ends_with_the_verdict(toy: Toy, place: Path) -> None:
     promoted.decide(place, [{**promoted.RULE, "at_least": 50.0}])
     params = json.loads((place / "params.yaml").read_text())
     shutil.copytree(place / "artifacts/promote", toy.root / "given")
+    for each in ("select", "lora", "evaluate"):  # what is registered, and what was said of it
+        shutil.copytree(place / "artifacts" / each, toy.root / "artifacts" / each)
     toy.set("# What is collected.\n", "".join(f"{each}: {json.dumps(params[each])}\n" for each in ("scope", "promote")))
     lines = f"candidates: {json.dumps(params['candidates'])}\n"
     toy.set("candidates:\n  base: {policy: artifacts/collect}\n  lora: {policy: artifacts/lora}\n", lines)

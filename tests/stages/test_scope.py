@@ -16,4 +16,6 @@ def test_the_scope_is_written_as_asked(tmp_path: Path) -> None:
     metrics = scope.run(file.section("scope", scope.Config), out=tmp_path / "scope")
     written = json.loads((tmp_path / "scope/scope.json").read_text())
     assert written == file.values("scope")
+    asked = json.loads((tmp_path / "scope/requirements.json").read_text())
+    assert asked == {name: written[name] for name in ("kind", "primary_metric", "constraints")}
     assert metrics == {"criteria": len(written["criteria"])}

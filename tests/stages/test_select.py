@@ -100,7 +100,7 @@ def ask(tmp_path: Path) -> Path:
                 for at in range(count)
             ],
         )
-    return tmp_path / "scope"
+    return tmp_path / "scope/requirements.json"
 
 
 def config(**candidates: object) -> select.Config:
@@ -126,9 +126,9 @@ def run(
     return dict(
         select.run(
             cfg,
-            scope=asked,
-            train=asked.parent / "train.jsonl",
-            validation=asked.parent / "validation.jsonl",
+            requirements=asked,
+            train=asked.parents[1] / "train.jsonl",
+            validation=asked.parents[1] / "validation.jsonl",
             out=tmp_path / name,
             work=work,
             runtime=CPU,
@@ -138,9 +138,9 @@ def run(
 
 
 def rescoped(asked: Path, **changes: object) -> None:
-    told = json.loads((asked / "scope.json").read_text())
+    told = json.loads(asked.read_text())
     told["constraints"] |= changes.pop("constraints", {})
-    (asked / "scope.json").write_text(json.dumps({**told, **changes}))
+    asked.write_text(json.dumps({**told, **changes}))
 
 
 def decided(tmp_path: Path, name: str = "out") -> dict[str, dict[str, Any]]:
