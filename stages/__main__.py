@@ -126,6 +126,7 @@ def check(root: Path) -> list[str]:
         in_folders,
         in_rewards,
         in_variants,
+        in_formats,
         in_constitutions,
         in_names,
         in_criteria,
@@ -443,6 +444,28 @@ def in_variants(setup: Setup) -> Iterator[str]:
                     fix=f"name it in {stage}.variants",
                     known=known,
                 )
+
+
+def in_formats(setup: Setup) -> Iterator[str]:
+    """Files for llama.cpp that are asked of a model known to be an encoder-decoder; what a hub has, `select` finds out."""
+    if not {"select", "quantize", "extra"} <= setup.values.keys():
+        return
+    families = [
+        getattr(each, "family", None)
+        or ("encoder-decoder" if getattr(each, "architecture", {}).get("is_encoder_decoder") else None)
+        for each in setup.values["select"].candidates.values()
+    ]
+    if set(families) != {"encoder-decoder"}:
+        return
+    variants = setup.values["quantize"].variants
+    for name in dict(setup.values["extra"]).get("quantize", {}):
+        if name in variants and variants[name].method == "gguf":
+            yield setup.told(
+                ("extra", "quantize", name),
+                f"'{name}' is a file for llama.cpp, and the model is an encoder-decoder",
+                expected="another method of quantize.variants: a GGUF file is of a decoder-only model",
+                fix="take it out here, and out of `variants`",
+            )
 
 
 def trained(settings: Any) -> Any:

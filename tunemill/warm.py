@@ -225,6 +225,7 @@ def become(asked: Mapping[str, Any]) -> None:
     """Run the module that was asked for as `python -m` would; this process ends with it."""
     os.setsid()
     os.chdir(asked["folder"])
+    sys.path[0] = asked["folder"]
     malloc = os.environ.get("GLIBC_TUNABLES")  # read when this process started, and so true of its forks
     os.environ.clear()
     os.environ.update(asked["environment"])

@@ -27,7 +27,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkout in which `dvc repro` has run to its end, without Prefect."""
     place = checkout.make(tmp_path_factory.mktemp("finished"))
-    checkout.run(place, "dvc", "repro")
+    with checkout.warmed(place) as warm:
+        checkout.run(place, "dvc", "repro", **warm)
     return place
 
 
@@ -39,7 +40,8 @@ def lean(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         finished, place, symlinks=True, ignore=lambda folder, names: {"tmp"} if Path(folder).name == ".dvc" else set()
     )
     (place / "params.yaml").write_text(merged(place / "params.yaml", [(Path("lean"), checkout.FEW)]))
-    checkout.run(place, "dvc", "repro")
+    with checkout.warmed(place) as warm:
+        checkout.run(place, "dvc", "repro", **warm)
     checkout.run(place, "git", "add", "-A")
     checkout.run(place, "git", "commit", "-q", "-m", "results")
     return place

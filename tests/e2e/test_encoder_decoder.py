@@ -60,7 +60,7 @@ def place(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(finished / ".dvc/cache", root / ".dvc/cache", symlinks=True)
     shutil.copy(finished / "dvc.lock", root / "dvc.lock")
     shutil.copytree(finished / "metrics", root / "metrics")
-    told = checkout.run(root, "make", "run", f"SET={CHANGE}").stdout
+    told = checkout.run(root, "make", "run", "JOBS=2", f"SET={CHANGE}").stdout
     assert re.search(r"^validate +│ restored from the cache", told, re.MULTILINE)
     [workspace] = (root / "work/recipes").iterdir()
     return workspace

@@ -84,7 +84,7 @@ def test_kill_the_stage_then_dvc_then_make_and_end_the_same(small: Path, finishe
     assert checkout.all_gone(place, 20) == []
 
     # 4. Undisturbed.
-    checkout.run(place, "make", "run")
+    checkout.run(place, "make", "run", "JOBS=2")
     ours, theirs = checkout.locked(place), checkout.locked(finished)
     del ours["scope"]  # the other checkout has more candidates, and criteria that name them
     assert {"collect", "validate", "select", "lora", "evaluate@base", "evaluate@lora"} <= {*ours}

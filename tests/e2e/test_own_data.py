@@ -51,7 +51,8 @@ def test_own_jsonl_runs_through_the_whole_pipeline(tmp_path: Path) -> None:
     with (place / "params.yaml").open("w") as file:
         yaml.dump(params, file)
 
-    checkout.run(place, "dvc", "repro", "report")
+    with checkout.warmed(place) as warm:
+        checkout.run(place, "dvc", "repro", "report", **warm)
     comparison = json.loads((place / "reports/comparison.json").read_text())
     assert comparison["candidates"]["lora"]["rouge1"]["n"] >= 20
     assert "dish" in (place / "artifacts/evaluate/lora/instances.jsonl").read_text()

@@ -59,6 +59,15 @@ def test_a_second_repro_does_nothing(finished: Path) -> None:
     assert (finished / "dvc.lock").read_bytes() == before
 
 
+def test_a_stage_that_starts_cold_makes_the_same(finished: Path) -> None:
+    before = checkout.locked(finished)
+    told = checkout.run(
+        finished, "dvc", "repro", "-f", "-s", "lora", "variant@lora", TUNEMILL_WARM="off", TUNEMILL_TRACKING="off"
+    ).stdout
+    assert told.count("Running stage") == 2
+    assert checkout.locked(finished) == before
+
+
 def test_mlflow_has_one_run_for_each_stage_and_candidate(finished: Path) -> None:
     runs = checkout.runs(finished)
     names = [run.info.run_name for run in runs]
@@ -151,9 +160,10 @@ def test_the_readmes_commands_run_as_written(lean: Path, tmp_path: Path) -> None
     commands = readme_commands()
     assert len(commands) >= 8
     told: dict[str, str] = {}
-    for command in commands:
-        words = shlex.split(command.replace("/some/folder", str(tmp_path / "remote")))
-        told[command] = checkout.run(place, *words).stdout
+    with checkout.warmed(place) as warm:
+        for command in commands:
+            words = shlex.split(command.replace("/some/folder", str(tmp_path / "remote")))
+            told[command] = checkout.run(place, *words, **warm).stdout
     assert "lora.learning_rate" in told["dvc params diff"]
     assert "0.0004" in told["dvc params diff"]
     assert re.search(r"metrics/compare/lora\.json +rouge1 ", told["dvc metrics diff"])

@@ -645,3 +645,25 @@ def test_the_examples_of_the_page_are_in_order_and_it_names_every_kind_of_metric
     for metric in checks.criteria_metrics():
         kind = metric.partition("/")[0]
         assert metric in table or f"{kind}/…" in table or kind == "alignment", metric
+
+
+def test_a_file_for_llama_cpp_is_not_asked_of_an_encoder_decoder(place: Path) -> None:
+    def found(family: str, **more: Any) -> list[str]:
+        model = {"source": "random", "layers": 3, "width": 64, "seed": 1, "family": family, "license": "none"}
+        merged = recipes.merged(
+            tuned.ROOT / "params.yaml",
+            [
+                (tuned.ROOT / "recipes/tiny.yaml", None),
+                (Path("more"), {"select": {"candidates": {"tiny": model}}, **more}),
+            ],
+        )
+        (place / "params.yaml").write_text(merged)
+        return checks.check(place)
+
+    assert found("decoder-only") == []
+    [fault] = found("encoder-decoder")
+    assert "extra.quantize.gguf: 'gguf' is a file for llama.cpp, and the model is an encoder-decoder" in fault
+    assert "fix: take it out here, and out of `variants`" in fault
+    assert (
+        found("encoder-decoder", quantize={"variants": {name: {"method": "int8"} for name in ("gguf", "int8")}}) == []
+    )
