@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], help="one parameter, section.key=value"
     )
-    parser.add_argument("--jobs", metavar="N", type=int, help="stages side by side (default: by the number of cores)")
+    parser.add_argument("--jobs", metavar="N", type=int, help="stages side by side (default: by cores and memory)")
     return parser
 
 

@@ -12,6 +12,7 @@ import queue
 from pathlib import Path
 from typing import Any, cast
 
+import psutil
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
@@ -54,6 +55,9 @@ def stage(name: str) -> State[Any]:
     return Completed(message=f"{outcome.result}, {outcome.seconds:.1f} s", name=outcome.result.capitalize())
 
 
+MEMORY_BYTES = 6 << 30
+"""Of the machine, for each stage that runs: a model with its gradients, and a batch of logits."""
+
 # How many stages run side by side is decided below, by `jobs`; the threads must only not be fewer.
 # (Prefect's own type of a runner is invariant, so the cast.)
 RUNNER = cast("TaskRunner[PrefectFuture[Any]]", ThreadPoolTaskRunner(max_workers=64))
@@ -72,7 +76,7 @@ def lifecycle(
         until: stage to stop at (`evaluate`, or `evaluate@lora` for one of several); everything if left out.
         recipe: overlay of params.yaml, the name of a file in recipes/.
         overrides: single parameters, `{"lora": {"learning_rate": 1e-4}}` or `{"lora.learning_rate": 1e-4}`.
-        jobs: stages side by side; 1 on two cores or fewer, else half the cores, at most 4.
+        jobs: stages side by side; by default half the cores, 2 at least and 4 at most, where each has 6 GiB of memory.
     """
     held = runs.current()
     try:
@@ -100,15 +104,22 @@ def send_records(patience: float = 10.0) -> None:
     EventsWorker.drain_all(timeout=patience)
 
 
-def default_jobs(cores: int) -> int:
-    """How many stages run side by side."""
-    return 1 if cores <= 2 else min(4, cores // 2)
+def default_jobs(cores: int, memory: int) -> int:
+    """How many stages run side by side.
+
+    Two on two cores already: one stage alone leaves a fifth of them idle, whenever it does what only one thread can do.
+
+    Args:
+        cores: of this machine.
+        memory: of this machine, bytes.
+    """
+    return max(1, min(cores, max(2, cores // 2), 4, memory // MEMORY_BYTES))
 
 
 def _in_order(run: runs.Run, jobs: int | None) -> State[Any]:
     """Submit each stage once all that it needs is done and a place is free."""
     runs.begin(run)
-    places = jobs or default_jobs(os.cpu_count() or 1)
+    places = jobs or default_jobs(os.cpu_count() or 1, psutil.virtual_memory().total)
     upstream, alone = run.graph.upstream, run.graph.alone
     waiting = list(run.graph.stages)
     futures: dict[str, PrefectFuture[Any]] = {}

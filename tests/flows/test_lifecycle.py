@@ -246,6 +246,9 @@ def test_metrics_table_puts_candidates_side_by_side(tmp_path) -> None:
     ]
 
 
-@pytest.mark.parametrize(("cores", "jobs"), [(1, 1), (2, 1), (4, 2), (64, 4)])
-def test_concurrency_by_cores(cores: int, jobs: int) -> None:
-    assert default_jobs(cores) == jobs
+@pytest.mark.parametrize(
+    ("cores", "gib", "jobs"),
+    [(1, 24, 1), (2, 24, 2), (2, 8, 1), (2, 4, 1), (3, 24, 2), (4, 24, 2), (8, 15, 2), (64, 256, 4)],
+)
+def test_concurrency_by_cores_and_memory(cores: int, gib: int, jobs: int) -> None:
+    assert default_jobs(cores, gib << 30) == jobs
