@@ -6,7 +6,7 @@ long it usually takes, what is customised in it, what its objective is and how m
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tunemill import adaptation, lineage
@@ -120,6 +120,26 @@ class StageCost:
     machine: str
     seconds_bar: float
     memory_bar: float
+    began: float | None = None
+    """Seconds since 1970; None where nothing says when."""
+
+
+def spent(costs: Sequence[StageCost]) -> float:
+    """Seconds in which stages were at work: those that ran side by side took less than their sum."""
+    total, until = 0.0, float("-inf")
+    for each in sorted(costs, key=lambda cost: cost.began or 0.0):
+        if each.began is None:
+            total += each.seconds
+            continue
+        total += max(0.0, each.began + each.seconds - max(until, each.began))
+        until = max(until, each.began + each.seconds)
+    return total
+
+
+def side_by_side(costs: Sequence[StageCost]) -> float | None:
+    """How many stages were at work at a time, on average; None where it was one after the other."""
+    together = sum(each.seconds for each in costs) / (spent(costs) or 1.0)
+    return together if together > 1.05 else None
 
 
 def stage_costs(material: Material) -> list[StageCost]:
@@ -137,6 +157,7 @@ def stage_costs(material: Material) -> list[StageCost]:
             ", ".join(str(told[name][key]) for key in ("device", "dtype") if told[name].get(key)),
             round(100 * told[name]["seconds"] / longest, 2),
             round(100 * (told[name].get("peak_memory_bytes") or 0) / largest, 2),
+            told[name].get("began"),
         )
         for name in sorted(told, key=lambda each: (order.get(each, len(order)), each))
     ]
@@ -182,13 +203,13 @@ def phases(material: Material) -> list[Phase]:
         foretold = [each for each in plans if each.name in stages]
         times = [each.time for each in foretold if each.time.planned is not None]
         memories = [each.memory for each in foretold if each.memory.planned is not None]
-        spent = sum(each.seconds for each in own)
+        seconds = sum(each.seconds for each in own)
         found.append(
             Phase(
                 sheet=sheet,
                 stages=stages,
-                seconds=spent if own else None,
-                share=round(100 * spent / total, 2),
+                seconds=seconds if own else None,
+                share=round(100 * seconds / total, 2),
                 memory=max((each.memory for each in own if each.memory), default=None),
                 disk=sum(disk) if disk else None,
                 time=Held(_sum(each.planned for each in times), _sum(each.measured for each in times))
@@ -247,14 +268,14 @@ def budgets(material: Material) -> list[Budget]:
             )
         )
     if costs or "minutes" in limits:
-        spent = sum(cost.seconds for cost in costs) if costs else None
+        took = spent(costs) if costs else None
         found.append(
             Budget(
                 "Time of all stages",
                 _limit(limits.get("minutes"), "min"),
                 "—",
-                duration(spent),
-                _within(spent, limits.get("minutes"), 60),
+                duration(took),
+                _within(took, limits.get("minutes"), 60),
             )
         )
     disk = lineage.output_bytes(material.lock or {}, material.candidates)

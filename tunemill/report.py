@@ -653,6 +653,7 @@ def page(material: Material, *, title: str, group: str, count: int, seed: int) -
             compressed=compressed.compressed(material.compress),
             phases=phases.phases(material),
             costs=phases.stage_costs(material),
+            side_by_side=phases.side_by_side(phases.stage_costs(material)),
             budgets=phases.budgets(material),
             lineage=lineage.steps(material.lock or {}, material.candidates),
             graph=lineage.graph(material.lock or {}, material.candidates, ship.policy, ship.name),

@@ -305,8 +305,10 @@ def execute(
             flat = _checked(stage.name, metrics)
             if rank:
                 return flat
+            start = _process_start(began)
             timing = {
-                "seconds": round(time.time() - _process_start(began), 3),
+                "began": round(start, 3),
+                "seconds": round(time.time() - start, 3),
                 **runtime.peak_memory(machine.device if machine else "cpu"),
                 **({"device": machine.device, "dtype": machine.dtype} if machine else {}),
                 **log.measured,

@@ -117,8 +117,7 @@ def _costs(material: Material) -> str:
     if costs:
         peak = max((each.memory for each in costs if each.memory), default=None)
         said.append(
-            f"the whole run took {duration(sum(each.seconds for each in costs))}"
-            + (f" and at most {size(peak)}" if peak else "")
+            f"the whole run took {duration(phases.spent(costs))}" + (f" and at most {size(peak)}" if peak else "")
         )
     return f"{'; '.join(said)}." if said else "Neither speed, size nor time was measured."
 
@@ -292,7 +291,7 @@ def _spent(material: Material) -> str:
     costs = phases.stage_costs(material)
     if not costs:
         return "No timings were kept."
-    total = sum(each.seconds for each in costs)
+    total = phases.spent(costs)
     limit = material.scope.get("constraints", {}).get("minutes")
     kept = (
         ""

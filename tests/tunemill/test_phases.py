@@ -51,3 +51,21 @@ def test_the_disk_is_what_the_lock_says():
 def test_every_stage_of_the_cheat_sheet_is_in_one_phase():
     stages = [stage for sheet in phases.SHEETS for stage in sheet.stages]
     assert len(stages) == len(set(stages))
+
+
+def test_what_ran_side_by_side_took_less_than_its_sum():
+    def costs(*spans: tuple[float | None, float]) -> list[phases.StageCost]:
+        return [phases.StageCost(f"s{at}", seconds, None, "", 0, 0, began) for at, (began, seconds) in enumerate(spans)]
+
+    apart = costs((100.0, 10.0), (110.0, 5.0), (500.0, 1.0))
+    assert phases.spent(apart) == 16.0 and phases.side_by_side(apart) is None
+    # One within another, one that overlaps, and one of which nobody knows when it began.
+    beside = costs((200.0, 10.0), (100.0, 10.0), (102.0, 2.0), (105.0, 15.0), (None, 4.0))
+    assert phases.spent(beside) == 20.0 + 10.0 + 4.0
+    together = phases.side_by_side(beside)
+    assert together is not None and round(together, 3) == round(41 / 34, 3)
+    assert phases.spent([]) == 0.0 and phases.side_by_side([]) is None
+
+    timings = {"scope": {"seconds": 60.0, "began": 1000.0}, "select": {"seconds": 60.0, "began": 1030.0}}
+    budgets = {each.what: each for each in phases.budgets(material(timings=timings, trainings=(), lock=None))}
+    assert budgets["Time of all stages"].measured == "1 min 30 s"
