@@ -54,7 +54,7 @@ run: .installed ## the whole lifecycle; the report is reports/report.html
 
 # So small a model keeps no two cores busy: two stages at a time.
 quick: JOBS := $(or $(JOBS),2)
-quick: .installed ## the same on a tiny model, in some five minutes
+quick: .installed ## the same on a tiny model, in some four minutes
 	@$(call driver,tiny)
 
 study: .installed ## the same with the steps and test items that stronger numbers need: hours
