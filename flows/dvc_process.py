@@ -20,11 +20,11 @@ def main() -> int:
     """DVC's own command line, watched."""
     bind_to_owner()
     name, *others = sys.argv[1:]
+    locking.install()  # first: what is restored is written into dvc.lock as well
     if sharing.adopt(Path.cwd(), name, [Path(each) for each in others]) is not None:
         print(f"Stage '{name}' {RESTORED}, checking out outputs", flush=True)
     from dvc.cli import main as dvc
 
-    locking.install()
     return int(dvc(["--wait-for-lock", "repro", "--single-item", name]))
 
 

@@ -6,6 +6,7 @@ DVC owns caching, Prefect order, concurrency, retries and logs, MLflow compariso
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -104,6 +105,15 @@ def send_records(patience: float = 10.0) -> None:
     EventsWorker.drain_all(timeout=patience)
 
 
+def allowed(cgroup: Path = Path("/sys/fs/cgroup/memory.max")) -> tuple[int, int]:
+    """(cores, bytes of memory) that this process may use: a container's, where it is less than the machine's."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = psutil.virtual_memory().total
+    with contextlib.suppress(OSError, ValueError):  # another system; or "max"
+        memory = min(memory, int(cgroup.read_text(encoding="utf-8")))
+    return cores, memory
+
+
 def default_jobs(cores: int, memory: int) -> int:
     """How many stages run side by side.
 
@@ -119,7 +129,7 @@ def default_jobs(cores: int, memory: int) -> int:
 def _in_order(run: runs.Run, jobs: int | None) -> State[Any]:
     """Submit each stage once all that it needs is done and a place is free."""
     runs.begin(run)
-    places = jobs or default_jobs(os.cpu_count() or 1, psutil.virtual_memory().total)
+    places = jobs or default_jobs(*allowed())
     upstream, alone = run.graph.upstream, run.graph.alone
     waiting = list(run.graph.stages)
     futures: dict[str, PrefectFuture[Any]] = {}

@@ -8,7 +8,6 @@ times as slow; a lock file has none. The content is the same, byte for byte.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -32,7 +31,7 @@ def whole(original: Callable[..., AbstractContextManager[Any]]) -> Callable[...,
 
         content = load_yaml(path, fs=fs) if Path(path).exists() else {}
         yield content
-        beside = Path(f"{path}.{os.getpid()}.tmp")
+        beside = Path(f"{path}.tmp")  # DVC lets one at a time write it
         try:
             beside.write_text(dumps_yaml(content), encoding="utf-8")
             beside.replace(path)

@@ -252,7 +252,7 @@ def _warm_up(run: Run) -> None:
 
 def _cool_down(run: Run) -> None:
     if run.warm is not None:
-        run.warm.terminate()  # it may still be importing
+        runtime.end_tree(run.warm.pid)  # with what it has forked; it may still be importing
         run.warm.communicate()
         shutil.rmtree(Path(run.environment.pop(warm.VARIABLE)).parent, ignore_errors=True)
 

@@ -216,6 +216,9 @@ def prepare() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     # One progress line of ours instead of the libraries' bars, which fill a log file with carriage returns.
     os.environ.setdefault("TQDM_DISABLE", "1")
+    # MLflow reads them when it is imported, which a warm process does before any stage connects.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     quieten()
     os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")  # in processes that the stage starts
     # What one library deprecates in another is no news to the user, who can do nothing about it.
@@ -401,7 +404,8 @@ def _end_on_signals() -> None:
         return
 
     def stop(number: int, frame: types.FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        # A fork may be told twice, by who asked for it and by who ends the run: the second time must not break the unwinding off.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if warm.client is None else signal.SIG_IGN)
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)

@@ -24,6 +24,7 @@ import selectors
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,9 @@ PRELOADED = (
 )
 """What most stages import from others, in this order."""
 
+PATIENCE = 5.0
+"""Seconds for a stage to say what it asks."""
+
 LONGEST_ADDRESS = 100
 """Bytes; a socket's path has room for 107."""
 
@@ -56,8 +60,8 @@ client: int | None = None
 """In a forked stage: the process that DVC started, which this one must not outlive."""
 
 
-GPUS = (Path("/dev/nvidiactl"), Path("/dev/kfd"))
-"""There where NVIDIA's or AMD's driver is."""
+GPUS = tuple(Path("/dev", name) for name in ("nvidiactl", "nvmap", "nvhost-gpu", "dxg", "kfd"))
+"""There where NVIDIA's driver is (on Jetson, in WSL), or AMD's."""
 
 
 def possible(address: str) -> bool:
@@ -88,17 +92,24 @@ def hand_over(module: str) -> None:
             pid = _number(line)
         except (OSError, EOFError):
             return  # not there yet, or not any more
+        ending: list[int] = []
+
+        def forward(number: int, _: Any) -> None:
+            ending.append(number)
+            _tell(pid, number)
+
         for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(each, lambda number, _: _tell(pid, number))
+            signal.signal(each, forward)
         try:
             status = _number(line)
         except (OSError, EOFError):
-            _tell(pid, signal.SIGTERM)
-            print(
-                "error: the process that stages are forked from is gone\n"
-                f"  fix: the same command continues; with {VARIABLE}=off each stage is a process of its own",
-                file=sys.stderr,
-            )
+            if not ending:  # the fork has not been told: this process is the one that it watches
+                _tell(pid, signal.SIGTERM)
+                print(
+                    "error: the process that stages are forked from is gone\n"
+                    f"  fix: the same command continues; with {VARIABLE}=off each stage is a process of its own",
+                    file=sys.stderr,
+                )
             status = 1
     if status < 0:  # as if it had been this one
         with contextlib.suppress(OSError):  # SIGKILL has no handler
@@ -164,15 +175,20 @@ def serve(address: str) -> dict[str, Any] | None:
                 return None
             if door in ready:
                 line, _ = door.accept()
+                line.settimeout(PATIENCE)  # one that is stopped while it asks must not stop the others
                 try:
                     asked, lent = _receive(line)
                 except (OSError, EOFError, ValueError):  # killed while it asked
                     line.close()
                     continue
+                line.settimeout(None)
+                sys.stdout.flush()  # or each fork would say it again
+                sys.stderr.flush()
                 pid = os.fork()
                 if pid == 0:
                     signal.set_wakeup_fd(-1)
-                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                    for number in (signal.SIGCHLD, signal.SIGTERM):
+                        signal.signal(number, signal.SIG_DFL)
                     for each in (wake, waker):
                         os.close(each)
                     asked["client"] = _peer(line)
@@ -191,11 +207,14 @@ def serve(address: str) -> dict[str, Any] | None:
 
 def _report(work: dict[int, socket.socket]) -> None:
     """Tell those who wait how their forks have ended."""
-    while work:
+    while work:  # each of them is a child, so there is one to wait for
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid == 0:
             return
-        with work.pop(pid) as line, contextlib.suppress(OSError):
+        line = work.pop(pid, None)
+        if line is None:  # a library's helper
+            continue
+        with line, contextlib.suppress(OSError):
             line.sendall(os.waitstatus_to_exitcode(status).to_bytes(8, "big", signed=True))
 
 
@@ -261,6 +280,7 @@ def main() -> None:
     if len(sys.argv) != 2:
         sys.exit("usage: python -m tunemill.warm SOCKET")
     runtime.tighten_malloc()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing is left of the socket
     # As each stage does for itself, and before what it imports reads it.
     runtime.set_threads(ParamsFile(Path("params.yaml")).section("runtime", runtime.RuntimeParams).threads)
     stage.prepare()
@@ -269,6 +289,8 @@ def main() -> None:
     try:
         for name in PRELOADED:
             importlib.import_module(name)
+        if threading.active_count() > 1:
+            sys.exit("what was imported has started a thread, which no fork would have: every stage imports for itself")
         gc.freeze()  # what is here stays: a fork that looked through it for garbage would copy all of it
         asked = serve(str(address))
     finally:

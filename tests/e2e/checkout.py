@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 
+from tunemill import warm
 from tunemill.recipes import merged
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -104,6 +105,10 @@ def run(
 def warmed(place: Path) -> Iterator[dict[str, str]]:
     """What to set so that the stages of a plain `dvc repro` start warm, as those of `make run` do: minutes less to wait for."""
     address = Path(tempfile.mkdtemp(prefix="tunemill-")) / "warm"
+    if not warm.possible(str(address)):
+        address.parent.rmdir()
+        yield {"TUNEMILL_WARM": "off"}
+        return
     with subprocess.Popen(
         [sys.executable, "-m", "tunemill.warm", str(address)],
         cwd=place,

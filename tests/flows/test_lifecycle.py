@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flows import graph, processes
-from flows.lifecycle import default_jobs, metrics_table
+from flows.lifecycle import allowed, default_jobs, metrics_table
 from flows.run import Outcome, Run, _failure, prepare, reproduce, tidy
 from tests.flows.conftest import REPOSITORY, Toy
 from tunemill.errors import UserError
@@ -244,6 +244,15 @@ def test_metrics_table_puts_candidates_side_by_side(tmp_path) -> None:
         "|---|---:|---:|",
         "| test/rouge1 | 24.7 | 35.71 |",
     ]
+
+
+def test_a_containers_memory_counts(tmp_path: Path) -> None:
+    limit = tmp_path / "memory.max"
+    whole = allowed(limit)
+    assert whole[0] >= 1 and whole[1] > 1 << 28
+    for text, memory in (("max\n", whole[1]), (f"{1 << 28}\n", 1 << 28), (f"{1 << 60}\n", whole[1])):
+        limit.write_text(text)
+        assert allowed(limit) == (whole[0], memory)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import dvc.dvcfile
 import pytest
 from dvc.utils.serialize import modify_yaml
 
-from flows import locking
+from flows import dvc_process, locking
 
 LOCK = """\
 schema: '2.0'
@@ -76,6 +77,11 @@ def test_a_new_file_and_other_files(tmp_path: Path) -> None:
     with way(str(tmp_path / "dvc.yaml")) as content:
         content["vars"] = []
     assert (tmp_path / "dvc.yaml").read_text() == "stages: {} # none\nvars: []\n"
+
+
+def test_what_is_restored_is_written_so_too() -> None:
+    source = inspect.getsource(dvc_process.main)
+    assert source.index("locking.install()") < source.index("sharing.adopt(")
 
 
 def test_dvc_writes_its_lock_file_with_what_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:

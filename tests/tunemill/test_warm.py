@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -217,3 +218,22 @@ def test_where_it_is_possible(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     (tmp_path / "nvidiactl").unlink()
     monkeypatch.setattr(sys, "platform", "darwin")
     assert not warm.possible("/tmp/tunemill-x/warm")
+
+
+def test_a_warm_process_that_is_asked_to_end_leaves_nothing(place: Path) -> None:
+    address = Path(tempfile.mkdtemp(prefix="tunemill-")) / "warm"
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVER, str(address)], cwd=place, env=environment(), stdin=subprocess.PIPE
+    ) as server:
+        wait_for(address)
+        server.terminate()
+    assert server.returncode == 143 and not address.parent.exists()
+
+
+def test_one_that_stops_while_it_asks_stops_nobody_else(place: Path, address: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as line:
+        line.connect(str(address))
+        line.send(b"\0\0")  # and nothing more
+        process = start(place, address, "3")
+        process.communicate("")
+        assert process.returncode == 3 and pids(place)[1] == process.pid
