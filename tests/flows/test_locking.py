@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import dvc.dvcfile
 import pytest
 from dvc.utils.serialize import modify_yaml
 
-from flows import dvc_process, locking
+from flows import dvc_process, locking, sharing
 
 LOCK = """\
 schema: '2.0'
@@ -79,9 +79,19 @@ def test_a_new_file_and_other_files(tmp_path: Path) -> None:
     assert (tmp_path / "dvc.yaml").read_text() == "stages: {} # none\nvars: []\n"
 
 
-def test_what_is_restored_is_written_so_too() -> None:
-    source = inspect.getsource(dvc_process.main)
-    assert source.index("locking.install()") < source.index("sharing.adopt(")
+def test_what_is_restored_is_written_so_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dvc.dvcfile, "modify_yaml", modify_yaml)
+    monkeypatch.setattr(sys, "argv", ["dvc_process", "lora"])
+    found: list[object] = []
+
+    def adopt(*_: object) -> None:
+        found.append(dvc.dvcfile.modify_yaml)
+        raise KeyboardInterrupt  # far enough: DVC itself is not to run
+
+    monkeypatch.setattr(sharing, "adopt", adopt)
+    with pytest.raises(KeyboardInterrupt):
+        dvc_process.main()
+    assert len(found) == 1 and found[0] is not modify_yaml
 
 
 def test_dvc_writes_its_lock_file_with_what_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:

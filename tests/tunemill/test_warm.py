@@ -94,6 +94,14 @@ def start(place: Path, address: Path | str, *arguments: str, **more: str) -> sub
     )
 
 
+def at_work(process: subprocess.Popen[str], place: Path) -> None:
+    """Type the line that the stage asks for, and wait until it works."""
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+    wait_for(place / "at work")
+
+
 def pids(place: Path) -> tuple[int, int]:
     """(the process that does the work, the one that asked for it; 0 where it is the same)."""
     work, asked = map(int, (place / "pid").read_text().split())
@@ -157,10 +165,7 @@ def test_two_at_once(place: Path, address: Path) -> None:
     slow, quick = start(place, address, "wait", "0"), start(place, address, "5")
     quick.communicate("")
     assert quick.returncode == 5 and slow.poll() is None
-    assert slow.stdin is not None
-    slow.stdin.write("\n")
-    slow.stdin.flush()
-    wait_for(place / "at work")
+    at_work(slow, place)
     slow.terminate()
     slow.communicate()
     assert slow.returncode == 7  # its own handler's answer
@@ -195,10 +200,7 @@ def test_a_warm_process_that_is_killed_ends_what_it_forked(place: Path) -> None:
     )
     wait_for(address)
     process = start(place, address, "wait", "0")
-    assert process.stdin is not None
-    process.stdin.write("\n")
-    process.stdin.flush()
-    wait_for(place / "at work")
+    at_work(process, place)
     server.kill()
     server.communicate()
     _, err = process.communicate()
