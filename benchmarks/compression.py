@@ -22,7 +22,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,18 +115,25 @@ def main() -> int:
         rows = [tuning.encode(tokenizer, each.prompt, each.completion) for each in examples]
         sure = {name: perplexity(folder, rows, runtime) for name, folder in folders.items()}
         sizes = {name: models.weight_bytes(folder) for name, folder in folders.items()}
-        served = {name: serving.load(folder, folder, replace(runtime), 2) for name, folder in folders.items()}
+        asked = [each.prompt for each in examples[:2]]
+        prompts = [models.render_prompt(tokenizer, prompt) for prompt in asked]
+
+        def load(folder: Path) -> serving.Served:
+            return serving.load(folder, folder, runtime, asked, told.steps, len(asked))
+
+        served = {name: load(folder) for name, folder in folders.items()}
         if told.converter:
             converted(told.converter, folders["float32"], place / "peer.gguf")
             apart = differing(folders["gguf Q8_0"] / "model.gguf", place / "peer.gguf")
             print(f"tensors that differ from llama.cpp's own conversion: {', '.join(apart) or 'none'}")
-            served["llama.cpp's Q8_0"] = serving.Served(llama_cpp.Llama(place / "peer.gguf", 2, rows=2), tokenizer)
-        compiled = serving.load(folders["int8"], folders["int8"], runtime, 2)
+            ours = served["gguf Q8_0"].model
+            theirs = llama_cpp.Llama(place / "peer.gguf", runtime.threads, ours.context, len(asked))
+            served["llama.cpp's Q8_0"] = serving.Served(theirs, tokenizer)
+        compiled = load(folders["int8"])
         import torch
 
         compiled.model.forward = torch.compile(compiled.model.forward, dynamic=True)
         served["int8, compiled"] = compiled
-        prompts = [models.render_prompt(tokenizer, each.prompt) for each in examples[:2]]
         measured: dict[str, list[Any]] = {name: [] for name in served}
         for turn in range(1 + told.rounds):
             for name, each in served.items():
@@ -142,9 +148,8 @@ def main() -> int:
     for name, speeds in measured.items():
 
         def ratio(field: str, speeds: list[Any] = speeds) -> float:
-            theirs = measured["float32"]
             return statistics.middle(
-                [getattr(a, field) / getattr(b, field) for a, b in zip(speeds, theirs, strict=True)]
+                [getattr(a, field) / getattr(b, field) for a, b in zip(speeds, measured["float32"], strict=True)]
             )
 
         size = f"{sizes[name] / 2**20:.0f} | {sizes[name] / sizes['float32']:.3f}x" if name in sizes else " | "

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +18,7 @@ from tests.stages import tuned
 from tunemill import recipes
 from tunemill.errors import UserError
 from tunemill.params import ParamsFile
+from tunemill.stage import contract
 
 LORA_ONLY = {
     "base": {"policy": "artifacts/select/model", "base": "artifacts/select/model"},
@@ -516,6 +519,16 @@ def test_start_is_where_every_stage_starts_that_is_said_to() -> None:
     starting = [name for name, stage in stages.items() if "--model ${start} " in stage.get("cmd", "")]
     assert starting == list(checks.STARTED)
     assert all("${start}" in stages[name]["deps"] for name in starting)
+
+
+def test_dvc_yaml_gives_every_stage_all_that_it_can_read() -> None:
+    """An optional input that is forgotten there would only leave a part of the result out."""
+    for name, stage in checks.graph(tuned.ROOT / "dvc.yaml").items():
+        words = shlex.split(stage.get("do", stage)["cmd"])
+        module = next(word for word in words if word.startswith("stages."))
+        inputs = contract(importlib.import_module(module).run).inputs
+        given = {word[2:].replace("-", "_") for word in words if word.startswith("--")}
+        assert inputs.keys() - given == set(), name
 
 
 def test_nothing_heavy_is_imported() -> None:

@@ -85,7 +85,7 @@ def used(params: ParamsFile) -> list[str]:
 def test_the_recipes_that_are_promised_are_there() -> None:
     assert {
         "tiny", "study", "flan-t5-dialogsum", "smollm2-1.7b-one-gpu", "llama-8b-qlora", "multi-gpu-fsdp", "ia3", "domain",
-        "multi-task", "dpo", "grpo", "align-controls", "alignment", "toxicity-reward",
+        "multi-task", "dpo", "grpo", "align-controls", "alignment", "cai", "compress", "toxicity-reward",
     } <= set(RECIPES)  # fmt: skip
 
 
