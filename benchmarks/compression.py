@@ -1,11 +1,11 @@
 """Compression: bytes, perplexity and speed of the tuned model in every form, and GGUF beside llama.cpp's own conversion.
 
     python benchmarks/compression.py artifacts/lora/adapter artifacts/select/model artifacts/validate/train.jsonl \
-        artifacts/validate/validation.jsonl [--converter vendor/llama.cpp] [--rounds 5] [--items 24]
+        artifacts/validate/validation.jsonl [--converter vendor/llama.cpp] [--rounds 5] [--items 24] [--forms nf4 …]
 
 All forms stand in one process and take turns (A, B, A, B, …); the first round warms up, and what counts is the ratio to float32 in
 transformers within a round (the geometric mean without the extremes). Perplexity is of the validation rows' right answers; a GGUF
-file's is of the weights that it expands to. `compiled` is torchao's int8 model after torch.compile, which needs a compiler.
+file's is of the weights that it expands to. With --compiled torchao's int8 model stands there after torch.compile as well.
 
 The converter is the folder of llama.cpp's source with convert_hf_to_gguf.py, as the source package of llama-cpp-python carries it
 (pip download --no-deps --no-binary :all: llama-cpp-python==0.3.36). Its file has to have the same tensors as ours, bit for bit,
@@ -40,8 +40,20 @@ def perplexity(folder: Path, rows: Sequence[Any], runtime: Any) -> float:
     return math.exp(-sum(logprob for logprob, _ in found) / sum(tokens for _, tokens in found))
 
 
-def made(policy: Path, base: Path, train: Path, place: Path, runtime: Any) -> dict[str, Path]:
-    """Every form of the policy, as the stages write them: name → folder."""
+GGUF = ("F32", "Q8_0", "Q5_1", "Q4_1", "Q4_0")
+WAYS: dict[str, dict[str, Any]] = {
+    "int8": {"method": "int8"},
+    "int8-dynamic-smoothed": {"method": "int8-dynamic", "smooth": 0.5},
+    "nf4": {"method": "nf4"},
+    **{f"gguf-{kind}": {"method": "gguf", "type": kind} for kind in GGUF},
+}
+"""Name of a form → how `quantize` makes it."""
+ALWAYS = ("int8", "gguf-Q8_0")
+"""What is compiled, and what is held against llama.cpp's own conversion."""
+
+
+def made(policy: Path, base: Path, train: Path, place: Path, runtime: Any, forms: Sequence[str]) -> dict[str, Path]:
+    """The policy whole and in some of `WAYS`, as the stages write them: name → folder."""
     from stages import quantize
     from tunemill import models
     from tunemill.log import Log
@@ -50,17 +62,11 @@ def made(policy: Path, base: Path, train: Path, place: Path, runtime: Any) -> di
     whole, tokenizer = models.load_whole(policy, base, runtime, "policy")
     models.save(whole, tokenizer, place / "float32", "float32")
     values = ParamsFile(ROOT / "params.yaml").section("quantize", quantize.Config).model_dump()
-    ways: dict[str, dict[str, Any]] = {
-        "int8": {"method": "int8"},
-        "int8-dynamic, smoothed": {"method": "int8-dynamic", "smooth": 0.5},
-        "nf4": {"method": "nf4"},
-        **{f"gguf {kind}": {"method": "gguf", "type": kind} for kind in ("F32", "Q8_0", "Q5_1", "Q4_1", "Q4_0")},
-    }
     folders = {"float32": place / "float32"}
-    for name, way in ways.items():
-        (work := place / f"work {name}").mkdir()
+    for name in forms:
+        (work := place / f"work-{name}").mkdir()
         quantize.run(
-            quantize.Config.model_validate(values | {"variants": {"one": way}}), candidate="one", policy=place / "float32",
+            quantize.Config.model_validate(values | {"variants": {"one": WAYS[name]}}), candidate="one", policy=place / "float32",
             base=place / "float32", train=train, validation=train, out=place / name, work=work, runtime=runtime, log=Log(),
         )  # fmt: skip
         folders[name] = place / name / "model"
@@ -69,10 +75,12 @@ def made(policy: Path, base: Path, train: Path, place: Path, runtime: Any) -> di
 
 def converted(converter: Path, model: Path, out: Path) -> None:
     """llama.cpp's own conversion, to Q8_0."""
-    subprocess.run(
+    done = subprocess.run(
         [sys.executable, converter / "convert_hf_to_gguf.py", model, "--outfile", out, "--outtype", "q8_0"],
-        env={**os.environ, "PYTHONPATH": str(converter / "gguf-py")}, check=True, capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(converter / "gguf-py")}, capture_output=True, text=True,
     )  # fmt: skip
+    if done.returncode:
+        sys.exit(f"llama.cpp's own script cannot convert the model:\n{done.stderr.strip()}")
 
 
 def differing(one: Path, other: Path) -> list[str]:
@@ -99,6 +107,12 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--items", type=int, default=24)
     parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument(
+        "--forms", nargs="+", choices=WAYS, default=list(WAYS), help="default: all; int8 and gguf-Q8_0 always"
+    )
+    parser.add_argument(
+        "--compiled", action="store_true", help="int8 after torch.compile too, which takes many minutes"
+    )
     told = parser.parse_args()
 
     from tunemill import heldout, llama_cpp, models, records, serving, statistics, tuning
@@ -109,7 +123,8 @@ def main() -> int:
     runtime = Runtime("cpu", "float32", 2)
     with tempfile.TemporaryDirectory() as room:
         place = Path(room)
-        folders = made(told.policy, told.base, told.train, place, runtime)
+        forms = [each for each in WAYS if each in (*told.forms, *ALWAYS)]
+        folders = made(told.policy, told.base, told.train, place, runtime, forms)
         examples = heldout.subset(records.read(told.validation, records.Example), told.items, 0, "group")
         tokenizer = models.load_tokenizer(folders["float32"])
         rows = [tuning.encode(tokenizer, each.prompt, each.completion) for each in examples]
@@ -124,16 +139,17 @@ def main() -> int:
         served = {name: load(folder) for name, folder in folders.items()}
         if told.converter:
             converted(told.converter, folders["float32"], place / "peer.gguf")
-            apart = differing(folders["gguf Q8_0"] / "model.gguf", place / "peer.gguf")
+            apart = differing(folders["gguf-Q8_0"] / "model.gguf", place / "peer.gguf")
             print(f"tensors that differ from llama.cpp's own conversion: {', '.join(apart) or 'none'}")
-            ours = served["gguf Q8_0"].model
+            ours = served["gguf-Q8_0"].model
             theirs = llama_cpp.Llama(place / "peer.gguf", runtime.threads, ours.context, len(asked))
             served["llama.cpp's Q8_0"] = serving.Served(theirs, tokenizer)
-        compiled = load(folders["int8"])
-        import torch
+        if told.compiled:
+            import torch
 
-        compiled.model.forward = torch.compile(compiled.model.forward, dynamic=True)
-        served["int8, compiled"] = compiled
+            compiled = load(folders["int8"])
+            compiled.model.forward = torch.compile(compiled.model.forward, dynamic=True)
+            served["int8, compiled"] = compiled
         measured: dict[str, list[Any]] = {name: [] for name in served}
         for turn in range(1 + told.rounds):
             for name, each in served.items():
@@ -165,7 +181,7 @@ def main() -> int:
     beside = statistics.middle(
         [
             a.decode_tokens_per_second / b.decode_tokens_per_second
-            for a, b in zip(measured["gguf Q8_0"], measured["llama.cpp's Q8_0"], strict=True)
+            for a, b in zip(measured["gguf-Q8_0"], measured["llama.cpp's Q8_0"], strict=True)
         ]
     )
     print(f"decode of our Q8_0 beside llama.cpp's own: {beside:.2f}x")

@@ -230,3 +230,22 @@ def test_the_constitutions_study_is_told_as_it_was_measured() -> None:
     assert f"is [{low:.3f}, {high:.3f}]" in page
     shares = [round(100 * measured[f"evaluate/{each}/align/harmless/asks_back"]) for each in ("rl_cai", "lora")]
     assert shares[1] == 2 and f"{shares[0]}% of its answers to harmless questions" in page
+
+
+def test_the_study_of_compression_is_told_as_it_was_measured() -> None:
+    """Its table against the artifacts/compress/compress.json that a run of the recipe wrote."""
+    measured = json.loads((ROOT / "docs/measured/compress.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs/compress.md").read_text(encoding="utf-8")
+    table = page[page.index("| | | MiB | of float32 | prefill | decode | perplexity, of") :].partition("\n\n")[0]
+    told = {row[1]: row[2] for row in re.finditer(r"^\| \**`([\w-]+)`\** \|(.*)\|$", table, re.MULTILINE)}
+    assert told.keys() == measured["variants"].keys()
+    for name, row in told.items():
+        found = measured["variants"][name]
+        method, size, share, *spans = (each.strip() for each in row.split("|"))
+        assert method == found["method"]
+        assert size == f"{found['bytes'] / 2**20:.0f}" and share == f"{found['bytes_per_float32']:.2f}x", name
+        ratios = (("prefill_ratio", 1, 2), ("decode_ratio", 1, 2), ("perplexity_ratio", 1, 2), ("share", 100, 1))
+        for span, (figure, scale, places) in zip(spans, ratios, strict=True):
+            ends = [found[figure][end] for end in ("value", "ci_low", "ci_high") if found[figure][end] is not None]
+            assert re.findall(r"[\d.]+", span) == [f"{scale * each:.{places}f}" for each in ends], (name, figure)
+    assert f"**`{measured['advice']['variant']}`**" in table
